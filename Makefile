@@ -1,0 +1,37 @@
+# Every target prepares what it needs: a fresh machine with Python >= 3.11 and a C++ compiler is enough.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.sparseflow-stamp
+
+.PHONY: env quickstart test test-slow check format bench clean
+
+env: $(STAMP)
+
+$(STAMP): pyproject.toml tools/install_env.sh
+	PYTHON=$(PYTHON) VENV=$(VENV) bash tools/install_env.sh
+	touch $(STAMP)
+
+quickstart: env
+	$(BIN)/sparseflow quickstart --out runs/quickstart
+
+test: env
+	$(BIN)/python -m pytest -m "not slow" -n auto
+
+test-slow: env
+	$(BIN)/python -m pytest -m slow
+
+check: env
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: env
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: env
+	$(BIN)/python benchmarks/whole_networks.py
+
+clean:
+	rm -rf $(VENV) runs build dist

@@ -1,0 +1,91 @@
+"""``sparseflow bench``: ours beside other engines, on the same weights and input."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sparseflow.cli import options, output
+from sparseflow.cli.models import ModelRequest, load_model
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from sparseflow.engine.bench import BenchResult
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command to ``app``."""
+    app.command(name="bench", rich_help_panel="Compile and run")(command)
+
+
+def command(
+    model: options.ModelArgument,
+    sparsify: options.SparsifyOption = None,
+    include: options.IncludeOption = None,
+    shape: options.ShapeOption = None,
+    batch: options.BatchOption = 1,
+    threads: options.ThreadsOption = 1,
+    against: Annotated[
+        str, typer.Option(metavar="PEERS", help="Engines to compare with, separated by commas; '' for none.")
+    ] = "torch,onnxruntime,openvino",
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each engine; engines alternate.")] = 9,
+    no_measure: options.NoMeasureOption = False,
+    json: options.JsonOption = None,
+) -> None:
+    """Time MODEL in our engine and in others, interleaved in one run, outputs compared first.
+
+    The process is pinned to as many cores as threads. Times are of whole calls; a ratio holds within its run.
+    Zoo weights are seeded random numbers, and --sparsify prunes by magnitude without retraining: that shows
+    speed, not accuracy.
+
+    **Examples**
+
+        sparseflow bench zoo:resnet50 --sparsify unstructured@0.9
+        sparseflow bench model.onnx --shape input=1,3,224,224 --threads 2 --against onnxruntime
+        sparseflow bench zoo:bert_base --sparsify block:4x1@0.9 --json bert.json
+    """
+    from sparseflow.engine.bench import BenchOptions, bench
+    from sparseflow.engine.peers import Subject
+
+    wanted = BenchOptions(threads, options.parse_names(against), rounds, not no_measure)
+    shapes = options.parse_shapes(shape)
+    with output.progress("bench") as say:
+        loaded = load_model(ModelRequest(model, sparsify, tuple(include or ()), shapes, batch))
+        imported = loaded.imported()
+        inputs = loaded.inputs(imported.inputs)
+        subject = Subject(model, loaded.model, inputs, loaded.sparsify, loaded.weights, imported)
+        result = bench(subject, wanted, say)
+    if output.write_json(result.to_json(), json):
+        return
+    console = output.stdout()
+    console.print(result_table(result))
+    for name, reason in result.skipped:
+        console.print(f"{name} left out: {reason}")
+    best, speedup = result.best_peer, result.speedup_vs_best_peer
+    if best is not None and speedup is not None:
+        word = "faster" if speedup >= 1 else "slower"
+        factor = speedup if speedup >= 1 else 1 / speedup
+        console.print(f"[bold]{factor:.2f}× {word}[/bold] than {best.engine}, the best of the others")
+
+
+def result_table(result: BenchResult) -> Table:
+    """One row for each engine, ours first."""
+    pruned = f"{result.sparsify}, one-shot magnitude, not retrained" if result.sparsify else "not pruned here"
+    title = f"{result.model} · {result.weights} · {pruned} · {result.threads} thread(s)\n{result.machine}"
+    numbers = ("median ms", "p10", "p90", "min", "× ours", "max rel. error")
+    drawn = output.table(title, "engine", *numbers, numbers=numbers)
+    ours = result.results[0].latency.median_s
+    for row in result.results:
+        latency = row.latency
+        drawn.add_row(
+            row.engine,
+            output.milliseconds(latency.median_s),
+            output.milliseconds(latency.p10_s),
+            output.milliseconds(latency.p90_s),
+            output.milliseconds(latency.min_s),
+            f"{latency.median_s / ours:.2f}",
+            "reference" if row.engine == result.reference else f"{row.max_relative_error:.1e}",
+        )
+    return drawn

@@ -1,0 +1,69 @@
+"""``sparseflow compile``: a model → an engine on disk."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparseflow.cli import options, output
+from sparseflow.cli.models import ModelRequest, load_model
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command to ``app``."""
+    app.command(name="compile", rich_help_panel="Compile and run")(command)
+
+
+def command(
+    model: options.ModelArgument,
+    out: Annotated[
+        Path, typer.Option("--output", "-o", metavar="OUT", help="Folder to write the engine to.")
+    ],
+    sparsify: options.SparsifyOption = None,
+    include: options.IncludeOption = None,
+    shape: options.ShapeOption = None,
+    batch: options.BatchOption = 1,
+    threads: options.ThreadsOption = 1,
+    no_measure: options.NoMeasureOption = False,
+    dump: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write the IR after each phase here.")
+    ] = None,
+    json: options.JsonOption = None,
+) -> None:
+    """Compile MODEL for this machine and save the engine.
+
+    Zeros in the weights are found and used, whoever put them there. Every layer's kernel is chosen by
+    measuring the candidates here; choices are kept on disk, so the next compile of the same shapes is quick.
+
+    **Examples**
+
+        sparseflow compile pruned.pt2 -o pruned.engine
+        sparseflow compile model.onnx --shape input=1,3,224,224 --threads 2 -o model.engine
+        sparseflow compile zoo:resnet50 --sparsify block:4x1@0.9 -o resnet50.engine
+    """
+    from sparseflow import compile as compile_model
+    from sparseflow.cli.commands.explain import layer_table
+
+    shapes = options.parse_shapes(shape)
+    start = time.perf_counter()
+    with output.progress("compile") as say:
+        loaded = load_model(ModelRequest(model, sparsify, tuple(include or ()), shapes, batch))
+        engine = compile_model(
+            loaded.imported(),
+            threads=threads,
+            measure=not no_measure,
+            sparsify=loaded.sparsified.label if loaded.sparsified is not None else "",
+            dump=dump,
+            progress=say,
+        )
+        engine.save(out)
+    seconds = time.perf_counter() - start
+    data = {"model": model, "engine": str(out), "seconds": seconds, "plan": engine.plan.to_json()}
+    if output.write_json(data, json):
+        return
+    console = output.stdout()
+    console.print(layer_table(engine.plan))
+    console.print(f"{model} → {out} in {seconds:.0f} s; sparseflow explain {out} says why")

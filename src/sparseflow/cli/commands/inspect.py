@@ -1,0 +1,193 @@
+"""``sparseflow inspect``: what a model's weights hold, before anything is compiled."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sparseflow.cli import options, output
+from sparseflow.cli.commands.explain import brief
+from sparseflow.cli.models import ModelRequest, load_model
+from sparseflow.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from sparseflow.cli.models import LoadedModel
+    from sparseflow.core import StorageRow
+
+
+@dataclass(frozen=True)
+class InspectedLayer:
+    """One layer: what its zeros say and what storing it takes.
+
+    Attributes
+    ----------
+    structure : str
+        Found in the zeros; ``dense`` if there are too few.
+    why : str
+        Reason for that, in a sentence.
+    pruned : str
+        What ``--sparsify`` did; empty without it.
+    storage : tuple of StorageRow
+        Dense first, then the formats, smallest first; only dense for a dense layer.
+    """
+
+    name: str
+    op: str
+    role: str
+    shape: tuple[int, ...]
+    structure: str
+    density: float
+    why: str
+    dead_filters: int
+    dead_channels: int
+    pruned: str
+    storage: tuple[StorageRow, ...]
+
+    @property
+    def smallest(self) -> StorageRow:
+        """The format of the fewest bytes."""
+        return min((row for row in self.storage if not row.reason), key=lambda row: row.nbytes)
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command to ``app``."""
+    app.command(name="inspect", rich_help_panel="Look")(command)
+
+
+def command(
+    model: options.ModelArgument,
+    sparsify: options.SparsifyOption = None,
+    include: options.IncludeOption = None,
+    layer: Annotated[str | None, typer.Option(metavar="NAME", help="All formats of one layer.")] = None,
+    json: options.JsonOption = None,
+) -> None:
+    """List every layer with weights: shape, structure found in its zeros, density, bytes in each format.
+
+    The structure is found from the zeros alone. With --sparsify it shows what pruning would do, and which
+    layers a structure does not fit.
+
+    **Examples**
+
+        sparseflow inspect pruned.onnx
+        sparseflow inspect zoo:vgg16 --sparsify pattern:4+connectivity@0.877
+        sparseflow inspect pruned.pt2 --layer layer1.0.conv2.weight
+    """
+    with output.progress("inspect") as say:
+        loaded = load_model(ModelRequest(model, sparsify, tuple(include or ())))
+        layers = inspect_layers(loaded, say)
+    data: dict[str, Any] = {
+        "model": model,
+        "weights": loaded.weights,
+        "sparsify": loaded.sparsified.label if loaded.sparsified is not None else None,
+        "layers": [asdict(one) for one in layers],
+    }
+    chosen = _find(layers, layer, model) if layer is not None else None
+    if output.write_json(data, json):
+        return
+    console = output.stdout()
+    if chosen is not None:
+        console.print(storage_table(chosen))
+        return
+    console.print(layer_table(loaded, layers))
+    for line in left_dense(loaded):
+        console.print(line, markup=False)
+
+
+def inspect_layers(loaded: LoadedModel, say: Any) -> list[InspectedLayer]:
+    """What each layer of a model holds."""
+    from sparseflow.core import StorageRow
+    from sparseflow.core import detect as detect_structure
+    from sparseflow.core import storage_table as storage
+    from sparseflow.engine.weights import weighted_layers
+
+    notes = {}
+    if loaded.sparsified is not None:
+        notes = {r.name: "pruned" if r.pruned else r.reason for r in loaded.sparsified.layers}
+    found = []
+    for layer in weighted_layers(loaded.model):
+        say(layer.name)
+        seen = detect_structure(layer.weight)
+        dense = seen.structure is None
+        nbytes = int(layer.weight.nbytes)
+        rows = (StorageRow("dense", nbytes, 0, 1.0),) if dense else storage(layer.weight)
+        found.append(
+            InspectedLayer(
+                layer.name,
+                layer.op,
+                layer.role,
+                tuple(int(n) for n in layer.weight.shape),
+                "dense" if dense else str(seen.structure),
+                seen.density,
+                seen.reason,
+                seen.dead_filters,
+                seen.dead_channels,
+                notes.get(layer.name, ""),
+                tuple(rows),
+            )
+        )
+    return found
+
+
+def layer_table(loaded: LoadedModel, layers: list[InspectedLayer]) -> Table:
+    """One row for each layer, and the sum."""
+    title = f"{loaded.label} · {loaded.weights}"
+    if loaded.sparsified is not None:
+        title += f"\nsparsified: {loaded.sparsified.label}"
+    columns = ("layer", "weight", "structure", "density", "dense", "smallest", "index", "format")
+    drawn = output.table(title, *columns, numbers=("density", "dense", "smallest", "index"))
+    for layer in layers:
+        best = layer.smallest
+        drawn.add_row(
+            output.layer_name(layer.name) + (f" ({layer.role})" if layer.role else ""),
+            output.dims(layer.shape),
+            brief(layer.structure),
+            f"{layer.density:.1%}",
+            output.size(layer.storage[0].nbytes),
+            output.size(best.nbytes),
+            output.size(best.index_bytes),
+            best.format,
+        )
+    dense = sum(layer.storage[0].nbytes for layer in layers)
+    small = sum(layer.smallest.nbytes for layer in layers)
+    index = sum(layer.smallest.index_bytes for layer in layers)
+    density = sum(layer.storage[0].nbytes * layer.density for layer in layers) / dense if dense else 1.0
+    drawn.add_section()
+    sizes = (output.size(dense), output.size(small), output.size(index))
+    drawn.add_row("all", "", "", f"{density:.1%}", *sizes, "")
+    return drawn
+
+
+def left_dense(loaded: LoadedModel) -> list[str]:
+    """For each reason why layers were not pruned, a line with their names."""
+    by_reason: dict[str, list[str]] = {}
+    for layer in loaded.sparsified.layers if loaded.sparsified is not None else ():
+        if not layer.pruned:
+            by_reason.setdefault(layer.reason, []).append(output.layer_name(layer.name))
+    return [f"not pruned, {reason}: {', '.join(names)}" for reason, names in by_reason.items()]
+
+
+def storage_table(layer: InspectedLayer) -> Table:
+    """Bytes of one layer in every format."""
+    title = f"{layer.name}: {output.dims(layer.shape)}, {brief(layer.structure)}\n{layer.why}"
+    drawn = output.table(
+        title, "format", "values", "index", "of dense", "", numbers=("values", "index", "of dense")
+    )
+    for row in layer.storage:
+        if row.reason:
+            drawn.add_row(row.format, "", "", "", row.reason)
+        else:
+            values, index = output.size(row.value_bytes), output.size(row.index_bytes)
+            drawn.add_row(row.format, values, index, f"{row.relative:.1%}", "")
+    return drawn
+
+
+def _find(layers: list[InspectedLayer], name: str, model: str) -> InspectedLayer:
+    for layer in layers:
+        if layer.name == name:
+            return layer
+    known = ", ".join(layer.name for layer in layers[:8])
+    raise InputError(f"{model}: no layer is called {name!r}; there are {known}, …")

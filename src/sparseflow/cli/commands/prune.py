@@ -1,0 +1,59 @@
+"""``sparseflow prune``: a recipe → a trained, pruned, exported network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparseflow.cli import options, output
+from sparseflow.errors import RecipeError
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command to ``app``."""
+    app.command(name="prune", rich_help_panel="Train")(command)
+
+
+def command(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="The recipe to run.")],
+    out: Annotated[
+        Path, typer.Option("--output", "-o", metavar="OUT", help="Folder for checkpoints, model and results.")
+    ],
+    reuse: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="RUN", help="Take equal first stages from this run's folder; may be repeated."),
+    ] = None,
+    json: options.JsonOption = None,
+) -> None:
+    """Run a training recipe: dense training, sparsity training, masked retraining, export.
+
+    The same command goes on where a stopped one was. OUT receives model.pt2, ready for `compile` and `bench`.
+
+    **Examples**
+
+        sparseflow prune recipe.toml -o runs/pruned
+        sparseflow bench runs/pruned/model.pt2
+        sparseflow report runs/pruned
+    """
+    try:
+        from sparseflow.cli.training import training_progress
+        from sparseflow.train.recipe import load_recipe
+        from sparseflow.train.run import run_recipe
+    except ModuleNotFoundError as error:
+        raise RecipeError(
+            f"{recipe}: training needs torch: python -m pip install 'sparseflow[train]'"
+        ) from error
+
+    loaded = load_recipe(recipe)
+    with training_progress() as progress:
+        run_recipe(loaded, out, reuse=reuse or (), progress=progress)
+    from sparseflow.report import build_document, read_results, show
+
+    data, where = read_results(out)
+    if output.write_json(data, json):
+        return
+    console = output.stdout()
+    show(build_document(data, where), console)
+    console.print(f"model: {out / 'model.pt2'}; report: sparseflow report {out}")

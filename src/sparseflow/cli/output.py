@@ -1,0 +1,103 @@
+"""What commands print: tables and progress for people, JSON for programs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+WIDTH = 140
+"""Columns of tables that go to a file or a pipe."""
+
+
+def stdout() -> Console:
+    """The console for results; wide where the output is not a terminal."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=WIDTH)
+
+
+@contextlib.contextmanager
+def progress(text: str) -> Iterator[Callable[[str], None]]:
+    """A line on standard error that says what is being done; silent where that is not a terminal."""
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        yield lambda _text: None
+        return
+    with console.status(text) as status:
+        yield lambda line: status.update(f"{text}: {line}")
+
+
+def table(title: str, *columns: str, numbers: tuple[str, ...] = ()) -> Table:
+    """An empty table; the columns named in ``numbers`` are set flush right."""
+    drawn = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in columns:
+        number = name in numbers
+        drawn.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=number)
+    return drawn
+
+
+def write_json(data: Any, path: Path | None) -> bool:
+    """Writes ``data`` to ``path``, whole or not at all; ``-`` is standard output. True if that was it.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
+    """
+    if path is None:
+        return False
+    text = json.dumps(data, indent=1, allow_nan=False) + "\n"
+    if str(path) == "-":
+        sys.stdout.write(text)
+        return True
+    write_whole(path, text)
+    return False
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes ``text`` so that ``path`` never holds a part of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(name).chmod(0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def milliseconds(seconds: float) -> str:
+    """``1.234`` for 1.234 ms: three significant digits at least."""
+    value = seconds * 1e3
+    return f"{value:.1f}" if value >= 100 else f"{value:.2f}" if value >= 1 else f"{value:.4f}"
+
+
+def size(count: int) -> str:
+    """``12.3 KiB``."""
+    value, unit = float(count), "B"
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024 or unit == "GiB":
+            break
+        value /= 1024
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def dims(shape: tuple[int, ...]) -> str:
+    """``64×3×7×7``."""
+    return "×".join(map(str, shape))
+
+
+def layer_name(weight: str) -> str:
+    """A weight's name without its ending: ``layer1.0.conv2``."""
+    return weight.removesuffix(".weight")

@@ -1,0 +1,170 @@
+"""What the compiler decided and measured: plain, frozen, JSON-ready records, shared by engine, report and CLI."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Time of one thing on one machine; its outputs were checked before it was timed.
+
+    Attributes
+    ----------
+    median_s, p10_s, p90_s, min_s : float
+        Seconds per call.
+    repeats : int
+        Number of timed samples.
+    threads : int
+        Threads used.
+    machine : str
+        CPU model and vector extension, as `sparseflow.engine.machine` names it.
+    """
+
+    median_s: float
+    p10_s: float
+    p90_s: float
+    min_s: float
+    repeats: int
+    threads: int
+    machine: str
+
+    @classmethod
+    def of(cls, samples_s: list[float], threads: int, machine: str) -> Measurement:
+        """Order statistics of ``samples_s`` (seconds per call; at least one)."""
+        ordered = sorted(samples_s)
+
+        def quantile(q: float) -> float:
+            position = q * (len(ordered) - 1)
+            low = int(position)
+            high = min(low + 1, len(ordered) - 1)
+            return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
+
+        return cls(quantile(0.5), quantile(0.1), quantile(0.9), ordered[0], len(ordered), threads, machine)
+
+
+@dataclass(frozen=True)
+class CandidateTime:
+    """One kernel candidate of a layer: its name, parameters and time (predicted or measured)."""
+
+    template: str
+    parameters: dict[str, int]
+    time_s: float
+    measured: bool
+
+    @property
+    def label(self) -> str:
+        """The template with its parameters, as ``taps(R=4,rows=2,V=2)``."""
+        inner = ",".join(f"{k}={v}" for k, v in self.parameters.items())
+        return f"{self.template}({inner})" if inner else self.template
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A kernel template that does not apply to a layer, with the reason in words."""
+
+    template: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """The decision for one layer with weights; layers left dense are listed too.
+
+    Attributes
+    ----------
+    name : str
+        The weight's name in the model (``layer1.0.conv1``).
+    op : str
+        ``conv2d`` or ``linear``.
+    weight_shape : tuple of int
+        OIHW for a convolution, (out, in) for a linear layer.
+    output_shape : tuple of int
+        NCHW, or (rows, features).
+    structure : str
+        The structure found in the zeros, as `repr` of a `Structure`; ``Dense`` when there is none to use.
+    density : float
+        Kept fraction of the weights.
+    format : str
+        Name of the index format that the chosen kernel reads; ``dense`` if it reads none.
+    value_bytes, index_bytes : int
+        Size of the stored values and of all index arrays, padding and pointers included.
+    tiles_total, tiles_computed : int
+        Blocks of weights a dense kernel of the same blocking multiplies, and those the chosen one does.
+    macs_dense, macs_computed : int
+        Multiply-accumulates for one call.
+    chosen : CandidateTime
+    candidates : tuple of CandidateTime
+        All of them, fastest first, the chosen included.
+    rejected : tuple of Rejection
+    """
+
+    name: str
+    op: str
+    weight_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    structure: str
+    density: float
+    format: str
+    value_bytes: int
+    index_bytes: int
+    tiles_total: int
+    tiles_computed: int
+    macs_dense: int
+    macs_computed: int
+    chosen: CandidateTime
+    candidates: tuple[CandidateTime, ...] = ()
+    rejected: tuple[Rejection, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every layer with weights and what runs it."""
+
+    layers: tuple[LayerPlan, ...]
+    target: str
+    threads: int
+    measured: bool
+    sparsify: str = ""
+    notes: tuple[str, ...] = field(default=())
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary that `from_json` reads back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Plan:
+        """The inverse of `to_json`."""
+
+        def candidate(d: dict[str, Any]) -> CandidateTime:
+            return CandidateTime(d["template"], dict(d["parameters"]), d["time_s"], d["measured"])
+
+        layers = tuple(
+            LayerPlan(
+                **{
+                    **d,
+                    "weight_shape": tuple(d["weight_shape"]),
+                    "output_shape": tuple(d["output_shape"]),
+                    "chosen": candidate(d["chosen"]),
+                    "candidates": tuple(candidate(c) for c in d["candidates"]),
+                    "rejected": tuple(Rejection(**r) for r in d["rejected"]),
+                }
+            )
+            for d in data["layers"]
+        )
+        return cls(
+            layers, data["target"], data["threads"], data["measured"], data["sparsify"], tuple(data["notes"])
+        )
+
+
+@dataclass(frozen=True)
+class OperatorTime:
+    """Time spent in one operator of an engine in one call."""
+
+    name: str
+    kind: str
+    time_s: float
+    share: float

@@ -1,0 +1,142 @@
+"""From a model to an engine: import, the phases of the pipeline, machine code."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm import relax
+
+import sparseflow
+from sparseflow.engine.importer import Imported, import_model
+from sparseflow.engine.machine import machine_name, vector_flags
+from sparseflow.engine.runtime import Engine, Manifest, Signature
+from sparseflow.errors import CompileError, SparseflowError
+from sparseflow.kernels.select import Selector
+from sparseflow.passes import pipeline
+from sparseflow.passes.hoist import call_labels, hoist_constants
+from sparseflow.passes.plan import plan_of
+from sparseflow.passes.propagate import removed_weights
+
+Progress = Callable[[str], None]
+
+
+def host_target() -> Any:
+    """The target of this machine."""
+    return tvm.target.Target({"kind": "llvm", "mcpu": str(tvm.target.codegen.llvm_get_system_cpu())})
+
+
+def compile(
+    model: Any,
+    example_inputs: Sequence[Any] | None = None,
+    *,
+    threads: int = 1,
+    measure: bool = True,
+    target: Mapping[str, Any] | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    sparsify: str = "",
+    dump: Path | None = None,
+    progress: Progress | None = None,
+) -> Engine:
+    """The engine of ``model`` for this machine.
+
+    Parameters
+    ----------
+    model : nn.Module, ExportedProgram, ModelProto, path or Imported
+        A module needs ``example_inputs``.
+    example_inputs : sequence of tensors, optional
+    threads : int
+        Threads of one call.
+    measure : bool
+        Choose kernels by measurement on this machine (kept on disk); False: by the cost model.
+    target : mapping, optional
+        TVM's target as a dictionary, ``{"kind": "llvm", "mcpu": "znver4"}``; default: this machine.
+    shapes : mapping, optional
+        Shapes of an ONNX model's inputs, to bind free dimensions.
+    sparsify : str
+        Label of how the weights were pruned, noted in the plan.
+    dump : Path, optional
+        Folder that receives the IR after each phase, constants left out.
+    progress : callable, optional
+        Told what is being done.
+
+    Raises
+    ------
+    ImportModelError
+        If the model cannot be read.
+    CompileError
+        If a layer or the target cannot be compiled.
+    """
+    if threads < 1:
+        raise CompileError(f"threads={threads}: at least one thread is needed")
+    say = progress or (lambda _text: None)
+    say("import")
+    imported = (
+        model
+        if isinstance(model, Imported)
+        else import_model(model, None if example_inputs is None else tuple(example_inputs), shapes)
+    )
+    built = _target(target)
+    selector = Selector(built, machine_name(), measure, lambda name: say(f"measure {name}"))
+
+    def observe(phase: str, mod: tvm.IRModule) -> None:
+        say(phase)
+        if dump is not None:
+            dump.mkdir(parents=True, exist_ok=True)
+            (dump / f"{phase}.py").write_text(mod.script(show_meta=False))
+
+    with _inside_tvm("lowering"):
+        mod = pipeline.run(imported.mod, selector, threads, observe)
+    removed = removed_weights(mod)
+    total = (
+        f"propagation removed {sum(removed.values())} weights that could not matter, in {len(removed)} layers"
+    )
+    plan = replace(plan_of(mod), sparsify=sparsify, notes=(total,) if removed else ())
+    calls = call_labels(mod)
+    mod, constants = hoist_constants(mod)
+    say("generate code")
+    with _inside_tvm("generating code"):
+        executable = relax.build(mod, target=built)
+    manifest = Manifest(
+        inputs=tuple(Signature(s.name, tuple(s.shape), s.dtype) for s in imported.inputs),
+        outputs=tuple(Signature(s.name, tuple(s.shape), s.dtype) for s in imported.outputs),
+        plan=plan,
+        calls=tuple(calls),
+        target=str(built),
+        machine=machine_name(),
+        flags=tuple(sorted(vector_flags(map(str, tvm.target.codegen.llvm_get_cpu_features(built))))),
+        architecture=str(built.attrs.get("mtriple", platform.machine())).split("-")[0],
+        threads=threads,
+        tvm_version=str(tvm.__version__),
+        sparseflow_version=sparseflow.__version__,
+    )
+    return Engine(executable, constants, manifest)
+
+
+@contextmanager
+def _inside_tvm(doing: str) -> Iterator[None]:
+    """Makes one line of an error inside TVM; ours pass as they are."""
+    try:
+        yield
+    except SparseflowError:
+        raise
+    except (RuntimeError, ValueError) as error:
+        last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise CompileError(
+            f"{doing}: TVM cannot compile this model ({last}); --traceback shows where"
+        ) from error
+
+
+def _target(target: Mapping[str, Any] | None) -> Any:
+    if target is None:
+        return host_target()
+    try:
+        return tvm.target.Target(dict(target))
+    except (ValueError, TypeError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[-1]
+        raise CompileError(f"target {dict(target)}: {first}") from error

@@ -1,0 +1,187 @@
+"""ONNX graphs → Relax, initialisers as named constants."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import tvm
+from tvm import relax
+from tvm.relax.frontend.onnx import onnx_frontend
+
+from sparseflow.engine.frontends.constants import check_dtype, named_constant
+from sparseflow.engine.frontends.onnx_fold import Arrays, fold
+from sparseflow.engine.importer import Shapes, check_shape_names, fit_shape
+from sparseflow.errors import ImportModelError
+
+
+def load_onnx(path: Path) -> Any:
+    """The `onnx.ModelProto` in a file, external data included.
+
+    Raises
+    ------
+    ImportModelError
+        If the file is truncated, is no ONNX model, or its external data are missing.
+    """
+    try:
+        model = onnx.load(str(path))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ImportModelError(
+            f"{path}: not a readable ONNX model ({reason}); is the file complete?"
+        ) from error
+    if not model.graph.node:
+        raise ImportModelError(f"{path}: the ONNX file holds no graph; is the file complete?")
+    return model
+
+
+def onnx_to_relax(model: Any, shapes: Shapes) -> tuple[Any, list[str], list[str]]:
+    """One Relax module of an ONNX model, the names of its inputs and of its outputs.
+
+    Raises
+    ------
+    ImportModelError
+        If an operator is unsupported (named with its node) or a dimension stays free.
+    """
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    graph = model.graph
+    initialised = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in initialised]
+    check_shape_names([value.name for value in inputs], shapes)
+    bound = {value.name: _bound_shape(value, shapes.get(value.name)) for value in inputs}
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
+    _check_operators(graph)
+    graph, constants, labels = fold(model, bound)
+    for name, array in constants.items():
+        if array.ndim > 1:
+            check_dtype(name, str(array.dtype))
+    importer = _Importer(bound, "float32", keep_params_in_input=False)
+    importer.name_constants(constants, labels)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            mod = importer.from_onnx(graph, opset)
+        except ImportModelError:
+            raise
+        except Exception as error:
+            raise ImportModelError(
+                f"ONNX graph {graph.name!r}: TVM cannot translate it: {_line(error)}"
+            ) from error
+    return mod, [value.name for value in inputs], [value.name for value in graph.output]
+
+
+def _bound_shape(value: Any, wanted: Sequence[int] | None) -> list[int]:
+    tensor = value.type.tensor_type
+    if not tensor.HasField("shape"):
+        if wanted is None:
+            raise ImportModelError(
+                f"input {value.name!r}: no shape in the model; give --shape {value.name}=…"
+            )
+        return [int(w) for w in wanted]
+    declared: list[int | str] = [
+        d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else d.dim_param or "?"
+        for d in tensor.shape.dim
+    ]
+    pairs = dict(fit_shape(value.name, declared, wanted))
+    return [pairs.get(i, d if isinstance(d, int) else 0) for i, d in enumerate(declared)]
+
+
+def _check_operators(graph: Any) -> None:
+    known = {*onnx_frontend._get_convert_map(), "If", "Constant"}
+    for node in graph.node:
+        if node.op_type not in known:
+            name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+            raise ImportModelError(
+                f"unsupported operator {name} at node {node.name or node.output[0]!r}: "
+                "replace it by supported operators or keep it outside of the compiled part"
+            )
+
+
+def _line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+class _Importer(onnx_frontend.ONNXGraphImporter):
+    """TVM's importer with named constants, failures by node, and high-level forms where TVM inlines loops."""
+
+    def name_constants(self, constants: Arrays, labels: dict[str, str]) -> None:
+        """Make ``constants`` known under their tensor names, each with its label in the span."""
+        for name, array in constants.items():
+            self._nodes[name] = named_constant(array, labels[name])
+
+    def _convert_operator(self, op_name: str, inputs: Any, attrs: dict[str, Any], opset: int) -> Any:
+        convert = _HIGH_LEVEL.get(op_name)
+        try:
+            expr = convert(inputs, attrs) if convert is not None else None
+            if expr is None:
+                return super()._convert_operator(op_name, inputs, attrs, opset)
+            return self.bb.normalize(expr) if not isinstance(expr, relax.Tuple) else expr
+        except ImportModelError:
+            raise
+        except Exception as error:
+            node = attrs.get("tvm_custom", {}).get("name") or "(unnamed)"
+            raise ImportModelError(
+                f"unsupported use of operator {op_name} at node {node!r}: "
+                f"TVM cannot translate it ({_line(error)})"
+            ) from error
+
+
+def _array(expr: Any) -> np.ndarray[Any, Any] | None:
+    return np.asarray(expr.value.numpy()) if isinstance(expr, tvm.ir.GenericConst) else None
+
+
+def _hard_sigmoid(inputs: Any, attrs: dict[str, Any]) -> Any:
+    if abs(attrs.get("alpha", 0.2) - 1 / 6) > 1e-6 or attrs.get("beta", 0.5) != 0.5:
+        return None
+    x, dtype = inputs[0], str(inputs[0].ty.dtype.dtype)
+    shifted = relax.op.clip(relax.op.add(x, relax.const(3.0, dtype)), 0, 6)
+    return relax.op.divide(shifted, relax.const(6.0, dtype))
+
+
+def _clip(inputs: Any, attrs: dict[str, Any]) -> Any:
+    low, high = attrs.get("min", -math.inf), attrs.get("max", math.inf)
+    bounds = [_array(value) for value in list(inputs)[1:] if value is not None]
+    if any(b is None for b in bounds) or str(inputs[0].ty.dtype.dtype) != "float32":
+        return None
+    if len(inputs) > 1 and inputs[1] is not None:
+        low = float(_array(inputs[1]))  # type: ignore[arg-type]
+    if len(inputs) > 2 and inputs[2] is not None:
+        high = float(_array(inputs[2]))  # type: ignore[arg-type]
+    return relax.op.clip(inputs[0], low, high)
+
+
+def _dropout(inputs: Any, attrs: dict[str, Any]) -> Any:
+    training = _array(inputs[2]) if len(inputs) > 2 and inputs[2] is not None else None
+    if training is not None and bool(training):
+        raise ImportModelError("unsupported operator Dropout in training mode: export the model in eval mode")
+    return inputs[0] if attrs["tvm_custom"]["num_outputs"] == 1 else None
+
+
+def _pad(inputs: Any, attrs: dict[str, Any]) -> Any:
+    mode = attrs.get("mode", b"constant")
+    pads = _array(inputs[1]) if len(inputs) > 1 and inputs[1] is not None else None
+    value = _array(inputs[2]) if len(inputs) > 2 and inputs[2] is not None else np.float32(0)
+    if mode not in (b"constant", "constant") or pads is None or value is None or len(inputs) > 3:
+        return None
+    if pads.min() < 0:
+        return None
+    rank = len(pads) // 2
+    interleaved = [int(pads[side * rank + axis]) for axis in range(rank) for side in (0, 1)]
+    return relax.op.nn.pad(inputs[0], interleaved, pad_mode="constant", pad_value=float(value))
+
+
+_HIGH_LEVEL: dict[str, Callable[[Any, dict[str, Any]], Any]] = {
+    "Clip": _clip,
+    "Dropout": _dropout,
+    "HardSigmoid": _hard_sigmoid,
+    "Pad": _pad,
+}

@@ -1,0 +1,244 @@
+"""PyTorch modules and exported programs → Relax.
+
+The layers that the compiler knows whole (linear, matmul, attention, activations, pools, norms) are kept
+whole: they are taken out of torch's decomposition table; everything else is decomposed to core operators.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tvm
+from tvm import relax
+from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
+
+from sparseflow.engine.frontends.constants import check_dtype, close_blocks, named_constant
+from sparseflow.errors import ImportModelError
+
+Converter = Callable[[Any], Any]
+"""torch.fx node → Relax expression."""
+
+KEPT_WHOLE = (
+    "linear", "matmul", "conv1d", "conv2d", "max_pool1d", "max_pool2d", "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d", "hardswish", "silu", "hardsigmoid", "relu6", "leaky_relu", "layer_norm",
+    "group_norm", "scaled_dot_product_attention",
+)  # fmt: skip
+"""Overloads ``aten.NAME.default`` that stay one operator."""
+
+
+def export_module(module: torch.nn.Module, example_inputs: tuple[Any, ...]) -> Any:
+    """The `torch.export.ExportedProgram` of a module in eval mode, with the shapes of ``example_inputs``.
+
+    Raises
+    ------
+    ImportModelError
+        If the module is in training mode, an input is not a tensor, or torch cannot trace it.
+    """
+    if module.training:
+        raise ImportModelError(
+            f"{type(module).__name__}: the module is in training mode; call .eval() before compiling it"
+        )
+    for i, value in enumerate(example_inputs):
+        if not isinstance(value, torch.Tensor):
+            raise ImportModelError(
+                f"{type(module).__name__}: example input {i} is a {type(value).__name__}; "
+                "allowed: torch tensors, in a tuple"
+            )
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.export(module, tuple(example_inputs))
+    except Exception as error:
+        raise ImportModelError(
+            f"{type(module).__name__}: torch.export cannot trace it: {first_line(error)}"
+        ) from error
+
+
+def load_exported(path: Path) -> Any:
+    """The program in a ``.pt2`` file.
+
+    Raises
+    ------
+    ImportModelError
+        If the file is truncated or holds something else.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.load(str(path))
+    except Exception as error:
+        raise ImportModelError(
+            f"{path}: not a readable torch.export program ({first_line(error)}); "
+            "write one with torch.export.save(torch.export.export(model, inputs), path)"
+        ) from error
+
+
+def program_to_relax(program: Any) -> tuple[Any, list[str], list[str]]:
+    """One Relax module of an exported program, the names of its inputs and of its outputs.
+
+    Raises
+    ------
+    ImportModelError
+        If an operator has no Relax translation; the message names operator and node.
+    """
+    for name, tensor in program.named_parameters():
+        check_dtype(name, str(tensor.dtype).removeprefix("torch."))
+    table = torch.export.default_decompositions()
+    for name in KEPT_WHOLE:
+        table.pop(getattr(torch.ops.aten, name).default, None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            program = program.run_decompositions(table)
+        except Exception as error:
+            raise ImportModelError(f"torch.export program: cannot decompose: {first_line(error)}") from error
+        importer = ExportedProgramImporter()
+        known = {
+            **importer.create_convert_map(),
+            "scaled_dot_product_attention.default": _attention(importer),
+            "group_norm.default": _group_norm(importer),
+            "layer_norm.default": _layer_norm(importer),
+        }
+        _check_operators(program, known)
+        guarded = {name: _guard(convert) for name, convert in known.items()}
+        try:
+            mod = importer.from_exported_program(program, False, True, False, guarded)
+        except ImportModelError:
+            close_blocks(getattr(importer, "block_builder", None))
+            raise
+    inputs = [str(name) for name in program.graph_signature.user_inputs]
+    outputs = [str(spec.arg.name) for spec in program.graph_signature.output_specs if _is_user_output(spec)]
+    return _name_constants(mod, program), inputs, outputs
+
+
+def first_line(error: BaseException) -> str:
+    """The first non-empty line of an error's text, or its class when it has none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _is_user_output(spec: Any) -> bool:
+    kind = torch.export.graph_signature.OutputKind
+    return spec.kind in (kind.USER_OUTPUT, kind.LOSS_OUTPUT)
+
+
+def _place(node: Any) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    inside = next((str(v[0]) for v in reversed(list(stack.values())) if v[0]), "the model")
+    return f"operator {node.target} at node {node.name!r} (in {inside})"
+
+
+def _check_operators(program: Any, known: Mapping[str, Converter]) -> None:
+    for node in program.graph.nodes:
+        if node.op == "call_function" and node.target.__name__ not in known:
+            raise ImportModelError(
+                f"unsupported {_place(node)}: "
+                "replace it by supported operators or keep it outside of the compiled part"
+            )
+
+
+def _guard(convert: Converter) -> Callable[[Any, Any], Any]:
+    """``convert`` with its failures reported by operator and node."""
+
+    def guarded(node: Any, _importer: Any) -> Any:
+        try:
+            return convert(node)
+        except ImportModelError:
+            raise
+        except Exception as error:
+            raise ImportModelError(
+                f"unsupported use of {_place(node)}: TVM cannot translate it ({first_line(error)})"
+            ) from error
+
+    return guarded
+
+
+def _name_constants(mod: Any, program: Any) -> Any:
+    """The module with every parameter, buffer and constant copied out of torch's memory and named."""
+    tensors = {**dict(program.constants), **dict(program.state_dict)}
+    names = {t.data_ptr(): n for n, t in tensors.items() if isinstance(t, torch.Tensor) and t.numel()}
+
+    @relax.expr_functor.mutator
+    class Namer(relax.PyExprMutator):
+        def visit_generic_const_(self, op: Any) -> Any:
+            array = op.value.numpy()
+            return named_constant(array, names[address]) if (address := _address(op)) in names else op
+
+    mod = tvm.IRModule(mod.functions)
+    mod["main"] = Namer(mod).visit_expr(mod["main"])
+    return mod
+
+
+def _address(constant: Any) -> int:
+    return int(np.from_dlpack(constant.value).ctypes.data)
+
+
+def _attention(importer: Any) -> Converter:
+    """softmax(Q Kᵀ · scale + mask) V with (…, tokens, size) operands, as plain matrix products."""
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+
+    def convert(node: Any) -> Any:
+        emit = importer.block_builder.emit
+        args = _arguments(node, *names)
+        if args.get("enable_gqa"):
+            raise ImportModelError(
+                f"unsupported {_place(node)}: enable_gqa=True; repeat key and value instead"
+            )
+        query, key, value = (importer.env[args[k]] for k in names[:3])
+        shape = [int(d) for d in query.ty.shape]
+        rank, tokens = len(shape), int(key.ty.shape[-2])
+        scale = args.get("scale") or 1.0 / math.sqrt(shape[-1])
+        turned = emit(relax.op.permute_dims(key, [*range(rank - 2), rank - 1, rank - 2]))
+        scores = emit(relax.op.multiply(emit(relax.op.matmul(query, turned)), relax.const(scale, "float32")))
+        mask = importer.env[args["attn_mask"]] if args.get("attn_mask") is not None else None
+        if args.get("is_causal"):
+            mask = relax.const(np.tril(np.ones((shape[-2], tokens), "bool")))
+        if mask is not None and str(mask.ty.dtype.dtype) == "bool":
+            mask = emit(relax.op.where(mask, relax.const(0.0, "float32"), relax.const(-1e30, "float32")))
+        if mask is not None:
+            scores = emit(relax.op.add(scores, mask))
+        return emit(relax.op.matmul(emit(relax.op.nn.softmax(scores, axis=-1)), value))
+
+    return convert
+
+
+def _arguments(node: Any, *names: str) -> dict[str, Any]:
+    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _scale_and_shift(importer: Any, args: Mapping[str, Any], shape: tuple[int, ...]) -> tuple[Any, Any]:
+    """A norm's weight and bias; 1 and 0 where the layer has none."""
+    weight = importer.env[args["weight"]] if "weight" in args else relax.const(np.ones(shape, "float32"))
+    bias = importer.env[args["bias"]] if "bias" in args else relax.const(np.zeros(shape, "float32"))
+    return weight, bias
+
+
+def _group_norm(importer: Any) -> Converter:
+    def convert(node: Any) -> Any:
+        args = _arguments(node, "x", "groups", "weight", "bias", "eps")
+        x = importer.env[args["x"]]
+        weight, bias = _scale_and_shift(importer, args, (int(x.ty.shape[1]),))
+        axes, eps = list(range(2, len(x.ty.shape))), args.get("eps", 1e-5)
+        norm = relax.op.nn.group_norm(x, weight, bias, args["groups"], channel_axis=1, axes=axes, epsilon=eps)
+        return importer.block_builder.emit(norm)
+
+    return convert
+
+
+def _layer_norm(importer: Any) -> Converter:
+    def convert(node: Any) -> Any:
+        args = _arguments(node, "x", "shape", "weight", "bias", "eps")
+        weight, bias = _scale_and_shift(importer, args, tuple(args["shape"]))
+        axes = list(range(-len(args["shape"]), 0))
+        x = importer.env[args["x"]]
+        norm = relax.op.nn.layer_norm(x, weight, bias, axes=axes, epsilon=args.get("eps", 1e-5))
+        return importer.block_builder.emit(norm)
+
+    return convert

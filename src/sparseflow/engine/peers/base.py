@@ -1,0 +1,128 @@
+"""What a peer is, the registry of peers, and the model that all of them are given."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+from sparseflow.errors import CompileError, ImportModelError
+from sparseflow.registry import Registry
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to be timed, with its inputs.
+
+    Attributes
+    ----------
+    label : str
+        What the user called it: ``zoo:resnet50`` or a file's name.
+    model : torch.nn.Module, torch.export.ExportedProgram or onnx.ModelProto
+    inputs : tuple of ndarray
+        One array per input, in order.
+    sparsify : str
+        How its weights were pruned for this run (``block:4x1@0.9``); empty if they were not.
+    weights : str
+        Where its weights come from.
+    imported : Imported, optional
+        Its import, if it was imported already.
+    """
+
+    label: str
+    model: Any
+    inputs: tuple[Array, ...]
+    sparsify: str = ""
+    weights: str = "as in the file"
+    imported: Any = None
+
+    @property
+    def is_onnx(self) -> bool:
+        """Whether the model is an ONNX graph, so that torch cannot run it."""
+        return type(self.model).__name__ == "ModelProto"
+
+    def as_onnx(self, folder: Path) -> Path:
+        """A file of the model in ``folder``, written on the first call.
+
+        Raises
+        ------
+        ImportModelError
+            If torch cannot write the model as ONNX.
+        """
+        path = folder / "model.onnx"
+        if not path.exists():
+            model = self.model if self.is_onnx else _exported(self)
+            import onnx
+
+            onnx.save(model, str(path))
+        return path
+
+
+class Peer(Protocol):
+    """An engine that runs one model.
+
+    Attributes
+    ----------
+    package : str
+        The Python package that it needs.
+    """
+
+    package: ClassVar[str]
+
+    @classmethod
+    def make(cls, subject: Subject, threads: int, folder: Path) -> Peer:
+        """The peer, compiled for ``subject``; ``folder`` is for temporary files."""
+
+    def __call__(self, inputs: Sequence[Array]) -> list[Array]:
+        """All outputs for ``inputs``."""
+
+
+PEERS: Registry[type[Peer]] = Registry("peer")
+
+
+def require(package: str) -> Any:
+    """The imported package.
+
+    Raises
+    ------
+    CompileError
+        If it is not installed; the line says how to install it.
+    """
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        raise CompileError(
+            f"peer {package}: not installed; python -m pip install 'sparseflow[peers]', "
+            "or leave it out of --against"
+        ) from error
+
+
+def torch_inputs(arrays: Sequence[Array]) -> tuple[Any, ...]:
+    """The arrays as torch tensors that share their memory."""
+    import torch
+
+    return tuple(torch.from_numpy(array) for array in arrays)
+
+
+def _exported(subject: Subject) -> Any:
+    torch = sys.modules["torch"]
+    require("onnxscript")
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    arguments = torch_inputs(subject.inputs) if isinstance(subject.model, torch.nn.Module) else ()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(subject.model, arguments, dynamo=True, verbose=False)
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ImportModelError(f"{subject.label}: torch.onnx.export cannot write it: {reason}") from error
+    return program.model_proto

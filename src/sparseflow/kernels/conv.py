@@ -1,0 +1,216 @@
+"""The skeleton of every convolution on lane layouts: tiles, partial sums, epilogue, halo.
+
+for each group of filter blocks, in parallel:
+  for each image, chunk of input channels, tile of rows x V vectors of the output:
+    for each block of R filters:
+      acc[R][rows][V] = bias, or the partial sums of the chunks before
+      the taps (left to the template)
+      epilogue after the last chunk, then store
+  fill the halo of the group's filters
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+from tvm.tirx.script import builder as T
+
+from sparseflow.kernels import emit
+from sparseflow.kernels.lanes import LaneLayout
+from sparseflow.kernels.workload import Array, Candidate, KernelTemplate, Layouts, Workload
+
+Expr = Any
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One output tile: ``rows x cols`` vectors from block position ``(row, col)``, for filter block ``block``."""
+
+    rows: int
+    cols: int
+    row: Expr
+    col: Expr
+    block: Expr
+    chunk: Expr
+    image: Expr
+
+
+class LaneConvolution(KernelTemplate):
+    """A convolution template on lane layouts; subclasses say how the taps of a block are stored and walked."""
+
+    layout = "lanes"
+
+    @abstractmethod
+    def arguments(self, workload: Workload, candidate: Candidate) -> list[Any]:
+        """Declares the packed constants as buffers, in the order of `pack`."""
+
+    @abstractmethod
+    def taps(self, kernel: ConvBody, tile: Tile, add: Callable[[Expr, Callable[[int], Expr]], None]) -> None:
+        """Walks the taps of ``tile``: for each, ``add(offset of the input element, value of filter r)``."""
+
+    def rejects(self, workload: Workload) -> str | None:
+        """See `KernelTemplate.rejects`."""
+        if workload.op == "linear" and workload.width < 8:
+            return f"{workload.width} rows leave most vector lanes empty"
+        return None
+
+    def build(self, workload: Workload, candidate: Candidate, layouts: Layouts, name: str) -> tirx.PrimFunc:
+        """See `KernelTemplate.build`."""
+        with emit.prim_func(name) as finish:
+            ConvBody(self, workload, candidate, layouts).write()
+        return finish()
+
+    def partition(self, workload: Workload, candidate: Candidate, work: Array) -> dict[str, Array]:
+        """Boundaries that split the filter blocks into ``threads`` groups of about equal ``work``; empty for one."""
+        if workload.threads == 1:
+            return {}
+        total = np.concatenate([[0], np.cumsum(work, dtype=np.float64)])
+        shares = np.linspace(0, total[-1], workload.threads + 1)[1:-1]
+        cuts = np.searchsorted(total, shares)
+        return {"bounds": np.concatenate([[0], cuts, [len(work)]]).astype(np.int32)}
+
+
+class ConvBody:
+    """Emits one convolution kernel."""
+
+    def __init__(
+        self, template: LaneConvolution, workload: Workload, candidate: Candidate, layouts: Layouts
+    ) -> None:
+        if layouts.input is None or layouts.output is None:
+            raise ValueError(f"{template.name} needs lane layouts")
+        self.template, self.workload, self.candidate = template, workload, candidate
+        self.input: LaneLayout = layouts.input
+        self.output: LaneLayout = layouts.output
+        self.residual = layouts.residual
+        self.lanes = self.output.lanes
+        p = candidate.parameters
+        self.R, self.rows, self.V = p["R"], p["rows"], p["V"]
+        self.chunk = p.get("chunk", 0) or workload.channels // workload.groups
+        self.chunks = math.ceil(workload.channels // workload.groups / self.chunk)
+        self.blocks = math.ceil(workload.filters / self.R)
+
+    def write(self) -> None:
+        """The whole kernel."""
+        w = self.workload
+        self.x = emit.arg("x", (w.batch, self.input.size))
+        self.packed = self.template.arguments(w, self.candidate)
+        self.bounds = emit.arg("bounds", (w.threads + 1,), "int32") if w.threads > 1 else None
+        self.bias = emit.arg("bias", (w.filters,)) if w.bias else None
+        self.other = emit.arg("residual", (w.batch, self.residual.size)) if self.residual else None
+        self.y = emit.arg("y", (w.batch, self.output.size))
+        if self.bounds is None:
+            self._group(0, self.blocks)
+        else:
+            with emit.loop(w.threads, parallel=True) as g:
+                self._group(T.bind(self.bounds[g]), T.bind(self.bounds[g + 1]))
+
+    def _group(self, first: Expr, last: Expr) -> None:
+        with emit.loop(self.workload.batch) as n:
+            if self.chunks == 1:
+                self._tiles(n, 0, first, last)
+            else:
+                with emit.loop(self.chunks) as ch:
+                    self._tiles(n, ch, first, last)
+            if any(self.output.halo):
+                filters = tirx.min(T.int32(self.workload.filters), T.int32(0) + last * self.R)
+                with emit.loop(filters - first * self.R) as f:
+                    base = T.bind((first * self.R + f) * (self.output.plane * self.lanes))
+                    emit.fill_halo(self.y, n, base, self.output)
+
+    def _tiles(self, n: Expr, ch: Expr, first: Expr, last: Expr) -> None:
+        for rs in emit.segments(self.output.block[0], self.rows):
+            for cs in emit.segments(self.output.block[1], self.V):
+                with emit.loop(rs.count) as rt, emit.loop(cs.count) as ct, emit.loop(last - first) as b:
+                    row, col = rs.start + rt * rs.size, cs.start + ct * cs.size
+                    self._block(Tile(rs.size, cs.size, row, col, first + b, ch, n))
+
+    def _block(self, tile: Tile) -> None:
+        spots = tile.rows * tile.cols
+        acc = emit.Accumulators(self.R * spots, self.lanes)
+        self._initialise(tile, acc)
+        start = self.x_base(tile)
+
+        def add(offset: Expr, value: Callable[[int], Expr]) -> None:
+            offset = T.bind(offset + start)
+            for r in range(self.R):
+                weight = emit.splat(value(r), self.lanes)
+                for i in range(spots):
+                    x = self.x[tile.image, emit.ramp(offset + self.x_step(tile, i), self.lanes)]
+                    acc[r * spots + i] = acc[r * spots + i] + weight * x
+
+        self.template.taps(self, tile, add)
+        if self.chunks == 1:
+            self._store(tile, acc, last=True)
+        else:
+            with T.If(tile.chunk == self.chunks - 1):
+                with T.Then():
+                    self._store(tile, acc, last=True)
+                with T.Else():
+                    self._store(tile, acc, last=False)
+
+    def x_base(self, tile: Tile) -> Expr:
+        """Element offset of the tile's first input vector for a tap at kernel position (0, 0) of channel 0."""
+        (sh, sw), (pt, pl) = self.workload.stride, self.workload.padding[:2]
+        vector = (tile.row * sh + self.input.halo[0] - pt) * self.input.cols
+        return T.bind((vector + tile.col * sw + self.input.halo[1] - pl) * self.lanes)
+
+    def x_step(self, tile: Tile, i: int) -> int:
+        """Element offset of the tile's ``i``-th vector from its first."""
+        row, col = divmod(i, tile.cols)
+        sh, sw = self.workload.stride
+        return (row * sh * self.input.cols + col * sw) * self.lanes
+
+    def tap_offset(self, channel: Expr, ky: Expr, kx: Expr) -> Expr:
+        """Element offset of tap ``(channel, ky, kx)``."""
+        dh, dw = self.workload.dilation
+        return (channel * self.input.plane + ky * (dh * self.input.cols) + kx * dw) * self.lanes
+
+    def _y(self, layout: LaneLayout, tile: Tile, r: int, i: int) -> Expr:
+        row, col = divmod(i, tile.cols)
+        vector = (tile.block * self.R + r) * layout.plane + layout.position(tile.row + row, tile.col + col)
+        return emit.ramp(vector * self.lanes, self.lanes)
+
+    def _initialise(self, tile: Tile, acc: emit.Accumulators) -> None:
+        spots = tile.rows * tile.cols
+
+        def fresh() -> None:
+            for r in range(self.R):
+                bias = T.float32(0) if self.bias is None else self.bias[tile.block * self.R + r]
+                for i in range(spots):
+                    acc[r * spots + i] = emit.splat(bias, self.lanes)
+
+        if self.chunks == 1:
+            fresh()
+            return
+        with T.If(tile.chunk == 0):
+            with T.Then():
+                fresh()
+            with T.Else():
+                for r in range(self.R):
+                    for i in range(spots):
+                        acc[r * spots + i] = self.y[tile.image, self._y(self.output, tile, r, i)]
+
+    def _store(self, tile: Tile, acc: emit.Accumulators, last: bool) -> None:
+        spots = tile.rows * tile.cols
+        for r in range(self.R):
+            for i in range(spots):
+                value = acc[r * spots + i]
+                if last:
+                    value = self._finish(tile, r, i, value)
+                T.buffer_store(self.y, value, [tile.image, self._y(self.output, tile, r, i)])
+
+    def _finish(self, tile: Tile, r: int, i: int, value: Expr) -> Expr:
+        if self.other is not None and self.residual is not None:
+            value = value + self.other[tile.image, self._y(self.residual, tile, r, i)]
+        value = emit.activate(self.workload.activation, value, self.lanes)
+        if self.output.ragged:
+            row, col = divmod(i, tile.cols)
+            inside = emit.inside_map(self.output, tile.row + row, tile.col + col)
+            value = tirx.Select(inside, value, emit.const(self.output.fill, self.lanes))
+        return value

@@ -1,0 +1,59 @@
+"""The cost model of the lane convolutions: cycles from loads, multiply-adds and the caches that feed them."""
+
+from __future__ import annotations
+
+import math
+
+from sparseflow.kernels.lanes import LANES, canonical
+from sparseflow.kernels.workload import Candidate, Workload
+
+MAX_ACCUMULATORS = 24  # of 32 registers; at 28 LLVM spills
+L1_BYTES = 24 * 1024  # of 32 or 48 KB, the rest is for weights and offsets
+
+
+def tile_choices(workload: Workload, r: int) -> list[tuple[int, int]]:
+    """(rows, V) for blocks of ``r`` filters whose accumulators fill the registers without spilling."""
+    bh, bw = canonical(workload.filters, workload.out_height, workload.out_width).block
+    found: set[tuple[int, int]] = set()
+    for rows in {1, 2, 3, 4, 7}:
+        for v in {math.ceil(bw / parts) for parts in range(1, bw + 1)}:
+            if rows <= bh and r * rows * v <= MAX_ACCUMULATORS:
+                found.add((rows, v))
+    full = max((r * rows * v for rows, v in found), default=0)
+    good = [(rows, v) for rows, v in found if r * rows * v >= min(full, 8) and r * rows * v >= 0.5 * full]
+    return sorted(good) or [(1, 1)]
+
+
+def tile_cycles(workload: Workload, candidate: Candidate, taps_per_block: float) -> float:
+    """Cycles for a whole layer whose blocks of R filters have ``taps_per_block`` taps on average."""
+    p = candidate.parameters
+    r, rows, v = p["R"], p["rows"], p["V"]
+    layout = canonical(workload.filters, workload.out_height, workload.out_width)
+    bh, bw = layout.block
+    channels = workload.channels // workload.groups
+    chunk = p.get("chunk", 0) or channels
+    chunks = math.ceil(channels / chunk)
+    total = 0.0
+    for rows_now, row_tiles in _parts(bh, rows):
+        for v_now, col_tiles in _parts(bw, v):
+            spots = rows_now * v_now
+            taps = taps_per_block / chunks
+            load = _load_cycles(workload, chunk, rows_now, v_now)
+            per_tap = max(r * spots * 1.02, spots * load + 0.5 * r + 1.0, 4.2 * 1.0)
+            partial = 2 * r * spots * 1.2 if chunks > 1 else r * spots
+            total += row_tiles * col_tiles * chunks * (taps * per_tap + partial + 14)
+    blocks = math.ceil(workload.filters / r)
+    return total * blocks * workload.batch / workload.threads
+
+
+def _parts(extent: int, tile: int) -> list[tuple[int, int]]:
+    tile = min(tile, extent)
+    full, rest = divmod(extent, tile)
+    return [(tile, full)] + ([(rest, 1)] if rest else [])
+
+
+def _load_cycles(workload: Workload, chunk: int, rows: int, v: int) -> float:
+    """Cycles for one vector load: one from L1, about two from L2, by whether a tile's input planes fit."""
+    kh, kw = workload.kernel_size
+    touched = (rows * workload.stride[0] + kh - 1) * (v * workload.stride[1] + kw - 1)
+    return 1.05 if chunk * touched * LANES * 4 <= L1_BYTES else 2.1

@@ -1,0 +1,234 @@
+"""Pieces of TIR shared by the kernel templates: vectors, tiles, epilogues, halos."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import s_tir, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as T
+
+from sparseflow.kernels.lanes import LaneLayout
+
+Expr = Any  # TVM's expressions carry no static types
+
+
+def ramp(base: Expr, lanes: int) -> Expr:
+    """``lanes`` consecutive indices from ``base``."""
+    return T.Ramp(base, 1, lanes)
+
+
+def splat(value: Expr, lanes: int) -> Expr:
+    """A vector of equal elements."""
+    return T.Broadcast(value, lanes) if lanes > 1 else value
+
+
+def const(value: float, lanes: int = 1) -> Expr:
+    """A float32 constant, as a vector when ``lanes`` > 1."""
+    scalar = T.float32(value)
+    return splat(scalar, lanes) if lanes > 1 else scalar
+
+
+@contextmanager
+def prim_func(name: str) -> Iterator[Callable[[], tirx.PrimFunc]]:
+    """Opens a PrimFunc; the yielded function returns it after the ``with`` block."""
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name(name)
+        T.func_attr({"tirx.noalias": True, "global_symbol": name, "tirx.is_scheduled": True})
+        yield lambda: _rooted(builder.get())
+
+
+def _rooted(function: tirx.PrimFunc) -> tirx.PrimFunc:
+    """The function with its body in a root block, which Relax's analyses expect."""
+    block = s_tir.SBlock([], [], [], "root", function.body)
+    return function.with_body(s_tir.SBlockRealize([], True, block))
+
+
+def arg(name: str, shape: tuple[Any, ...], dtype: str = "float32") -> Any:
+    """A buffer parameter; a None in ``shape`` is a size known at run time only."""
+    return T.arg(name, T.buffer(tuple(T.int32() if s is None else s for s in shape), dtype))
+
+
+def loop(extent: Expr, *, parallel: bool = False) -> Any:
+    """A serial or parallel loop as a context manager that yields its variable."""
+    return T.parallel(extent) if parallel else T.serial(extent)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """``count`` tiles of ``size`` positions from ``start`` on."""
+
+    start: int
+    count: int
+    size: int
+
+
+def segments(extent: int, tile: int) -> list[Segment]:
+    """Covers ``extent`` with whole tiles and one smaller for the rest."""
+    tile = min(tile, extent)
+    full, rest = divmod(extent, tile)
+    found = [Segment(0, full, tile)]
+    if rest:
+        found.append(Segment(full * tile, 1, rest))
+    return found
+
+
+class Accumulators:
+    """Vectors that live in registers.
+
+    TVM puts a buffer on the stack, where LLVM makes registers of it, only if it has the default scope and is small; a
+    larger one would be allocated on the heap at each call and travel through memory. So they come in small buffers.
+    """
+
+    EACH = 8  # vectors of a buffer: 512 bytes
+
+    def __init__(self, count: int, lanes: int) -> None:
+        self.lanes = lanes
+        sizes = [min(self.EACH, count - i) for i in range(0, count, self.EACH)]
+        self._buffers = [T.alloc_buffer((size * lanes,), "float32") for size in sizes]
+
+    def _place(self, i: int) -> tuple[Any, Expr]:
+        return self._buffers[i // self.EACH], ramp(i % self.EACH * self.lanes, self.lanes)
+
+    def __getitem__(self, i: int) -> Expr:
+        buffer, place = self._place(i)
+        return buffer[place]
+
+    def __setitem__(self, i: int, value: Expr) -> None:
+        buffer, place = self._place(i)
+        T.buffer_store(buffer, value, [place])
+
+    def total(self) -> Expr:
+        """The sum over the lanes of the first vector."""
+        value = self._buffers[0][0]
+        for lane in range(1, self.lanes):
+            value = value + self._buffers[0][lane]
+        return value
+
+
+def activate(kind: str, x: Expr, lanes: int) -> Expr:
+    """The activation ``kind`` of a float32 vector.
+
+    SiLU, GELU and hard-swish follow their definitions; the exponential is `exp_vector`, the error function a rational
+    approximation below 5e-7 absolute.
+    """
+    zero = const(0.0, lanes)
+    if kind == "none":
+        return x
+    if kind == "relu":
+        return tirx.max(x, zero)
+    if kind == "relu6":
+        return tirx.min(tirx.max(x, zero), const(6.0, lanes))
+    if kind == "hardswish":
+        gate = tirx.min(tirx.max(x + const(3.0, lanes), zero), const(6.0, lanes))
+        return x * gate * const(1.0 / 6.0, lanes)
+    if kind == "silu":
+        return x / (const(1.0, lanes) + exp_vector(zero - x, lanes))
+    if kind == "gelu":
+        return (
+            x
+            * const(0.5, lanes)
+            * (const(1.0, lanes) + erf_vector(x * const(0.7071067811865476, lanes), lanes))
+        )
+    raise ValueError(f"activation {kind!r} has no code")
+
+
+def exp_vector(x: Expr, lanes: int) -> Expr:
+    """exp(x) to about 2e-7 relative: 2**n times a polynomial on [-ln2/2, ln2/2] (Cephes expf, Cody-Waite reduction)."""
+    x = T.bind(tirx.max(tirx.min(x, const(88.3762626647949, lanes)), const(-87.3365447505531, lanes)))
+    n = T.bind(tirx.floor(x * const(1.44269504088896341, lanes) + const(0.5, lanes)))
+    r = T.bind(x - n * const(0.693359375, lanes) + n * const(2.12194440e-4, lanes))
+    poly = const(1.9875691500e-4, lanes)
+    for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+        poly = poly * r + const(c, lanes)
+    value = T.bind(poly * r * r + r + const(1.0, lanes))
+    suffix = f"x{lanes}" if lanes > 1 else ""
+    bits = (tirx.Cast(f"int32{suffix}", n) + splat(T.int32(127), lanes)) * splat(T.int32(1 << 23), lanes)
+    return value * tirx.reinterpret(f"float32{suffix}", bits)
+
+
+def erf_vector(x: Expr, lanes: int) -> Expr:
+    """erf(x) to 5e-7 absolute (Abramowitz and Stegun 7.1.26's form is 1.5e-7 in exact arithmetic)."""
+    x = T.bind(x)
+    a = T.bind(tirx.max(x, const(0.0, lanes) - x))
+    t = T.bind(const(1.0, lanes) / (const(1.0, lanes) + const(0.3275911, lanes) * a))
+    poly = const(1.061405429, lanes)
+    for c in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
+        poly = poly * t + const(c, lanes)
+    y = T.bind(const(1.0, lanes) - poly * t * exp_vector(const(0.0, lanes) - a * a, lanes))
+    return tirx.Select(x < const(0.0, lanes), const(0.0, lanes) - y, y)
+
+
+def lane_numbers(lanes: int) -> Expr:
+    """The vector 0, 1, …, lanes - 1 (int32)."""
+    return T.Ramp(T.int32(0), 1, lanes)
+
+
+def inside_map(layout: LaneLayout, row: Expr, col: Expr) -> Expr:
+    """Which lanes of block position ``(row, col)`` lie inside the map, as a boolean vector."""
+    lanes = layout.lanes
+
+    def below(limit: int, block: int, position: Expr, per_row: bool) -> Expr:
+        lane = lane_numbers(lanes)
+        width = splat(T.int32(layout.grid[1]), lanes)
+        coordinate = tirx.floordiv(lane, width) if per_row else tirx.floormod(lane, width)
+        return coordinate * splat(T.int32(block), lanes) + splat(T.int32(0) + position, lanes) < splat(
+            T.int32(limit), lanes
+        )
+
+    rows = below(layout.height, layout.block[0], row, True)
+    return tirx.Select(rows, below(layout.width, layout.block[1], col, False), splat(T.bool(False), lanes))
+
+
+def fill_halo(buffer: Any, image: Expr, channel_base: Expr, layout: LaneLayout) -> None:
+    """Writes the halo of one channel from the neighbour lanes' blocks.
+
+    A neighbour's value is the same vector read one lane (or one grid row of lanes) to the side: an unaligned load and a
+    select. Rows first, then columns over all rows, which settles the corners.
+    """
+    top, left, bottom, right = layout.halo
+    (bh, bw), (gh, gw), lanes = layout.block, layout.grid, layout.lanes
+    fill = const(layout.fill, lanes)
+    lane = lane_numbers(lanes)
+
+    def copy(dst: Expr, src: Expr, shift: int, valid: Expr) -> None:
+        base = channel_base + src * lanes + shift
+        value = buffer[image, ramp(base, lanes)]
+        T.buffer_store(
+            buffer, tirx.Select(valid, value, fill), [image, ramp(channel_base + dst * lanes, lanes)]
+        )
+
+    def at(row: Expr, col: Expr) -> Expr:
+        return (row + top) * layout.cols + col + left
+
+    above = lane >= splat(T.int32(gw), lanes)
+    below = lane < splat(T.int32((gh - 1) * gw), lanes)
+    column = tirx.floormod(lane, splat(T.int32(gw), lanes))
+    for i in range(top):
+        with loop(bw) as c:
+            copy(at(i - top, c), at(bh - top + i, c), -gw, above)
+    for i in range(bottom):
+        with loop(bw) as c:
+            copy(at(bh + i, c), at(i, c), gw, below)
+    if left or right:
+        with loop(layout.rows) as r:
+            for i in range(left):
+                copy(at(r - top, i - left), at(r - top, bw - left + i), -1, column > splat(T.int32(0), lanes))
+            for i in range(right):
+                last = splat(T.int32(gw - 1), lanes)
+                copy(at(r - top, bw + i), at(r - top, i), 1, column < last)
+
+
+@contextmanager
+def channel_loop(channels: int, threads: int) -> Iterator[Expr]:
+    """A loop over channels, in contiguous parts over ``threads``."""
+    if threads == 1 or channels < threads:
+        with T.serial(channels) as c:
+            yield c
+        return
+    part = -(-channels // threads)
+    with T.parallel(threads) as t, T.serial(tirx.min(T.int32(part), T.int32(channels) - t * part)) as i:
+        yield t * part + i

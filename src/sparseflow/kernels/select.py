@@ -1,0 +1,261 @@
+"""Choosing a kernel by measurement on the target, kept on disk; or by the cost model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import platformdirs
+import tvm
+
+import sparseflow
+from sparseflow.core.plan import CandidateTime, Rejection
+from sparseflow.errors import CompileError
+from sparseflow.kernels import direct, few_rows, taps  # noqa: F401  (they register their templates)
+from sparseflow.kernels.workload import (
+    TEMPLATES,
+    Array,
+    Candidate,
+    KernelTemplate,
+    Layouts,
+    Workload,
+    natural_layouts,
+)
+
+CYCLES_PER_SECOND = 3.3e9  # the cost model's clock: only ratios matter to the choice
+MEASURED = 10  # candidates measured for a workload, the cost model's best of each template among them
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The outcome for one workload: candidates fastest first, and the templates that do not apply."""
+
+    times: tuple[CandidateTime, ...]
+    rejected: tuple[Rejection, ...]
+
+    @property
+    def best(self) -> Candidate:
+        """The fastest."""
+        return Candidate(self.times[0].template, self.times[0].parameters)
+
+
+def cache_folder() -> Path:
+    """Where measured choices are kept, one JSON file each; delete it to measure anew."""
+    return Path(os.environ.get("SPARSEFLOW_CACHE") or platformdirs.user_cache_dir("sparseflow")) / "choices"
+
+
+def code_fingerprint() -> str:
+    """A hash of the kernel generators' own source: changed code invalidates what was measured with the old."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@dataclass
+class Selector:
+    """Finds the fastest candidate of each workload, once.
+
+    Parameters
+    ----------
+    target : tvm.target.Target
+    machine : str
+        Name of the machine, part of the cache's key.
+    measure : bool
+        False ranks by the cost model alone.
+    progress : callable, optional
+        Told the name of each workload before it is measured.
+    """
+
+    target: Any
+    machine: str
+    measure: bool = True
+    progress: Callable[[str], None] | None = None
+    folder: Path = field(default_factory=cache_folder)
+    _seen: dict[str, Choice] = field(default_factory=dict)
+
+    def choose(self, workload: Workload, weight: Array, label: str = "") -> Choice:
+        """The candidates of ``workload`` with their times, from memory, from disk or measured with ``weight``.
+
+        Raises
+        ------
+        CompileError
+            If no template accepts the workload.
+        """
+        key = self._key(workload)
+        if key not in self._seen:
+            found = self._load(key) if self.measure else None
+            if found is None:
+                candidates, rejected = self._candidates(workload)
+                if self.measure and len(candidates) > 1:
+                    if self.progress is not None:
+                        self.progress(label)
+                    found = Choice(self._measured(workload, candidates, weight), rejected)
+                    self._store(key, found)
+                else:
+                    found = Choice(tuple(self._predicted(workload, candidates)), rejected)
+            self._seen[key] = found
+        return self._seen[key]
+
+    def _key(self, workload: Workload) -> str:
+        return json.dumps(
+            {
+                "workload": workload.key(),
+                "target": str(self.target),
+                "machine": self.machine,
+                "tvm": tvm.__version__,
+                "sparseflow": sparseflow.__version__,
+                "code": code_fingerprint(),
+            },
+            sort_keys=True,
+        )
+
+    def _candidates(self, workload: Workload) -> tuple[list[Candidate], tuple[Rejection, ...]]:
+        """The most promising candidates, best predicted first: those of each template, then the rest by prediction."""
+        rejected, lists = [], []
+        for name, template in TEMPLATES.items():
+            reason = template.rejects(workload)
+            if reason is not None:
+                rejected.append(Rejection(name, reason))
+                continue
+            found = template.candidates(workload)
+            if found:
+                lists.append(found)
+        if not lists:
+            reasons = "; ".join(f"{r.template}: {r.reason}" for r in rejected)
+            raise CompileError(f"no kernel for {workload.op} {workload.weight_shape}: {reasons}")
+        first = [c for found in lists for c in found[:2]]
+        rest = [c for found in lists for c in found[2:]]
+        rest.sort(key=lambda c: TEMPLATES[c.template].predict_cycles(workload, c))
+        chosen = first + rest[: max(0, MEASURED - len(first))]
+        chosen.sort(key=lambda c: TEMPLATES[c.template].predict_cycles(workload, c))
+        return chosen, tuple(rejected)
+
+    def _predicted(self, workload: Workload, candidates: Iterable[Candidate]) -> list[CandidateTime]:
+        return [
+            CandidateTime(
+                c.template,
+                dict(c.parameters),
+                TEMPLATES[c.template].predict_cycles(workload, c) / CYCLES_PER_SECOND,
+                False,
+            )
+            for c in candidates
+        ]
+
+    def _measured(
+        self, workload: Workload, candidates: list[Candidate], weight: Array
+    ) -> tuple[CandidateTime, ...]:
+        functions = {}
+        for i, c in enumerate(candidates):
+            template = TEMPLATES[c.template]
+            functions[f"kernel{i}"] = template.build(
+                workload, c, layouts_for(template, workload), f"kernel{i}"
+            )
+        module = tvm.compile(tvm.IRModule(functions), target=self.target)
+        calls = [Trial(module, f"kernel{i}", workload, c, weight) for i, c in enumerate(candidates)]
+        times = time_interleaved(calls)
+        found = [
+            CandidateTime(c.template, dict(c.parameters), t, True)
+            for c, t in zip(candidates, times, strict=True)
+        ]
+        return tuple(sorted(found, key=lambda t: t.time_s))
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+
+    def _load(self, key: str) -> Choice | None:
+        """What is on disk; None if there is nothing, or nothing whole."""
+        try:
+            data = json.loads(self._path(key).read_text())
+            if data["key"] != key:
+                return None
+            times = tuple(
+                CandidateTime(t["template"], dict(t["parameters"]), float(t["time_s"]), True)
+                for t in data["times"]
+            )
+            rejected = tuple(Rejection(r["template"], r["reason"]) for r in data["rejected"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        if not times or any(t.template not in TEMPLATES for t in times):
+            return None
+        return Choice(times, rejected)
+
+    def _store(self, key: str, choice: Choice) -> None:
+        """Writes under a temporary name, then renames: concurrent processes never see half a file."""
+        data = {
+            "key": key,
+            "times": [
+                {"template": t.template, "parameters": t.parameters, "time_s": t.time_s} for t in choice.times
+            ],
+            "rejected": [{"template": r.template, "reason": r.reason} for r in choice.rejected],
+        }
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=self.folder, suffix=".tmp")
+        except OSError:  # a read-only or full disk costs the next run its time, not this one its result
+            return
+        try:
+            with os.fdopen(handle, "w") as file:
+                json.dump(data, file)
+            os.replace(name, self._path(key))
+        except OSError:
+            Path(name).unlink(missing_ok=True)
+
+
+def layouts_for(template: KernelTemplate, workload: Workload) -> Layouts:
+    """The layouts in which a template is measured alone."""
+    return natural_layouts(workload) if template.layout == "lanes" else Layouts()
+
+
+class Trial:
+    """A compiled candidate with operands of the right shapes, ready to be timed."""
+
+    def __init__(
+        self, module: Any, name: str, workload: Workload, candidate: Candidate, weight: Array
+    ) -> None:
+        template = TEMPLATES[candidate.template]
+        layouts = layouts_for(template, workload)
+        random = np.random.default_rng(0)
+
+        def tensor(array: Array) -> Any:
+            out = tvm.runtime.empty(array.shape, str(array.dtype))
+            out.copyfrom(array)
+            return out
+
+        def filled(shape: tuple[int, ...]) -> Any:
+            return tensor(random.random(shape, dtype=np.float32))
+
+        if layouts.input is not None and layouts.output is not None:
+            x = filled((workload.batch, layouts.input.size))
+            out = (workload.batch, layouts.output.size)
+        else:
+            x = filled((workload.width, workload.channels))
+            out = (workload.width, workload.filters)
+        packed = template.pack(workload, candidate, weight.reshape(workload.weight_shape), layouts)
+        extra = ([filled((workload.filters,))] if workload.bias else []) + (
+            [filled(out)] if workload.residual else []
+        )
+        self.arguments = [x, *(tensor(a) for a in packed.values()), *extra, filled(out)]
+        self.module, self.name = module, name
+
+    def seconds(self, number: int) -> float:
+        """Mean time of ``number`` calls in a row."""
+        timer = self.module.mod.time_evaluator(self.name, tvm.cpu(), number=number, repeat=1)
+        return float(timer(*self.arguments).mean)
+
+
+def time_interleaved(trials: list[Trial], rounds: int = 7, sample_s: float = 1e-3) -> list[float]:
+    """Median seconds of each trial over ``rounds`` rounds in turn, so that a slow spell hits all alike."""
+    numbers = []
+    for trial in trials:
+        trial.seconds(1)
+        numbers.append(max(1, round(sample_s / max(trial.seconds(1), 1e-9))))
+    samples = [[t.seconds(n) for t, n in zip(trials, numbers, strict=True)] for _ in range(rounds)]
+    return [float(np.median(column)) for column in zip(*samples, strict=True)]

@@ -1,0 +1,230 @@
+"""What a kernel has to compute, and what a kernel template is."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tvm import tirx
+
+from sparseflow.kernels.lanes import LaneLayout
+from sparseflow.registry import Registry
+
+Array = npt.NDArray[Any]
+
+ACTIVATIONS = ("none", "relu", "relu6", "silu", "gelu", "hardswish")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One convolution or linear layer: all that decides which kernel is fastest, and so the complete cache key.
+
+    A linear layer of ``T`` rows is a 1x1 convolution over a 1 x T map.
+
+    Attributes
+    ----------
+    op : str
+        ``conv2d`` or ``linear``.
+    batch, channels, height, width : int
+        The input map, NCHW.
+    filters : int
+        Output channels.
+    kernel_size, stride, dilation : (int, int)
+    padding : (int, int, int, int)
+        Top, left, bottom, right.
+    groups : int
+    bias, residual : bool
+        Whether the epilogue adds a bias per filter, and a tensor of the output's shape.
+    activation : str
+        One of `ACTIVATIONS`, applied last.
+    covers : tuple of (int, float)
+        For R in 1, 2, 4, 8, 16: the density of the taps when R consecutive filters share them.
+    threads : int
+    """
+
+    op: str
+    batch: int
+    channels: int
+    height: int
+    width: int
+    filters: int
+    kernel_size: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    bias: bool = False
+    residual: bool = False
+    activation: str = "none"
+    covers: tuple[tuple[int, float], ...] = ((1, 1.0),)
+    threads: int = 1
+
+    @property
+    def out_height(self) -> int:
+        """Rows of the output map."""
+        return self._out(self.height, 0)
+
+    @property
+    def out_width(self) -> int:
+        """Columns of the output map."""
+        return self._out(self.width, 1)
+
+    def _out(self, size: int, axis: int) -> int:
+        reach = self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
+        return (size + self.padding[axis] + self.padding[axis + 2] - reach) // self.stride[axis] + 1
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        """OIHW."""
+        return (self.filters, self.channels // self.groups, *self.kernel_size)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of the dense layer."""
+        per_position = self.channels // self.groups * self.kernel_size[0] * self.kernel_size[1]
+        return self.batch * self.filters * self.out_height * self.out_width * per_position
+
+    @property
+    def depthwise(self) -> bool:
+        """One filter or more for each input channel, none shared."""
+        return self.groups == self.channels and self.groups > 1
+
+    def density(self, rows: int = 1) -> float:
+        """Density of the taps when ``rows`` consecutive filters share them."""
+        return dict(self.covers)[rows]
+
+    def input_layout(self, output: LaneLayout) -> LaneLayout:
+        """The layout that this layer reads when it writes ``output``."""
+        (sh, sw), (kh, kw), (dh, dw) = self.stride, self.kernel_size, self.dilation
+        top, left = self.padding[0], self.padding[1]
+        bottom = max(0, dh * (kh - 1) - top - (sh - 1))
+        right = max(0, dw * (kw - 1) - left - (sw - 1))
+        return LaneLayout(
+            self.channels,
+            self.height,
+            self.width,
+            output.grid,
+            (output.block[0] * sh, output.block[1] * sw),
+            (top, left, bottom, right),
+        )
+
+    def key(self) -> str:
+        """A canonical string: equal keys, equal best kernel. Densities are rounded to two digits."""
+        return replace(self, covers=tuple((r, round(d, 2)) for r, d in self.covers)).key_exact()
+
+    def key_exact(self) -> str:
+        """Like `key` with the densities as they are; `from_key` reads it."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_key(cls, text: str) -> Workload:
+        """The inverse of `key_exact`."""
+        data = json.loads(text)
+        for name in ("kernel_size", "stride", "padding", "dilation"):
+            data[name] = tuple(data[name])
+        data["covers"] = tuple((int(r), float(d)) for r, d in data["covers"])
+        return cls(**data)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A template with its parameters."""
+
+    template: str
+    parameters: Mapping[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """A canonical string; used as an attribute in the IR and in the cache."""
+        return json.dumps({"template": self.template, "parameters": dict(self.parameters)}, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Candidate:
+        """The inverse of `to_json`."""
+        return cls(**json.loads(text))
+
+
+class KernelTemplate(ABC):
+    """A generator of kernels for some workloads. Its output equals the dense reference to rounding.
+
+    Attributes
+    ----------
+    name : str
+        The name in the registry.
+    layout : str
+        ``lanes`` when input and output are in a `LaneLayout`, ``rows`` when they are row-major matrices.
+    format : str
+        The index format it reads; ``dense`` if none.
+    """
+
+    name: str
+    layout: str
+    format: str
+
+    @abstractmethod
+    def rejects(self, workload: Workload) -> str | None:
+        """Why this template does not apply, in words for the user; None when it does."""
+
+    @abstractmethod
+    def candidates(self, workload: Workload) -> list[Candidate]:
+        """Parameter choices that are worth measuring, the most promising first."""
+
+    @abstractmethod
+    def predict_cycles(self, workload: Workload, candidate: Candidate) -> float:
+        """Processor cycles that one call takes on one core, by the cost model."""
+
+    @abstractmethod
+    def pack(
+        self, workload: Workload, candidate: Candidate, weight: Array, layouts: Layouts
+    ) -> dict[str, Array]:
+        """The constant operands, in the order of the kernel's parameters, from the OIHW weight."""
+
+    @abstractmethod
+    def build(self, workload: Workload, candidate: Candidate, layouts: Layouts, name: str) -> tirx.PrimFunc:
+        """The kernel: parameters input, packed constants, bias, residual (those that the workload has), output."""
+
+
+@dataclass(frozen=True)
+class Layouts:
+    """The layouts of a kernel's tensors; all None for templates on row-major matrices."""
+
+    input: LaneLayout | None = None
+    output: LaneLayout | None = None
+    residual: LaneLayout | None = None
+
+
+def natural_layouts(workload: Workload) -> Layouts:
+    """The layouts used to measure a workload alone: the output's canonical one, and what follows from it."""
+    from sparseflow.kernels.lanes import canonical
+
+    output = canonical(workload.filters, workload.out_height, workload.out_width)
+    return Layouts(workload.input_layout(output), output, output if workload.residual else None)
+
+
+TEMPLATES: Registry[KernelTemplate] = Registry("kernel template")
+
+
+def register(template: type[KernelTemplate]) -> type[KernelTemplate]:
+    """A class decorator that puts an instance of the template into `TEMPLATES`."""
+    TEMPLATES.register(template.name)(template())
+    return template
+
+
+def dense_covers() -> tuple[tuple[int, float], ...]:
+    """The covers of a weight without zeros."""
+    return tuple((r, 1.0) for r in (1, 2, 4, 8, 16))
+
+
+def covers_of(weight: Array) -> tuple[tuple[int, float], ...]:
+    """For R in 1, 2, 4, 8, 16: the density of the taps when R consecutive filters of ``weight`` share them."""
+    flat = np.asarray(weight).reshape(weight.shape[0], -1) != 0
+    found = []
+    for r in (1, 2, 4, 8, 16):
+        pad = -len(flat) % r
+        blocks = np.pad(flat, ((0, pad), (0, 0))).reshape(-1, r, flat.shape[1]).any(axis=1)
+        found.append((r, float(blocks.mean()) if blocks.size else 0.0))
+    return tuple(found)

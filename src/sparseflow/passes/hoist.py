@@ -1,0 +1,74 @@
+"""Constants out of the code: they become parameters of ``main``, so that weights are data beside the machine code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import ir, relax
+
+from sparseflow.passes.graph import Graph, is_constant
+
+Expr = Any
+SMALL = 16  # elements; smaller constants may stay in the code
+
+
+def hoist_constants(mod: tvm.IRModule) -> tuple[tvm.IRModule, dict[str, Any]]:
+    """A module whose ``main`` takes its large constants as further parameters, and their tensors by parameter name."""
+    found: dict[str, Any] = {}
+    variables: list[Any] = []
+    known: dict[Any, Any] = {}
+
+    def lift(expr: Expr) -> Expr:
+        if is_constant(expr):
+            if int(np.prod(expr.value.shape)) <= SMALL:
+                return expr
+            if expr not in known:
+                label = str(expr.span.source_name.name) if expr.span is not None else "constant"
+                name = f"{label.replace('.', '_')}__{len(found)}"
+                known[expr] = relax.Var(name, expr.ty)
+                variables.append(known[expr])
+                found[name] = expr.value
+            return known[expr]
+        if isinstance(expr, relax.Tuple):
+            return relax.Tuple([lift(item) for item in expr.fields])
+        if isinstance(expr, relax.Call):
+            return relax.Call(expr.op, [lift(a) for a in expr.args], expr.attrs, expr.ty_args)
+        return expr
+
+    graph = Graph(mod)
+    bindings = [relax.VarBinding(b.var, lift(b.value)) for b in graph.bindings]
+    function = graph.function
+    blocks = [relax.DataflowBlock(bindings)] if bindings else []
+    main = relax.Function(
+        [*function.params, *variables],
+        relax.SeqExpr(blocks, lift(graph.output)),
+        function.ret_ty,
+        function.is_pure,
+        function.attrs,
+    )
+    main = main.with_attr("num_input", len(function.params)).with_attr("global_symbol", "main")
+    out = tvm.IRModule({g: f for g, f in mod.functions_items() if g.name_hint != "main"}, attrs=mod.attrs)
+    out["main"] = main
+    return relax.transform.Normalize()(out), found
+
+
+def call_labels(mod: tvm.IRModule) -> list[tuple[str, str]]:
+    """(kernel, what it computes) of each call in ``main`` in order; a layer's name stands in its constants' names."""
+    labels = []
+    for binding in Graph(mod).bindings:
+        call = binding.value
+        if (
+            not isinstance(call, relax.Call)
+            or not isinstance(call.op, ir.Op)
+            or call.op.name != "relax.call_tir"
+        ):
+            continue
+        kernel = str(call.args[0].name_hint)
+        names = [
+            str(a.span.source_name.name) for a in call.args[1].fields if is_constant(a) and a.span is not None
+        ]
+        data = [n.removesuffix(".data") for n in names if n.endswith(".data")]
+        labels.append((kernel, data[0] if data else kernel))
+    return labels

@@ -1,0 +1,209 @@
+"""Which tensors live in a lane layout, and with which halo: decided for the whole graph before anything is lowered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from tvm import relax
+
+from sparseflow.kernels.lanes import LaneLayout, canonical
+from sparseflow.kernels.maps import Pool
+from sparseflow.kernels.workload import TEMPLATES, Candidate, Workload
+from sparseflow.passes.graph import Graph, is_constant, op_name, shape_of
+from sparseflow.passes.ops import LayerAttrs, is_layer
+
+Expr = Any
+NON_NEGATIVE = ("relu", "relu6")
+BINARY = ("add", "subtract", "multiply", "maximum", "minimum")
+UNARY = {"relax.nn.relu": "relu", "relax.nn.silu": "silu", "relax.nn.gelu": "gelu"}
+
+
+@dataclass
+class Node:
+    """An operator that works on lane layouts.
+
+    Attributes
+    ----------
+    kind : str
+        ``layer``, ``pool``, ``mean``, ``binary``, ``unary`` or ``concat``.
+    inputs : list of Var
+        The tensors it reads in lanes, the residual of a layer last.
+    detail : Any
+        LayerAttrs, `Pool`, or the element-wise function's name.
+    layout : LaneLayout or None
+        What it writes; None for ``mean``, which writes a row-major tensor.
+    view : str
+        ``nchw`` or ``matrix``: how the logical tensor maps to (channel, height, width).
+    needs : list of LaneLayout
+        What it has to read, one for each input.
+    """
+
+    kind: str
+    inputs: list[Expr]
+    detail: Any
+    layout: LaneLayout | None
+    view: str
+    needs: list[LaneLayout] = field(default_factory=list)
+    non_negative: bool = False
+
+
+def decide_layouts(graph: Graph) -> dict[Expr, Node]:
+    """The lane operators of a planned module, with the halo each has to write for its consumers."""
+    nodes: dict[Expr, Node] = {}
+    for binding in graph.bindings:
+        node = _node(graph, nodes, binding.var, binding.value)
+        if node is not None:
+            nodes[binding.var] = node
+    for node in nodes.values():
+        for source, need in zip(node.inputs, node.needs, strict=True):
+            _merge(nodes.get(source), need, node.view)
+    return nodes
+
+
+def _merge(producer: Node | None, need: LaneLayout, view: str) -> None:
+    """Widens the producer's halo for one consumer, if the producer can write what the consumer asks for."""
+    if producer is None or producer.layout is None or producer.view != view:
+        return
+    have = producer.layout
+    if not have.same_blocks(need):
+        return
+    reads_outside = any(need.halo) or need.ragged
+    if reads_outside and have.fill != need.fill and (any(have.halo) or need.fill == 0.0):
+        return
+    top, left, bottom, right = (max(a, b) for a, b in zip(have.halo, need.halo, strict=True))
+    halo = (top, left, bottom, right)
+    wider = replace(have, halo=halo, fill=need.fill if reads_outside else have.fill)
+    if wider.can_fill_halo():
+        producer.layout = wider
+
+
+def logical(shape: tuple[int, ...], view: str) -> tuple[int, int, int]:
+    """(channels, height, width) of a tensor."""
+    if view == "nchw":
+        return shape[1], shape[2], shape[3]
+    rows = 1
+    for n in shape[:-1]:
+        rows *= n
+    return shape[-1], 1, rows
+
+
+def _node(graph: Graph, nodes: dict[Expr, Node], var: Expr, value: Expr) -> Node | None:
+    if is_layer(value):
+        return _layer(value)
+    if not isinstance(value, relax.Call):
+        return None
+    shape = getattr(var.ty, "shape", None)
+    if shape is None or str(getattr(var.ty, "dtype", "")) != "float32":
+        return None
+    name = op_name(value)
+    if name in ("relax.nn.max_pool2d", "relax.nn.avg_pool2d"):
+        return _pool(nodes, var, value)
+    if name in ("relax.mean", "relax.nn.adaptive_avg_pool2d"):
+        return _mean(nodes, var, value)
+    if name == "relax.concat":
+        return _concat(nodes, var, value)
+    return _elementwise(nodes, var, value)
+
+
+def _layer(value: Expr) -> Node | None:
+    attrs = LayerAttrs.of(value)
+    template = TEMPLATES[Candidate.from_json(attrs.candidate).template]
+    if template.layout != "lanes":
+        return None
+    w: Workload = attrs.workload
+    layout = canonical(w.filters, w.out_height, w.out_width)
+    residual = list(value.args[3].fields)
+    needs = [w.input_layout(layout)] + [layout for _ in residual]
+    view = "nchw" if w.op == "conv2d" else "matrix"
+    positive = w.activation in NON_NEGATIVE
+    return Node("layer", [value.args[0], *residual], attrs, layout, view, needs, positive)
+
+
+def _pool(nodes: dict[Expr, Node], var: Expr, value: Expr) -> Node | None:
+    a = value.attrs
+    dilated = any(int(d) != 1 for d in a.dilation)
+    if str(a.layout) != "NCHW" or dilated or value.args[0] not in nodes:
+        return None
+    kind = "max" if op_name(value).endswith("max_pool2d") else "avg"
+    if kind == "avg" and bool(a.ceil_mode):
+        return None
+    window = Pool(
+        kind,
+        (int(a.pool_size[0]), int(a.pool_size[1])),
+        (int(a.strides[0]), int(a.strides[1])),
+        (int(a.padding[0]), int(a.padding[1]), int(a.padding[2]), int(a.padding[3])),
+        bool(a.count_include_pad),
+    )
+    batch, channels, height, width = shape_of(value.args[0])
+    out_height, out_width = shape_of(var)[2:]
+    layout = canonical(channels, out_height, out_width)
+    shaped = Workload(
+        "conv2d",
+        batch,
+        channels,
+        height,
+        width,
+        channels,
+        window.kernel_size,
+        window.stride,
+        window.padding,
+    )
+    positive = nodes[value.args[0]].non_negative
+    need = shaped.input_layout(layout)
+    if kind == "max" and not positive:
+        need = replace(need, fill=float("-inf"))
+    return Node("pool", [value.args[0]], window, layout, "nchw", [need], positive)
+
+
+def _mean(nodes: dict[Expr, Node], var: Expr, value: Expr) -> Node | None:
+    source = value.args[0]
+    if source not in nodes or nodes[source].view != "nchw" or len(shape_of(source)) != 4:
+        return None
+    if op_name(value) == "relax.mean":
+        axes = sorted(int(a) % 4 for a in value.attrs.axis or [])
+        if axes != [2, 3]:
+            return None
+    elif shape_of(var)[2:] != (1, 1):
+        return None
+    need = canonical(*shape_of(source)[1:])
+    return Node("mean", [source], None, None, "nchw", [need])
+
+
+def _concat(nodes: dict[Expr, Node], var: Expr, value: Expr) -> Node | None:
+    if not isinstance(value.args[0], relax.Tuple):
+        return None
+    items = list(value.args[0].fields)
+    if len(shape_of(var)) != 4 or int(value.attrs.axis) % 4 != 1 or not all(i in nodes for i in items):
+        return None
+    layouts = [canonical(*shape_of(i)[1:]) for i in items]
+    positive = all(nodes[i].non_negative for i in items)
+    return Node("concat", items, None, canonical(*shape_of(var)[1:]), "nchw", layouts, positive)
+
+
+def _elementwise(nodes: dict[Expr, Node], var: Expr, value: Expr) -> Node | None:
+    """An operator that maps zeros to zeros, on tensors of one shape of which all are in lanes already."""
+    name = op_name(value)
+    function = UNARY.get(name) or (
+        name.removeprefix("relax.") if name.removeprefix("relax.") in BINARY else None
+    )
+    operands = list(value.args[: 1 if name in UNARY else 2])
+    if function is None or any(is_constant(o) or o not in nodes for o in operands):
+        return None
+    views = {nodes[o].view for o in operands}
+    if len(views) != 1 or any(nodes[o].layout is None or shape_of(o) != shape_of(var) for o in operands):
+        return None
+    view = views.pop()
+    layout = canonical(*logical(shape_of(var), view))
+    positive = function in NON_NEGATIVE or (
+        function in ("add", "multiply", "maximum") and all(nodes[o].non_negative for o in operands)
+    )
+    return Node(
+        "unary" if name in UNARY else "binary",
+        operands,
+        function,
+        layout,
+        view,
+        [layout] * len(operands),
+        positive,
+    )

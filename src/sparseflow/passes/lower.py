@@ -1,0 +1,216 @@
+"""Phase 5: layers become calls of generated kernels with packed constants.
+
+Layouts change only where neighbours disagree.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import tvm
+from tvm import relax, tirx
+
+from sparseflow.kernels import maps, relayout
+from sparseflow.kernels.lanes import LaneLayout
+from sparseflow.kernels.relayout import Strides
+from sparseflow.kernels.workload import TEMPLATES, Candidate, Layouts
+from sparseflow.passes.graph import Rebuild, inputs_of, shape_of
+from sparseflow.passes.layout import Node, decide_layouts, logical
+from sparseflow.passes.ops import LayerAttrs, constant, is_layer, weight_of
+
+Expr = Any
+OPAQUE = 8  # TVM's OpPatternKind: FuseOps leaves the function alone
+
+
+@tvm.transform.module_pass(opt_level=0, name="sparseflow.Lower")
+class Lower:
+    """Replaces ``sparseflow`` operators, and what can stay in lanes between them, by calls of TIR kernels."""
+
+    def __init__(self, threads: int = 1) -> None:
+        self.threads = threads
+
+    def transform_module(self, mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
+        """See the class."""
+        return _Lowering(mod, self.threads).run()
+
+
+class _Lowering:
+    """One run: the layouts, the kernels built so far, and both forms of every tensor."""
+
+    def __init__(self, mod: tvm.IRModule, threads: int) -> None:
+        self.rebuild = Rebuild(mod)
+        self.nodes = decide_layouts(self.rebuild.graph)
+        self.threads = threads
+        self.lanes: dict[Expr, Expr] = {}  # old variable → its lane tensor
+        self.changed: dict[tuple[Expr, LaneLayout], Expr] = {}
+        self.kernels: dict[str, Any] = {}
+        self.attrs = mod.attrs
+
+    def run(self) -> tvm.IRModule:
+        """The lowered module."""
+        mod = self.rebuild.run(self._visit)
+        return relax.transform.DeadCodeElimination()(mod)
+
+    def _visit(self, _rebuild: Rebuild, var: Expr, value: Expr) -> Any:
+        node = self.nodes.get(var)
+        if node is not None:
+            return self._lane_node(var, value, node)
+        for used in self._lane_inputs(value):
+            self.rebuild.env[used] = self._plain(used)
+        return self._rows_layer(value) if is_layer(value) else None
+
+    def _lane_inputs(self, value: Expr) -> list[Expr]:
+        return [v for v in inputs_of(value) if v in self.lanes and v not in self.rebuild.env]
+
+    def _lane_node(self, var: Expr, value: Expr, node: Node) -> Any:
+        inputs = [self._in_lanes(x, need, node.view) for x, need in zip(node.inputs, node.needs, strict=True)]
+        tensors, layouts = [t for t, _ in inputs], [layout for _, layout in inputs]
+        batch = shape_of(node.inputs[0])[0] if node.view == "nchw" else 1
+        if node.kind == "mean":
+            kernel = self._kernel(
+                "global_mean", repr(layouts), lambda n: maps.global_mean(batch, layouts[0], self.threads, n)
+            )
+            result = self._call(kernel, tensors, (batch, layouts[0].channels))
+            return self._reshape(result, shape_of(var))
+        out = node.layout
+        if out is None:
+            raise ValueError(f"{node.kind} has no layout")
+        if node.kind == "layer":
+            kernel, constants = self._layer(value, node.detail, layouts, out)
+            tensors = [tensors[0], *constants, *tensors[1:]]
+        else:
+            kernel, constants = self._map(node, batch, layouts, out)
+            tensors += constants
+        self.lanes[var] = self._call(kernel, tensors, (batch, out.size))
+        if var in self.rebuild.graph.uses and self._read_outside(var):
+            self.rebuild.env[var] = self._plain(var)
+        return Rebuild.DROP
+
+    def _read_outside(self, var: Expr) -> bool:
+        return var in inputs_of(self.rebuild.graph.output)
+
+    def _layer(
+        self, value: Expr, attrs: LayerAttrs, inputs: list[LaneLayout], out: LaneLayout
+    ) -> tuple[Any, list[Expr]]:
+        candidate = Candidate.from_json(attrs.candidate)
+        template, workload = TEMPLATES[candidate.template], attrs.workload
+        layouts = Layouts(inputs[0], out, inputs[1] if len(inputs) > 1 else None)
+        key = repr((replace(workload, covers=()), candidate.to_json(), layouts))
+        kernel = self._kernel(
+            f"{workload.op}_{template.name}", key, lambda n: template.build(workload, candidate, layouts, n)
+        )
+        weight = weight_of(value).reshape(workload.weight_shape)
+        packed = template.pack(workload, candidate, weight, layouts)
+        constants = [constant(a, f"{attrs.name}.{k}") for k, a in packed.items()]
+        return kernel, constants + list(value.args[2].fields)
+
+    def _map(
+        self, node: Node, batch: int, inputs: list[LaneLayout], out: LaneLayout
+    ) -> tuple[Any, list[Expr]]:
+        key = repr((node.kind, node.detail, batch, inputs, out))
+        if node.kind == "pool":
+            kernel = self._kernel(
+                f"{node.detail.kind}_pool",
+                key,
+                lambda n: maps.pool(node.detail, batch, inputs[0], out, self.threads, n),
+            )
+            average = node.detail.kind == "avg"
+            return kernel, [constant(maps.pool_scale(node.detail, inputs[0], out))] if average else []
+        if node.kind == "concat":
+            return self._kernel(
+                "concat", key, lambda n: maps.concatenate(batch, inputs, out, self.threads, n)
+            ), []
+        kernel = self._kernel(
+            str(node.detail),
+            key,
+            lambda n: maps.elementwise(node.detail, batch, inputs, out, self.threads, n),
+        )
+        return kernel, []
+
+    def _rows_layer(self, value: Expr) -> Expr:
+        attrs = LayerAttrs.of(value)
+        workload, candidate = attrs.workload, Candidate.from_json(attrs.candidate)
+        template = TEMPLATES[candidate.template]
+        key = repr((replace(workload, covers=()), candidate.to_json()))
+        kernel = self._kernel(
+            f"{workload.op}_{template.name}", key, lambda n: template.build(workload, candidate, Layouts(), n)
+        )
+        packed = template.pack(
+            workload, candidate, weight_of(value).reshape(workload.weight_shape), Layouts()
+        )
+        x = self._reshape(self.rebuild.old(value.args[0]), (workload.width, workload.channels))
+        residual = [
+            self._reshape(self.rebuild.old(r), (workload.width, workload.filters))
+            for r in value.args[3].fields
+        ]
+        constants = [constant(a, f"{attrs.name}.{k}") for k, a in packed.items()]
+        tensors = [x, *constants, *value.args[2].fields, *residual]
+        result = self._call(kernel, tensors, (workload.width, workload.filters))
+        return self._reshape(result, attrs.out_shape)
+
+    def _in_lanes(self, var: Expr, need: LaneLayout, view: str) -> tuple[Expr, LaneLayout]:
+        """``var`` in a layout that serves ``need``: as its producer left it, or converted (once)."""
+        node = self.nodes.get(var)
+        source: Strides | LaneLayout
+        have = node.layout if node is not None and node.view == view else None
+        if have is not None and var in self.lanes:
+            if have.serves(need) or (
+                node is not None and node.non_negative and have.serves(replace(need, fill=0.0))
+            ):
+                return self.lanes[var], have
+            source, tensor, batch = have, self.lanes[var], int(shape_of(self.lanes[var])[0])
+        else:
+            if var in self.lanes and var not in self.rebuild.env:
+                self.rebuild.env[var] = self._plain(var)
+            plain = self.rebuild.old(var)
+            shape = shape_of(plain)
+            batch = shape[0] if view == "nchw" else 1
+            source = Strides.nchw(*shape[2:]) if view == "nchw" else Strides.matrix(shape[-1])
+            tensor = self._reshape(plain, (batch, math.prod(shape) // batch))
+        if (var, need) not in self.changed:
+            kernel = self._kernel(
+                "to_lanes",
+                repr((batch, source, need)),
+                lambda n: relayout.to_lanes(batch, source, need, self.threads, n),
+            )
+            table = constant(relayout.lane_table(need, source))
+            self.changed[var, need] = self._call(kernel, [tensor, table], (batch, need.size))
+        return self.changed[var, need], need
+
+    def _plain(self, var: Expr) -> Expr:
+        """The row-major form of a tensor that lives in lanes."""
+        node = self.nodes[var]
+        layout, tensor = node.layout, self.lanes[var]
+        if layout is None:
+            raise ValueError("a row-major result has no lanes")
+        batch = int(shape_of(tensor)[0])
+        channels, height, width = logical(shape_of(var), node.view)
+        strides = Strides.nchw(height, width) if node.view == "nchw" else Strides.matrix(channels)
+        kernel = self._kernel(
+            "from_lanes",
+            repr((batch, layout, strides)),
+            lambda n: relayout.from_lanes(batch, layout, strides, self.threads, n),
+        )
+        table = constant(relayout.plain_table(layout))
+        flat = self._call(kernel, [tensor, table], (batch, channels * height * width))
+        return self._reshape(flat, shape_of(var))
+
+    def _kernel(self, name: str, key: str, build: Any) -> Any:
+        """The global function of a kernel, built once for each ``key``."""
+        if key not in self.kernels:
+            unique = f"{name.replace('-', '_')}_{len(self.kernels)}"
+            function: tirx.PrimFunc = build(unique).with_attr("op_pattern", OPAQUE)
+            self.kernels[key] = self.rebuild.builder.add_func(function, unique)
+        return self.kernels[key]
+
+    def _call(self, kernel: Any, tensors: list[Expr], shape: tuple[int, ...]) -> Expr:
+        return self.rebuild.emit(
+            relax.call_tir(kernel, relax.Tuple(tensors), relax.TensorType(shape, "float32"))
+        )
+
+    def _reshape(self, tensor: Expr, shape: tuple[int, ...]) -> Expr:
+        return (
+            tensor if shape_of(tensor) == tuple(shape) else self.rebuild.emit(relax.op.reshape(tensor, shape))
+        )

@@ -1,0 +1,66 @@
+"""The order of all passes, the only place that knows it: named phases, each an ordinary sequence of TVM passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import tvm
+from tvm import relax
+
+from sparseflow.kernels.dense_matmul import legalize_matmul
+from sparseflow.kernels.select import Selector
+from sparseflow.passes.canonicalise import Canonicalise
+from sparseflow.passes.decompose import Decompose
+from sparseflow.passes.index import Index
+from sparseflow.passes.lower import Lower
+from sparseflow.passes.plan import PlanKernels
+from sparseflow.passes.propagate import Propagate
+from sparseflow.passes.schedule_rest import ScheduleRest
+
+Observer = Callable[[str, Any], None]
+
+
+def phases(selector: Selector, threads: int = 1, vector_lanes: int = 16) -> dict[str, list[Any]]:
+    """The passes of each phase, in order.
+
+    Parameters
+    ----------
+    selector : Selector
+        Chooses the kernels in the phase ``plan``.
+    threads : int
+    vector_lanes : int
+        float32 elements of a vector register.
+    """
+    matmul = partial(legalize_matmul, lanes=vector_lanes, threads=threads)
+    return {
+        "canonicalise": [Canonicalise(threads)],
+        "propagate": [Propagate()],
+        "index": [Index()],
+        "plan": [PlanKernels(selector, threads)],
+        "lower": [Lower(threads)],
+        "finish": [
+            relax.transform.DecomposeOpsForInference(),
+            Decompose(),
+            relax.transform.FoldConstant(),
+            relax.transform.LegalizeOps({"relax.matmul": matmul}),
+            relax.transform.AnnotateTIROpPattern(),
+            relax.transform.FuseOps(),
+            relax.transform.FuseTIR(),
+            relax.transform.DeadCodeElimination(),
+            ScheduleRest(vector_lanes, threads),
+        ],
+    }
+
+
+def run(
+    mod: tvm.IRModule, selector: Selector, threads: int = 1, observe: Observer | None = None
+) -> tvm.IRModule:
+    """The module after all phases; ``observe(phase, module)`` is called after each, to look or to dump."""
+    with selector.target:
+        for name, passes in phases(selector, threads).items():
+            mod = tvm.transform.Sequential(passes, name=f"sparseflow.{name}")(mod)
+            if observe is not None:
+                observe(name, mod)
+    return mod

@@ -1,0 +1,109 @@
+"""Phase 4: each layer gets the kernel that is fastest on the target; dense always competes."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import tvm
+
+from sparseflow.core.formats import TapList
+from sparseflow.core.plan import LayerPlan, Plan
+from sparseflow.kernels.select import Choice, Selector
+from sparseflow.kernels.workload import TEMPLATES, Array, Workload
+from sparseflow.passes.graph import Rebuild
+from sparseflow.passes.ops import LayerAttrs, is_layer, layer_call, weight_of
+
+Expr = Any
+
+
+@tvm.transform.module_pass(opt_level=0, name="sparseflow.PlanKernels")
+class PlanKernels:
+    """Writes the chosen candidate into the attribute ``candidate`` of every layer.
+
+    Attributes
+    ----------
+    plan : Plan
+        Set when the pass has run: every layer with its candidates' times and the reasons of the rejected.
+    """
+
+    def __init__(self, selector: Selector, threads: int = 1) -> None:
+        self.selector, self.threads = selector, threads
+        self.plan: Plan | None = None
+
+    def transform_module(self, mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
+        """See the class."""
+        layers = []
+
+        def visit(rebuild: Rebuild, _var: Expr, value: Expr) -> Any:
+            if not is_layer(value):
+                return None
+            attrs = LayerAttrs.of(value)
+            weight = weight_of(value)
+            choice = self.selector.choose(attrs.workload, weight, attrs.name)
+            layers.append(describe(attrs, weight, choice))
+            chosen = attrs.with_(candidate=choice.best.to_json())
+            return layer_call(chosen, *(rebuild.old(a) for a in value.args))
+
+        mod = Rebuild(mod).run(visit)
+        measured = self.selector.measure
+        self.plan = Plan(tuple(layers), str(self.selector.target), self.threads, measured)
+        return mod.with_attr("sparseflow.plan", json.dumps(self.plan.to_json()))
+
+
+def plan_of(mod: tvm.IRModule) -> Plan:
+    """The plan that `PlanKernels` left in the module."""
+    return Plan.from_json(json.loads(str(mod.attrs["sparseflow.plan"])))
+
+
+def describe(attrs: LayerAttrs, weight: Array, choice: Choice) -> LayerPlan:
+    """The record of one decision."""
+    workload, best = attrs.workload, choice.times[0]
+    template = TEMPLATES[best.template]
+    density = float((weight != 0).mean())
+    rows = best.parameters.get("R", 1)
+    columns = math.prod(workload.weight_shape[1:])
+    total = math.ceil(workload.filters / rows) * columns
+    positions = workload.batch * workload.out_height * workload.out_width
+    if template.format == "dense":
+        computed, value_bytes, index_bytes = total, weight.size * 4, 0
+    else:
+        index = TapList(rows=rows, chunk=best.parameters.get("chunk") or None).encode(
+            np.ascontiguousarray(weight)
+        )
+        computed = len(index.arrays["indices"])
+        value_bytes, index_bytes = index.value_bytes, index.index_bytes
+    note = ""
+    if template.format == "dense" and density < 1.0:
+        note = _why_dense(workload, choice)
+    return LayerPlan(
+        name=attrs.name,
+        op=workload.op,
+        weight_shape=tuple(weight.shape),
+        output_shape=attrs.out_shape,
+        structure=str(attrs.detection.get("structure", "Dense")),
+        density=density,
+        format=template.format,
+        value_bytes=value_bytes,
+        index_bytes=index_bytes,
+        tiles_total=total,
+        tiles_computed=computed,
+        macs_dense=workload.macs,
+        macs_computed=positions * computed * rows
+        if rows * total == weight.size
+        else round(workload.macs * computed / total),
+        chosen=best,
+        candidates=choice.times,
+        rejected=choice.rejected,
+        note=note,
+    )
+
+
+def _why_dense(workload: Workload, choice: Choice) -> str:
+    sparse = [t for t in choice.times if TEMPLATES[t.template].format != "dense"]
+    if not sparse:
+        return f"left dense: no sparse kernel takes density {workload.density():.2f}"
+    verb = "measured" if sparse[0].measured else "predicted"
+    return f"left dense: {sparse[0].label} is {verb} {sparse[0].time_s / choice.times[0].time_s:.2f}x slower"

@@ -1,0 +1,157 @@
+"""The report of `sparseflow bench`: our engine and the peers on the same weights and input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from sparseflow.core.plan import Plan
+from sparseflow.report import words
+from sparseflow.report.document import REPORTS, Bar, Bars, Block, Cell, Column, Document, Section, Table
+from sparseflow.report.kinds.layers import candidates, layer_table
+from sparseflow.studies.results import OURS, read
+
+_MS = 1e-3
+
+
+@dataclass(frozen=True)
+class LatencyMs:
+    """Latency in milliseconds."""
+
+    median: float
+    p10: float
+    p90: float
+    min: float
+
+
+@dataclass(frozen=True)
+class EngineResult:
+    """One engine's line of a benchmark."""
+
+    engine: str
+    latency_ms: LatencyMs
+    max_relative_error: float | None = None
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A peer that did not take part."""
+
+    engine: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """What `sparseflow bench --json` writes, as far as the report shows it."""
+
+    results: tuple[EngineResult, ...]
+    model: str = "model"
+    sparsify: str | None = None
+    sparsify_method: str | None = None
+    weights: str = ""
+    reference: str = ""
+    skipped: tuple[Skipped, ...] = ()
+    threads: int = 1
+    speedup_vs_best_peer: float | None = None
+    best_peer: str | None = None
+    machine: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    plan: dict[str, Any] | None = None
+
+
+_ADAPTER = TypeAdapter(BenchResult)
+
+
+@REPORTS.register("bench")
+def build(data: dict[str, Any], where: str) -> Document:
+    """The document of a benchmark's results.
+
+    Raises
+    ------
+    SparseflowError
+        If ``data`` is not what `sparseflow bench` writes.
+    """
+    result = read(_ADAPTER, data, where)
+    ours = next((r for r in result.results if r.engine == OURS), None)
+    sections: list[Section] = []
+    if result.plan:
+        plan = Plan.from_json(result.plan)
+        sections.append(
+            Section(
+                "Layer by layer", (layer_table(plan, "What the compiler found and chose"), candidates(plan))
+            )
+        )
+    facts = {
+        "Model": result.model,
+        "Weights": result.weights,
+        "Sparsified": result.sparsify or "no",
+        "How": result.sparsify_method or "",
+        "Outputs compared with": result.reference,
+        "Machine": result.machine,
+        "Threads": str(result.threads),
+        **result.versions,
+        **{f"{s.engine}, left out": s.reason for s in result.skipped},
+    }
+    rows = tuple((Cell(name), Cell(value)) for name, value in facts.items() if value)
+    columns = (Column("", number=False), Column("", number=False))
+    sections.append(Section("How it ran", (Table("Machine, versions", columns, rows),)))
+    headline = f"{result.model}: measured in {len(result.results)} engines"
+    if ours is not None and result.speedup_vs_best_peer is not None:
+        peer = f" ({result.best_peer})" if result.best_peer else ""
+        headline = f"{result.model} runs {words.faster(result.speedup_vs_best_peer)} than the best peer{peer}"
+    method = f" ({result.sparsify_method})" if result.sparsify_method else ""
+    sparsified = f"sparsified to {result.sparsify}{method}" if result.sparsify else "weights not sparsified"
+    threads = "1 thread" if result.threads == 1 else f"{result.threads} threads"
+    lede = f"{sparsified}; {threads}, {result.machine or 'machine not named'}."
+    return Document(
+        f"sparseflow bench: {result.model}",
+        headline,
+        lede,
+        (_table(result), _figure(result)),
+        tuple(sections),
+    )
+
+
+def _table(result: BenchResult) -> Block:
+    columns = (
+        Column("Engine", number=False),
+        Column("Median, ms"),
+        Column("p10–p90, ms"),
+        Column("Fastest, ms"),
+        Column("Relative error"),
+    )
+    rows = tuple(
+        (
+            Cell(r.engine, strong=r.engine == OURS),
+            Cell(words.digits(r.latency_ms.median)),
+            Cell(f"{words.digits(r.latency_ms.p10)}–{words.digits(r.latency_ms.p90)}"),
+            Cell(words.digits(r.latency_ms.min)),
+            Cell("–" if r.max_relative_error is None else f"{r.max_relative_error:.1e}"),
+        )
+        for r in result.results
+    )
+    return Table("Same weights, same input, interleaved", columns, rows)
+
+
+def _figure(result: BenchResult) -> Bars:
+    size, unit = words.time_unit(r.latency_ms.median * _MS for r in result.results)
+    factor = _MS / size
+    return Bars(
+        "latency",
+        "Latency",
+        unit,
+        tuple(
+            Bar(
+                r.engine,
+                (("s1" if r.engine == OURS else "peer", r.latency_ms.median * factor),),
+                f"{words.digits(r.latency_ms.median * factor)} {unit}",
+                r.latency_ms.p10 * factor,
+                r.latency_ms.p90 * factor,
+            )
+            for r in result.results
+        ),
+        caption="Median; the whisker spans the 10th to the 90th percentile. Shorter is better.",
+    )

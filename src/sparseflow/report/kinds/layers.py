@@ -1,0 +1,105 @@
+"""Tables of a compiler's plan: what each layer holds, what runs it, and what else was tried."""
+
+from __future__ import annotations
+
+import re
+
+from sparseflow.core.plan import LayerPlan, Plan
+from sparseflow.report import words
+from sparseflow.report.document import Cell, Column, Fold, Table
+
+
+def layer_table(plan: Plan, caption: str) -> Table:
+    """One row a layer: structure found, density, bytes, tiles, kernel and its time."""
+    size, unit = words.time_unit(layer.chosen.time_s for layer in plan.layers)
+    longest = max((layer.chosen.time_s for layer in plan.layers), default=0.0) or 1.0
+    columns: tuple[Column, ...] = (
+        Column("Layer", number=False),
+        Column(f"Time, {unit}" if plan.measured else f"Time predicted, {unit}"),
+        Column("Structure found", number=False),
+        Column("Density"),
+        Column("Kernel", number=False),
+        Column("Format", number=False),
+        Column("Values + index"),
+        Column("Tiles computed"),
+        Column("Weight"),
+        Column("Note", number=False),
+    )
+    rows = tuple(_layer(layer, size, longest) for layer in plan.layers)
+    if not any(layer.note for layer in plan.layers):
+        columns, rows = columns[:-1], tuple(row[:-1] for row in rows)
+    return Table(caption, columns, rows)
+
+
+def _layer(layer: LayerPlan, size: float, longest: float) -> tuple[Cell, ...]:
+    time_s = layer.chosen.time_s
+    return (
+        Cell(layer.name),
+        Cell(words.digits(time_s / size), fraction=time_s / longest),
+        Cell(_structure(layer.structure)),
+        Cell(words.percent(layer.density)),
+        Cell(layer.chosen.label),
+        Cell(layer.format),
+        Cell(_stored(layer)),
+        Cell(f"{layer.tiles_computed:,} of {layer.tiles_total:,}"),
+        Cell(words.shape(layer.weight_shape)),
+        Cell(layer.note),
+    )
+
+
+def _structure(text: str) -> str:
+    """A structure without its pattern library, which is long: ``pattern:4+connectivity, 8 patterns``."""
+    found = re.search(r":=([0-9/]+)", text)
+    if found is None:
+        return "dense" if text == "Dense" else text
+    count = len(found[1].split("/"))
+    return f"{text.replace(found[0], '')}, {count} pattern{'s' if count != 1 else ''}"
+
+
+def _stored(layer: LayerPlan) -> str:
+    size, unit = words.byte_unit([layer.value_bytes])
+    values, index = words.digits(layer.value_bytes / size), words.digits(layer.index_bytes / size)
+    return f"{values} + {index} {unit}" if layer.index_bytes else f"{values} {unit}"
+
+
+def candidates(plan: Plan) -> Fold:
+    """All candidates' times and the reasons of the rejected, layer by layer."""
+    times = Table(
+        "Every candidate, fastest first; the chosen one in bold",
+        (
+            Column("Layer", number=False),
+            Column("Candidate", number=False),
+            Column("Time"),
+            Column("How", number=False),
+        ),
+        tuple(
+            (
+                Cell(layer.name),
+                Cell(candidate.label, strong=candidate == layer.chosen),
+                Cell(words.duration(candidate.time_s), strong=candidate == layer.chosen),
+                Cell("measured" if candidate.measured else "predicted"),
+            )
+            for layer in plan.layers
+            for candidate in layer.candidates or (layer.chosen,)
+        ),
+    )
+    reasons = Table(
+        "Templates that do not apply",
+        (Column("Layer", number=False), Column("Template", number=False), Column("Reason", number=False)),
+        tuple(
+            (Cell(layer.name), Cell(rejection.template), Cell(rejection.reason))
+            for layer in plan.layers
+            for rejection in layer.rejected
+        ),
+    )
+    libraries = Table(
+        "Pattern libraries: the positions, 0 to 8 from the top left, that a kernel may keep",
+        (Column("Layer", number=False), Column("Structure", number=False)),
+        tuple(
+            (Cell(x.name), Cell(x.structure))
+            for x in plan.layers
+            if _structure(x.structure).endswith(("pattern", "patterns"))
+        ),
+    )
+    tables = tuple(table for table in (times, reasons, libraries) if table.rows)
+    return Fold("All candidates' times, and what does not apply", tables)

@@ -1,0 +1,128 @@
+"""Figures of a document as PNG files, for slides and papers."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from sparseflow.errors import SparseflowError
+from sparseflow.report import pixels
+from sparseflow.report.document import Bars, Figure, Lines, Pictures, Scatter
+from sparseflow.report.svg import radius
+
+DPI = 144
+INK = "#1b2027"
+
+
+def to_png(figure: Figure) -> bytes:
+    """The figure as a PNG file on white.
+
+    Raises
+    ------
+    SparseflowError
+        If matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure as Canvas
+    except ImportError as error:
+        raise SparseflowError(
+            "report: matplotlib is not installed; install it with: pip install 'sparseflow[report]'"
+        ) from error
+    match figure:
+        case Bars():
+            canvas = Canvas(figsize=(8, 0.9 + 0.38 * len(figure.bars)))
+            _bars(canvas, figure)
+        case Scatter():
+            canvas = Canvas(figsize=(8, 5))
+            _scatter(canvas, figure)
+        case Lines():
+            canvas = Canvas(figsize=(8, 5))
+            _lines(canvas, figure)
+        case Pictures():
+            count = max(len(figure.pictures), 1)
+            canvas = Canvas(figsize=(10, 1.3 * count) if figure.wide else (2.6 * count, 3.1))
+            _pictures(canvas, figure)
+    buffer = io.BytesIO()
+    canvas.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _colour(series: str) -> tuple[float, float, float]:
+    red, green, blue = pixels.COLOURS[series]
+    return (red / 255, green / 255, blue / 255)
+
+
+def _plain_axes(canvas: Any, title: str) -> Any:
+    axes = canvas.add_subplot()
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    return axes
+
+
+def _bars(canvas: Any, figure: Bars) -> None:
+    axes = _plain_axes(canvas, figure.title)
+    axes.spines["bottom"].set_visible(False)
+    axes.set_xticks([])
+    axes.set_yticks(range(len(figure.bars)), [bar.label for bar in figure.bars], fontsize=9)
+    axes.tick_params(axis="y", length=0)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.45 * figure.longest)
+    for row, bar in enumerate(figure.bars):
+        left = 0.0
+        for series, value in bar.parts:
+            axes.barh(row, value, left=left, height=0.62, color=_colour(series))
+            left += value
+        if bar.low is not None and bar.high is not None:
+            high = min(bar.high, figure.longest)
+            axes.hlines(row, bar.low, high, color=INK, lw=1.2)
+            axes.vlines([bar.low, high], row - 0.14, row + 0.14, color=INK, lw=1.2)
+        end = max(left, min(bar.high or 0.0, figure.longest)) + 0.012 * figure.longest
+        axes.text(end, row, bar.text, va="center", fontsize=9, color=INK)
+    if figure.legend:
+        handles = [axes.barh(0, 0, color=_colour(series)) for series, _ in figure.legend]
+        axes.legend(
+            handles, [label for _, label in figure.legend], frameon=False, fontsize=8, loc="lower right"
+        )
+
+
+def _plot_axes(canvas: Any, figure: Scatter | Lines) -> Any:
+    axes = _plain_axes(canvas, figure.title)
+    axes.set_xlabel(figure.x_label)
+    axes.set_ylabel(figure.y_label)
+    axes.grid(axis="y", color="#dfe3e8", lw=0.8)
+    axes.set_axisbelow(True)
+    return axes
+
+
+def _lines(canvas: Any, figure: Lines) -> None:
+    axes = _plot_axes(canvas, figure)
+    for line in figure.lines:
+        axes.plot(line.xs, line.ys, color=_colour(line.series), lw=1.8, label=line.label)
+    axes.legend(frameon=False, fontsize=9)
+
+
+def _scatter(canvas: Any, figure: Scatter) -> None:
+    axes = _plot_axes(canvas, figure)
+    for point in figure.points:
+        if point.x_low is not None and point.x_high is not None:
+            axes.hlines(point.y, point.x_low, point.x_high, color=INK, lw=1.2, zorder=2)
+        size = (1.4 * radius(point.weight)) ** 2
+        axes.scatter([point.x], [point.y], s=size, color=_colour(point.series), zorder=3)
+        offset = (0.8 * radius(point.weight) + 5, 5)
+        axes.annotate(point.label, (point.x, point.y), xytext=offset, textcoords="offset points", fontsize=9)
+    axes.margins(y=0.15)
+    axes.set_xlim(0, 1.6 * max((point.x for point in figure.points), default=1.0))
+
+
+def _pictures(canvas: Any, figure: Pictures) -> None:
+    canvas.suptitle(figure.title, x=0.02, ha="left", fontsize=11, fontweight="bold", color=INK)
+    count = len(figure.pictures)
+    for i, picture in enumerate(figure.pictures):
+        axes = canvas.add_subplot(count, 1, i + 1) if figure.wide else canvas.add_subplot(1, count, i + 1)
+        axes.set_axis_off()
+        axes.set_title(picture.title, fontsize=9, loc="left")
+        from matplotlib.colors import ListedColormap
+
+        colours = ListedColormap([(1, 1, 1), (0.9, 0.91, 0.92), _colour(picture.series)])
+        axes.imshow(picture.pixels, cmap=colours, vmin=0, vmax=2, interpolation="nearest")

@@ -1,0 +1,35 @@
+"""Sparsity training: methods for a loop of one's own, a trainer, strict recipes. Needs torch, not TVM."""
+
+from sparseflow.train.methods import ADMM, METHODS, AdmmSettings, Magnitude, MaskedWeights, Method
+from sparseflow.train.models import MODELS
+from sparseflow.train.progress import LogProgress, RichProgress, TrainEvent
+from sparseflow.train.recipe import Recipe, load_recipe, parse_recipe
+from sparseflow.train.results import LayerSparsity, PruneResult
+from sparseflow.train.rules import Rule
+from sparseflow.train.run import Workspace, run_recipe
+from sparseflow.train.trainer import Session, Trainer, TrainSettings, evaluate
+
+__all__ = [
+    "ADMM",
+    "METHODS",
+    "MODELS",
+    "AdmmSettings",
+    "LayerSparsity",
+    "LogProgress",
+    "Magnitude",
+    "MaskedWeights",
+    "Method",
+    "PruneResult",
+    "Recipe",
+    "RichProgress",
+    "Rule",
+    "Session",
+    "TrainEvent",
+    "TrainSettings",
+    "Trainer",
+    "Workspace",
+    "evaluate",
+    "load_recipe",
+    "parse_recipe",
+    "run_recipe",
+]

@@ -1,0 +1,108 @@
+"""Checkpoints that are whole or not there, and that restore the random generators too."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sparseflow.errors import CheckpointError
+
+_MAGIC = "sparseflow checkpoint 1"
+BROKEN_FILE = (
+    OSError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+)
+"""What torch raises for a file that is no checkpoint."""
+
+
+@contextmanager
+def complete_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` to write to; renamed to ``path`` at the end, removed on an error.
+
+    What is found under ``path`` is therefore always complete, even after a kill.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write ``state`` (tensors and plain containers) so that ``path`` always holds a complete file."""
+    with complete_file(path) as partial:
+        torch.save({"magic": _MAGIC, **state}, partial)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """What `save_checkpoint` wrote; only tensors and plain containers are admitted.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, truncated or no checkpoint of ours.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such checkpoint; start the training first") from None
+    except BROKEN_FILE as e:
+        reason = (str(e) or type(e).__name__).splitlines()[0]
+        raise CheckpointError(
+            f"{path}: truncated or not a checkpoint ({reason}); delete it to start again"
+        ) from e
+    if not isinstance(state, dict) or state.get("magic") != _MAGIC:
+        raise CheckpointError(f"{path}: not a sparseflow checkpoint; delete it or choose another folder")
+    return state
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write ``content`` as JSON so that ``path`` always holds a complete file."""
+    with complete_file(path) as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def random_state() -> dict[str, Any]:
+    """The state of torch's, Python's and NumPy's global generators, as tensors and plain containers."""
+    version, internal, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "python": [version, list(internal), gauss],
+        "numpy": [str(kind), torch.from_numpy(np.array(keys, dtype=np.int64)), position, has_gauss, cached],
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Put the generators back to what `random_state` returned."""
+    torch.set_rng_state(state["torch"])
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,0 +1,162 @@
+"""Which layers are pruned, to which structure and density."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from sparseflow.core.arrays import Array
+from sparseflow.core.structures import (
+    GroupStructure,
+    Pattern,
+    PatternConnectivity,
+    Product,
+    Structure,
+    choose_library,
+)
+from sparseflow.errors import StructureError
+
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+ROLES = ("stem", "depthwise", "classifier")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Layers whose name matches get a structure, or stay dense.
+
+    Parameters
+    ----------
+    layers : str
+        A module's name, or a pattern of shell wildcards over the names of all convolution and linear modules.
+    structure : Structure or None
+        None keeps the layers dense.
+    density : float
+        Fraction of weights to keep, in [0, 1].
+    include : tuple of str
+        Of "stem", "depthwise", "classifier": roles that a wildcard leaves dense otherwise. A name without
+        wildcards is always meant.
+
+    Raises
+    ------
+    StructureError
+        For a density outside [0, 1], or one that the structure cannot have, or an unknown role.
+    """
+
+    layers: str
+    structure: Structure | None
+    density: float = 1.0
+    include: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.include) - set(ROLES))
+        if unknown:
+            raise StructureError(
+                f"rule {self.layers!r}: unknown role {unknown[0]!r}; {', '.join(ROLES)} are allowed"
+            )
+        if self.structure is not None:
+            object.__setattr__(self, "density", self.structure.check_density(self.density))
+
+
+@dataclass(frozen=True)
+class Target:
+    """A layer to be pruned.
+
+    Parameters
+    ----------
+    name : str
+        The module's name; its parameter is ``name.weight``.
+    structure : Structure
+    density : float
+    """
+
+    name: str
+    structure: Structure
+    density: float
+
+
+def layers_of(model: nn.Module) -> dict[str, nn.Module]:
+    """All convolution and linear modules by name, in the order of their definition, shared ones once."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, LAYERS)}
+
+
+def weight_of(model: nn.Module, name: str) -> nn.Parameter:
+    """The weight of a layer; (filters, channels of a group, *kernel) or (out, in)."""
+    weight = model.get_submodule(name).weight
+    if not isinstance(weight, nn.Parameter):
+        raise StructureError(f"{name}: its weight is not a parameter; remove its parametrization first")
+    return weight
+
+
+def role_of(model: nn.Module, name: str) -> str | None:
+    """ "stem" (the first layer), "depthwise", "classifier" (the last layer, if linear), or None."""
+    layers = layers_of(model)
+    names = list(layers)
+    module = layers[name]
+    groups = getattr(module, "groups", 1)
+    if groups > 1 and groups == getattr(module, "in_channels", 0):
+        return "depthwise"
+    if name == names[-1] and isinstance(module, nn.Linear) and len(names) > 1:
+        return "classifier"
+    return "stem" if name == names[0] and len(names) > 1 else None
+
+
+def select_targets(model: nn.Module, rules: tuple[Rule, ...]) -> tuple[Target, ...]:
+    """The layers to prune; for each layer the first rule that matches counts.
+
+    Raises
+    ------
+    StructureError
+        If a rule matches no layer at all, or its structure does not fit a layer.
+    """
+    layers = layers_of(model)
+    for rule in rules:
+        if not any(fnmatchcase(name, rule.layers) for name in layers):
+            raise StructureError(
+                f"rule {rule.layers!r}: matches none of the layers {', '.join(layers) or '(none)'}; "
+                "correct its name"
+            )
+    targets = []
+    for name in layers:
+        rule_ = _rule_for(model, name, rules)
+        if rule_ is None or rule_.structure is None:
+            continue
+        try:
+            rule_.structure.check(tuple(weight_of(model, name).shape))
+        except StructureError as error:
+            raise StructureError(f"layer {name!r}, rule {rule_.layers!r}: {error}") from error
+        targets.append(Target(name, rule_.structure, rule_.density))
+    return tuple(targets)
+
+
+def _rule_for(model: nn.Module, name: str, rules: tuple[Rule, ...]) -> Rule | None:
+    role = role_of(model, name)
+    for rule in rules:
+        if rule.layers == name:
+            return rule
+        if fnmatchcase(name, rule.layers):
+            return rule if role is None or role in rule.include else None
+    return None
+
+
+def with_library(structure: Structure, scores: Array) -> Structure:
+    """``structure``, its pattern library fixed to the one that ``scores`` suggest, if it has one to choose.
+
+    A method that projects again and again needs this: else every projection might choose another library.
+    """
+    if isinstance(structure, Pattern | PatternConnectivity) and structure.library is None:
+        library = choose_library(scores, structure.entries, structure.patterns)
+        return replace(structure, library=library)
+    if isinstance(structure, Product):
+        inner = with_library(structure.inner, scores)
+        return replace(structure, inner=inner) if isinstance(inner, GroupStructure) else structure
+    return structure
+
+
+def scores_of(weight: Tensor, power: int = 1) -> Array:
+    """Magnitudes of a weight to the given power, on the CPU in float32."""
+    magnitudes = weight.detach().to("cpu", torch.float32).abs().contiguous()
+    scores: Array = (magnitudes if power == 1 else magnitudes**power).numpy()
+    return scores

@@ -1,0 +1,340 @@
+"""Running a recipe: dense training, sparsity training, masked retraining; resumable; exports the result."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sparseflow.core.mask import Mask
+from sparseflow.core.structures import parse_structure
+from sparseflow.data import Augment, Batches, ImageData, load_data
+from sparseflow.errors import CheckpointError, RecipeError
+from sparseflow.train.checkpoint import (
+    BROKEN_FILE,
+    complete_file,
+    load_checkpoint,
+    save_checkpoint,
+    write_json,
+)
+from sparseflow.train.methods import ADMM, Magnitude, MaskedWeights
+from sparseflow.train.models import MODELS
+from sparseflow.train.progress import ProgressCallback
+from sparseflow.train.recipe import AdmmStage, MagnitudeStage, Recipe, RetrainStage
+from sparseflow.train.results import PruneResult, layer_table
+from sparseflow.train.rules import Rule, select_targets
+from sparseflow.train.trainer import Hook, Loader, Session, Trainer, evaluate
+
+
+@dataclass
+class Workspace:
+    """What a recipe runs on, when it is not named in the recipe.
+
+    Parameters
+    ----------
+    model : nn.Module, optional
+        Any classifier; the recipe's model otherwise.
+    train, test : Loader, optional
+        Any loaders of (x, labels); the recipe's data otherwise.
+    example_inputs : tuple of Tensor, optional
+        For the export; the first test sample otherwise.
+    """
+
+    model: nn.Module | None = None
+    train: Loader | None = None
+    test: Loader | None = None
+    example_inputs: tuple[Tensor, ...] | None = None
+
+
+def run_recipe(
+    recipe: Recipe,
+    out_dir: str | Path,
+    *,
+    workspace: Workspace | None = None,
+    reuse: Iterable[str | Path] = (),
+    progress: ProgressCallback | None = None,
+) -> PruneResult:
+    """Run all stages of a recipe and export the result; the same call goes on where a killed one was.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    out_dir : path
+        Receives ``dense.pt`` and ``model.pt`` (state dictionaries), ``model.pt2`` (exported, batch 1),
+        ``results.json``, and a file for each finished stage.
+    workspace : Workspace, optional
+        A model and loaders of one's own.
+    reuse : iterable of path
+        Folders of other runs; stages that are equal up to there are taken over instead of trained again.
+    progress : callable, optional
+        Called with `TrainEvent`.
+
+    Returns
+    -------
+    PruneResult
+
+    Raises
+    ------
+    CheckpointError
+        If ``out_dir`` holds the run of another recipe, or a truncated file.
+    DataError, RecipeError, StructureError
+        If the data are missing, or model, data and rules do not fit together.
+    """
+    return _Run(recipe, Path(out_dir), workspace or Workspace(), [Path(r) for r in reuse], progress).run()
+
+
+@dataclass
+class _Run:
+    recipe: Recipe
+    out: Path
+    workspace: Workspace
+    reuse: list[Path]
+    progress: ProgressCallback | None
+    masks: dict[str, Mask] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    history: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+
+    def run(self) -> PruneResult:
+        if self.recipe.threads is None:
+            return self._run()
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.recipe.threads)
+        try:
+            return self._run()
+        finally:
+            torch.set_num_threads(before)
+
+    def _run(self) -> PruneResult:
+        self._check_folder()
+        self.data = self._load_data()
+        self.test = self._test_loader()
+        torch.manual_seed(self.recipe.seed)
+        model = self._build_model()
+        self._check_early(model)
+        self.origin = _weights_hash(model)
+        if torch.cuda.is_available():
+            model.to("cuda")
+        self.out.mkdir(parents=True, exist_ok=True)
+        dense_accuracy: float | None = None
+        for index, stage in enumerate(self.recipe.stages):
+            if dense_accuracy is None and stage.kind != "dense":
+                dense_accuracy = self._keep_dense(model)
+            self._stage(index, model)
+        if dense_accuracy is None:
+            dense_accuracy = self._keep_dense(model)
+        return self._finish(model, dense_accuracy)
+
+    # ------------------------------------------------------------------ one stage
+    def _stage(self, index: int, model: nn.Module) -> None:
+        stage = self.recipe.stages[index]
+        name = f"{index + 1}-{stage.kind}"
+        done = self.out / f"stage-{name}.ckpt"
+        self._take_over(done, index)
+        if done.exists():
+            self._restore(done, index, name, model)
+            return
+        torch.manual_seed(self.recipe.seed + index)
+        if isinstance(stage, MagnitudeStage):
+            self.masks = Magnitude(model, self._rules()).finish()
+            MaskedWeights(model, self.masks)
+            self.history[name] = []
+        else:
+            hook: Hook | None = None
+            admm: ADMM | None = None
+            if isinstance(stage, AdmmStage):
+                hook = admm = ADMM(model, self._rules(), stage.admm())
+            elif isinstance(stage, RetrainStage):
+                hook = MaskedWeights(model, self.masks)
+            running = self.out / f"running-{name}.ckpt"
+            earlier = sum(s.kind == stage.kind for s in self.recipe.stages[:index])
+            title = f"{stage.kind} {earlier + 1}" if earlier else stage.kind
+            session = Session(title, running, self._fingerprint(index), self.progress)
+            trainer = Trainer(model, self._train_loader(index), self.test, stage.settings(), hook, session)
+            self.history[name] = trainer.fit()
+            if admm is not None:
+                self.masks = admm.finish()
+                MaskedWeights(model, self.masks)
+        self._store(done, index, name, model)
+        (self.out / f"running-{name}.ckpt").unlink(missing_ok=True)
+
+    def _store(self, path: Path, index: int, name: str, model: nn.Module) -> None:
+        masks = {n: [str(m.structure), torch.from_numpy(m.keep.copy())] for n, m in self.masks.items()}
+        state = {
+            "fingerprint": self._fingerprint(index),
+            "stage": name,
+            "model": {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()},
+            "masks": masks,
+            "history": self.history[name],
+        }
+        save_checkpoint(path, state)
+
+    def _restore(self, path: Path, index: int, name: str, model: nn.Module) -> None:
+        state = load_checkpoint(path)
+        if state.get("fingerprint") != self._fingerprint(index):
+            raise CheckpointError(
+                f"{path}: stage {name} was run by another recipe, model or data; choose another output "
+                "folder or delete it"
+            )
+        try:
+            model.load_state_dict(state["model"])
+            self.masks = {
+                n: Mask(keep.numpy(), parse_structure(text)) for n, (text, keep) in state["masks"].items()
+            }
+            self.history[name] = state["history"]
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise CheckpointError(
+                f"{path}: does not fit this model ({reason}); delete it to start again"
+            ) from error
+
+    def _take_over(self, done: Path, index: int) -> None:
+        for folder in self.reuse:
+            other = folder / done.name
+            if done.exists() or not other.is_file():
+                continue
+            if load_checkpoint(other).get("fingerprint") == self._fingerprint(index):
+                with complete_file(done) as partial:
+                    shutil.copyfile(other, partial)
+
+    def _check_folder(self) -> None:
+        for path in sorted(self.out.glob("*.ckpt")):
+            load_checkpoint(path)
+
+    def _fingerprint(self, index: int) -> str:
+        return f"{self.recipe.fingerprint(index)}:{self.origin}"
+
+    # ------------------------------------------------------------------ model and data
+    def _load_data(self) -> ImageData | None:
+        own = self.workspace
+        if own.train is not None and own.test is not None and own.model is not None:
+            return None
+        if self.recipe.data is None:
+            raise RecipeError(
+                f"{self.recipe.name}: data: missing; add a [data] section or give model and loaders in Python"
+            )
+        return load_data(self.recipe.data.name, self.recipe.data.folder)
+
+    def _build_model(self) -> nn.Module:
+        if self.workspace.model is not None:
+            return self.workspace.model
+        config = self.recipe.model
+        if config is None or self.data is None:
+            raise RecipeError(
+                f"{self.recipe.name}: model: missing; add a [model] section or give a model in Python"
+            )
+        model = MODELS[config.name](self.data)
+        if config.weights is not None:
+            load_weights(model, config.weights)
+        return model
+
+    def _train_loader(self, index: int) -> Loader:
+        if self.workspace.train is not None:
+            return self.workspace.train
+        config, data = self.recipe.data, self.data
+        if config is None or data is None:
+            raise RecipeError(
+                f"{self.recipe.name}: data: missing; add a [data] section or give a train loader"
+            )
+        return Batches(
+            data.train_images,
+            data.train_labels,
+            config.batch_size,
+            data.statistics(),
+            Augment(config.flip, config.crop),
+            seed=self.recipe.seed + index,
+        )
+
+    def _test_loader(self) -> Loader:
+        if self.workspace.test is not None:
+            return self.workspace.test
+        data = self.data
+        if data is None:
+            raise RecipeError(
+                f"{self.recipe.name}: data: missing; add a [data] section or give a test loader"
+            )
+        size = min(500, len(data.test_images))
+        return Batches(data.test_images, data.test_labels, size, data.statistics())
+
+    def _check_early(self, model: nn.Module) -> None:
+        """What later stages would trip over is said before the first one is trained."""
+        select_targets(model, self._rules())
+        modules = dict(model.named_modules())
+        for index, stage in enumerate(self.recipe.stages):
+            for name in () if isinstance(stage, MagnitudeStage) else stage.freeze:
+                if name not in modules:
+                    raise RecipeError(
+                        f"{self.recipe.name}: stages[{index}].freeze: the model has no module {name!r}; "
+                        "correct its name"
+                    )
+
+    def _rules(self) -> tuple[Rule, ...]:
+        return tuple(config.rule() for config in self.recipe.rules)
+
+    # ------------------------------------------------------------------ results
+    def _keep_dense(self, model: nn.Module) -> float:
+        save_weights(model, self.out / "dense.pt")
+        accuracy: float = evaluate(model, self.test)
+        return accuracy
+
+    def _finish(self, model: nn.Module, dense_accuracy: float) -> PruneResult:
+        model.to("cpu", memory_format=torch.contiguous_format).eval()
+        save_weights(model, self.out / "model.pt")
+        example = self.workspace.example_inputs or (next(iter(self.test))[0][:1],)
+        export_model(model, example, self.out / "model.pt2")
+        result = PruneResult(
+            recipe=self.recipe.name,
+            dense_accuracy=dense_accuracy,
+            pruned_accuracy=evaluate(model, self.test),
+            layers=layer_table(model, self.masks),
+            history={k: tuple(v) for k, v in self.history.items()},
+            dense_path=str(self.out / "dense.pt"),
+            model_path=str(self.out / "model.pt"),
+            exported_path=str(self.out / "model.pt2"),
+            results_path=str(self.out / "results.json"),
+        )
+        content = asdict(result)
+        content |= {"kind": "prune", "conv_compression": result.conv_compression, "seconds": result.seconds}
+        content["recipe_text"] = self.recipe.model_dump(mode="json")
+        write_json(self.out / "results.json", content)
+        return result
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write a plain state dictionary (contiguous, on the CPU), complete or not at all."""
+    with complete_file(path) as partial:
+        torch.save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, partial)
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Load a plain state dictionary; nothing but tensors is admitted.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing or truncated, or does not fit the model.
+    """
+    try:
+        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except BROKEN_FILE as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{path}: no weights for this model ({reason}); give another file") from error
+
+
+def export_model(model: nn.Module, example_inputs: tuple[Tensor, ...], path: Path) -> None:
+    """Export with `torch.export`, in evaluation mode, for the example's shape; complete or not at all."""
+    program = torch.export.export(model.eval(), example_inputs)
+    with complete_file(path) as partial:
+        torch.export.save(program, partial)
+
+
+def _weights_hash(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,79 @@
+"""Dense references and a bench on which any kernel runs, for the tests of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+tvm = pytest.importorskip("tvm")
+torch = pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="session")
+def host() -> Any:
+    """The target of this machine."""
+    from sparseflow.engine.compile import host_target
+
+    tvm.get_global_func("runtime.config_threadpool")(1, 2)
+    return host_target()
+
+
+class Kernels:
+    """Kernels compiled together, as each compilation has a fixed cost; call one by name with NumPy arrays."""
+
+    def __init__(self, functions: Mapping[str, Any], target: Any) -> None:
+        self.module = tvm.compile(tvm.IRModule(dict(functions)), target=target)
+
+    def __call__(self, name: str, inputs: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+        out = self.tensor(np.full(shape, np.nan, np.float32))
+        self.module[name](*(self.tensor(x) for x in inputs), out)
+        return np.asarray(out.numpy())
+
+    @staticmethod
+    def tensor(array: np.ndarray) -> Any:
+        out = tvm.runtime.empty(array.shape, str(array.dtype))
+        out.copyfrom(np.ascontiguousarray(array))
+        return out
+
+
+@pytest.fixture(scope="session")
+def compile_kernels(host: Any) -> Any:
+    """``compile_kernels({name: PrimFunc})`` gives `Kernels`."""
+    return lambda functions: Kernels(functions, host)
+
+
+def _activate(kind: str, x: Any) -> Any:
+    f = torch.nn.functional
+    return {
+        "none": lambda v: v,
+        "relu": f.relu,
+        "relu6": f.relu6,
+        "silu": f.silu,
+        "gelu": f.gelu,
+        "hardswish": f.hardswish,
+    }[kind](x)
+
+
+@pytest.fixture(scope="session")
+def dense_reference() -> Any:
+    """``dense_reference(workload, x, weight, bias, residual)``: NCHW in float64, a linear layer as 1x1."""
+
+    def compute(
+        w: Any, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, residual: np.ndarray | None
+    ) -> np.ndarray:
+        top, left, bottom, right = w.padding
+        padded = torch.nn.functional.pad(torch.from_numpy(x).double(), (left, right, top, bottom))
+        kernel = torch.from_numpy(weight.reshape(w.weight_shape)).double()
+        y = torch.nn.functional.conv2d(
+            padded, kernel, None, stride=w.stride, dilation=w.dilation, groups=w.groups
+        )
+        if bias is not None:
+            y = y + torch.from_numpy(bias).double()[None, :, None, None]
+        if residual is not None:
+            y = y + torch.from_numpy(residual).double()
+        return np.asarray(_activate(w.activation, y).numpy())
+
+    return compute

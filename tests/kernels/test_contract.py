@@ -1,0 +1,330 @@
+"""One contract for every registered kernel template: it equals the dense reference on awkward shapes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+tvm = pytest.importorskip("tvm")
+pytest.importorskip("torch")
+
+from hypothesis import HealthCheck, given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+
+from sparseflow.core import parse_structure  # noqa: E402
+from sparseflow.kernels import select  # noqa: E402,F401  (registers every template)
+from sparseflow.kernels.lanes import LaneLayout, canonical  # noqa: E402
+from sparseflow.kernels.workload import (  # noqa: E402
+    ACTIVATIONS,
+    TEMPLATES,
+    Candidate,
+    KernelTemplate,
+    Layouts,
+    Workload,
+    covers_of,
+)
+
+MOST = 3  # candidates of a template that one case compiles
+
+
+def pruned(workload: Workload, structure: str, density: float, seed: int) -> np.ndarray:
+    """A random OIHW weight with the zeros of ``structure``; ``dense``, ``zero`` and ``empty filters`` too."""
+    random = np.random.default_rng(seed)
+    weight = random.standard_normal(workload.weight_shape).astype(np.float32)
+    weight[weight == 0] = 1.0
+    if structure == "dense":
+        return weight
+    if structure == "zero":
+        return np.zeros_like(weight)
+    if structure == "empty filters":
+        weight[random.random(weight.shape) > density] = 0.0
+        weight[::2] = 0.0
+        return weight
+    return weight * parse_structure(structure).mask(np.abs(weight), density).keep
+
+
+def thinned(found: list[Candidate]) -> list[Candidate]:
+    """The best, the worst, and one of each further block height and chunk length, `MOST` in all."""
+    kept = [found[0], found[-1]]
+    seen = {(c.parameters.get("R"), c.parameters.get("chunk")) for c in kept}
+    for c in found:
+        key = (c.parameters.get("R"), c.parameters.get("chunk"))
+        if key not in seen:
+            kept.append(c)
+            seen.add(key)
+    unique = {c.to_json(): c for c in kept}
+    return list(unique.values())[:MOST]
+
+
+def layouts_of(template: KernelTemplate, w: Workload, halo: tuple[int, int, int, int], slack: int) -> Layouts:
+    """Lane layouts with an output halo, and an input that has ``slack`` more halo than the kernel reads."""
+    if template.layout != "lanes":
+        return Layouts()
+    out = canonical(w.filters, w.out_height, w.out_width)
+    if out.with_halo(halo).can_fill_halo():
+        out = out.with_halo(halo)
+    need = w.input_layout(out)
+    top, left, bottom, right = need.halo
+    wider = need.with_halo((top + slack, left, bottom, right + slack))
+    residual = canonical(w.filters, w.out_height, w.out_width).with_halo((slack, 0, 0, slack))
+    return Layouts(wider, out, residual if w.residual else None)
+
+
+def as_rows(x: np.ndarray) -> np.ndarray:
+    """(1, C, 1, T) as the matrix (T, C)."""
+    return np.ascontiguousarray(x[0, :, 0].T)
+
+
+class Case:
+    """A workload with operands, its expected result, and all kernels that take it in one module."""
+
+    def __init__(self, workload: Workload, weight: np.ndarray, seed: int, reference: Any) -> None:
+        self.w = replace(workload, covers=covers_of(weight))
+        self.weight = weight
+        random = np.random.default_rng(seed + 1)
+        w = self.w
+        out = (w.batch, w.filters, w.out_height, w.out_width)
+        self.x = random.standard_normal((w.batch, w.channels, w.height, w.width)).astype(np.float32)
+        self.bias = random.standard_normal(w.filters).astype(np.float32) if w.bias else None
+        self.residual = random.standard_normal(out).astype(np.float32) if w.residual else None
+        self.expected = reference(w, self.x, weight, self.bias, self.residual)
+
+    def check(self, compile_kernels: Any, halo: tuple[int, int, int, int], slack: int) -> int:
+        """Runs every template's candidates; returns how many there were."""
+        runs, functions = [], {}
+        for name, template in TEMPLATES.items():
+            reason = template.rejects(self.w)
+            if reason is not None:
+                assert isinstance(reason, str)
+                assert reason.strip()
+                assert "\n" not in reason
+                continue
+            found = template.candidates(self.w)
+            assert found, f"{name} takes {self.w} but offers no candidate"
+            for candidate in thinned(found):
+                assert template.predict_cycles(self.w, candidate) > 0
+                layouts = layouts_of(template, self.w, halo, slack)
+                kernel = f"kernel{len(runs)}"
+                functions[kernel] = template.build(self.w, candidate, layouts, kernel)
+                runs.append((kernel, template, candidate, layouts))
+        kernels = compile_kernels(functions)
+        for kernel, template, candidate, layouts in runs:
+            self._check_one(kernels, functions[kernel], kernel, template, candidate, layouts)
+        return len(runs)
+
+    def _check_one(
+        self,
+        kernels: Any,
+        function: Any,
+        kernel: str,
+        template: KernelTemplate,
+        candidate: Candidate,
+        layouts: Layouts,
+    ) -> None:
+        packed = template.pack(self.w, candidate, self.weight, layouts)
+        operands = self._operands(layouts)
+        inputs = [operands[0], *packed.values(), *operands[1:]]
+        self._check_parameters(function, inputs)
+        scale = max(1.0, float(np.abs(self.expected).max()))
+        where = f"{candidate.to_json()} on {self.w}"
+        if layouts.output is None:
+            y = kernels(kernel, inputs, (self.w.width, self.w.filters))
+            np.testing.assert_allclose(y, as_rows(self.expected), rtol=0, atol=1e-4 * scale, err_msg=where)
+            return
+        out: LaneLayout = layouts.output
+        y = kernels(kernel, inputs, (self.w.batch, out.size))
+        used = out.rows * out.cols
+        shape = (self.w.batch, out.channels, out.plane, out.lanes)
+        expected = out.pack(self.expected).reshape(shape)[:, :, :used]
+        np.testing.assert_allclose(
+            y.reshape(shape)[:, :, :used], expected, rtol=0, atol=1e-4 * scale, err_msg=where
+        )
+
+    def _operands(self, layouts: Layouts) -> list[np.ndarray]:
+        extra = [] if self.bias is None else [self.bias]
+        if layouts.input is None:
+            other = [] if self.residual is None else [as_rows(self.residual)]
+            return [as_rows(self.x), *extra, *other]
+        residual = [] if layouts.residual is None else [layouts.residual.pack(self.residual)]
+        return [layouts.input.pack(self.x), *extra, *residual]
+
+    @staticmethod
+    def _check_parameters(function: Any, inputs: list[np.ndarray]) -> None:
+        """What `pack` gives has the number, ranks, sizes and types of the kernel's parameters."""
+        buffers = list(function.params)
+        assert len(buffers) == len(inputs) + 1
+        for buffer, array in zip(buffers, inputs, strict=False):
+            assert str(buffer.dtype) == str(array.dtype)
+            assert len(buffer.shape) == array.ndim
+            for size, have in zip(buffer.shape, array.shape, strict=True):
+                assert not isinstance(size, tvm.tirx.IntImm) or int(size) == have
+
+
+def conv(channels: int, size: tuple[int, int], filters: int, kernel: int = 3, **more: Any) -> Workload:
+    """A convolution that keeps the map's size unless told otherwise."""
+    p = kernel // 2
+    fields: dict[str, Any] = {"batch": 1, "kernel_size": (kernel, kernel), "padding": (p, p, p, p), **more}
+    return Workload("conv2d", channels=channels, height=size[0], width=size[1], filters=filters, **fields)
+
+
+def linear(rows: int, channels: int, filters: int, **more: Any) -> Workload:
+    """A linear layer of ``rows`` rows."""
+    return Workload("linear", 1, channels, 1, rows, filters, **more)
+
+
+CASES = {
+    "primes": (conv(13, (17, 19), 11, bias=True, activation="relu"), "unstructured", 0.3),
+    "one pixel": (conv(7, (1, 1), 5, 1, bias=True), "unstructured", 0.5),
+    "one pixel, 3x3": (conv(6, (1, 1), 4, bias=True), "dense", 1.0),
+    "all zero": (conv(8, (9, 9), 8, bias=True, residual=True), "zero", 0.0),
+    "all zero, no bias": (conv(8, (9, 9), 8, activation="relu"), "zero", 0.0),
+    "all dense": (conv(16, (14, 14), 16, bias=True, residual=True, activation="relu"), "dense", 1.0),
+    "empty filters": (conv(9, (12, 12), 12, bias=True, activation="silu"), "empty filters", 0.3),
+    "batch 3, stride 2": (conv(12, (15, 15), 16, batch=3, stride=(2, 2), bias=True), "block:2x1", 0.2),
+    "strides 2 and 1": (conv(5, (10, 21), 6, stride=(2, 1)), "unstructured", 0.4),
+    "dilation": (conv(6, (20, 20), 8, dilation=(2, 3), padding=(2, 3, 2, 3)), "block:4x1", 0.25),
+    "groups": (conv(12, (11, 11), 8, groups=4, bias=True, activation="relu6"), "unstructured", 0.5),
+    "groups, dense": (conv(12, (8, 8), 24, groups=3, batch=2), "dense", 1.0),
+    "depthwise": (conv(10, (13, 13), 10, groups=10, bias=True, activation="hardswish"), "dense", 1.0),
+    "depthwise x2, stride 2": (conv(6, (14, 9), 12, 5, groups=6, stride=(2, 2)), "dense", 1.0),
+    "rectangular kernel": (
+        conv(5, (16, 18), 7, kernel_size=(1, 5), padding=(0, 2, 0, 2), activation="gelu"),
+        "unstructured",
+        0.4,
+    ),
+    "asymmetric padding": (conv(4, (13, 15), 8, padding=(0, 2, 1, 0), bias=True), "block:8x1", 0.3),
+    "no padding": (conv(3, (18, 18), 16, 7, padding=(0, 0, 0, 0), stride=(2, 2)), "dense", 1.0),
+    "padding beyond the kernel": (conv(4, (6, 6), 4, 1, padding=(1, 2, 2, 1), bias=True), "dense", 1.0),
+    "chunks": (conv(40, (14, 14), 16, bias=True, residual=True, activation="relu"), "unstructured", 0.15),
+    "chunks, 1x1": (conv(200, (7, 7), 24, 1, bias=True), "unstructured", 0.1),
+    "dense chunks": (conv(150, (8, 8), 10, 1, bias=True, activation="silu"), "dense", 1.0),
+    "pattern": (conv(8, (14, 14), 8, bias=True), "pattern:4+connectivity", 0.2),
+    "two threads": (conv(20, (15, 15), 24, threads=2, bias=True, activation="relu"), "block:2x1", 0.3),
+    "two threads, one filter": (conv(8, (9, 9), 1, threads=2, bias=True), "unstructured", 0.4),
+    "two threads, batch 2": (conv(6, (9, 9), 10, threads=2, batch=2, residual=True), "dense", 1.0),
+    "two threads, all zero": (conv(6, (9, 9), 10, threads=2, bias=True), "zero", 0.0),
+    "classifier": (linear(1, 100, 37, bias=True), "unstructured", 0.2),
+    "few outputs": (linear(1, 50, 10, bias=True, activation="gelu"), "dense", 1.0),
+    "one output": (linear(3, 33, 1, bias=True, residual=True), "dense", 1.0),
+    "13 rows": (linear(13, 48, 40, bias=True, residual=True, activation="gelu"), "block:4x1", 0.25),
+    "13 rows, dense, threads": (linear(13, 31, 35, bias=True, threads=2), "dense", 1.0),
+    "197 rows": (linear(197, 64, 48, bias=True, activation="silu"), "unstructured", 0.1),
+    "all-zero linear": (linear(2, 40, 20, bias=True), "zero", 0.0),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_awkward_case_equals_the_dense_reference(
+    name: str, compile_kernels: Any, dense_reference: Any
+) -> None:
+    workload, structure, density = CASES[name]
+    weight = pruned(workload, structure, density, seed=len(name))
+    case = Case(workload, weight, 3, dense_reference)
+    assert case.check(compile_kernels, (1, 1, 1, 1), slack=0) > 0
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_activation_after_bias_and_residual(
+    activation: str, compile_kernels: Any, dense_reference: Any
+) -> None:
+    workload = conv(6, (7, 7), 8, 1, bias=True, residual=True, activation=activation)
+    case = Case(workload, pruned(workload, "unstructured", 0.5, 5), 5, dense_reference)
+    case.x *= 8.0  # reaches the ends of relu6 and hard-swish, and where exp saturates
+    case.expected = dense_reference(case.w, case.x, case.weight, case.bias, case.residual)
+    assert case.check(compile_kernels, (0, 1, 1, 0), slack=1) > 0
+
+
+@st.composite
+def cases(draw: Any) -> tuple[Workload, str, float, tuple[int, int, int, int], int]:
+    """Workloads with their pruning, an output halo and slack in the input."""
+    groups = draw(st.sampled_from([1, 1, 1, 2]))
+    kernel = (draw(st.integers(1, 4)), draw(st.integers(1, 4)))
+    dilation = (draw(st.integers(1, 2)), draw(st.integers(1, 2)))
+    padding = tuple(draw(st.integers(0, 2)) for _ in range(4))
+    reach = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
+    height, width = (draw(st.integers(r, 23)) for r in reach)
+    workload = Workload(
+        "conv2d",
+        batch=draw(st.integers(1, 2)),
+        channels=groups * draw(st.integers(1, 20)),
+        height=height,
+        width=width,
+        filters=groups * draw(st.integers(1, 12)),
+        kernel_size=kernel,
+        stride=(draw(st.integers(1, 3)), draw(st.integers(1, 3))),
+        padding=padding,  # type: ignore[arg-type]
+        dilation=dilation,
+        groups=groups,
+        bias=draw(st.booleans()),
+        residual=draw(st.booleans()),
+        activation=draw(st.sampled_from(ACTIVATIONS)),
+        threads=draw(st.integers(1, 2)),
+    )
+    structure = draw(
+        st.sampled_from(["unstructured", "block:2x1", "block:4x1", "filter", "channel", "dense"])
+    )
+    halo = tuple(draw(st.integers(0, 2)) for _ in range(4))
+    return workload, structure, draw(st.floats(0.05, 0.95)), halo, draw(st.integers(0, 2))  # type: ignore[return-value]
+
+
+@settings(
+    max_examples=5,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+    database=None,
+)
+@given(drawn=cases())
+def test_drawn_case_equals_the_dense_reference(
+    drawn: tuple[Workload, str, float, tuple[int, int, int, int], int],
+    compile_kernels: Any,
+    dense_reference: Any,
+) -> None:
+    workload, structure, density, halo, slack = drawn
+    case = Case(workload, pruned(workload, structure, density, 7), 7, dense_reference)
+    assert case.check(compile_kernels, halo, slack) > 0
+
+
+def test_some_case_reaches_every_template() -> None:
+    reached = set()
+    for workload, structure, density in CASES.values():
+        w = replace(workload, covers=covers_of(pruned(workload, structure, density, 0)))
+        reached |= {name for name, template in TEMPLATES.items() if template.rejects(w) is None}
+    assert reached == set(TEMPLATES)
+
+
+@pytest.mark.parametrize("name", list(TEMPLATES))
+def test_a_template_says_what_it_reads(name: str) -> None:
+    template = TEMPLATES[name]
+    assert template.name == name
+    assert template.layout in ("lanes", "rows")
+    assert template.format in ("dense", "tap-list")
+
+
+@pytest.mark.parametrize("name", [n for n, t in TEMPLATES.items() if t.layout == "lanes"])
+def test_lane_templates_refuse_to_build_without_layouts(name: str) -> None:
+    workload = replace(conv(8, (8, 8), 8), covers=tuple((r, 0.1) for r in (1, 2, 4, 8, 16)))
+    if TEMPLATES[name].rejects(workload) is not None:
+        workload = replace(workload, covers=tuple((r, 1.0) for r in (1, 2, 4, 8, 16)))
+    candidate = TEMPLATES[name].candidates(workload)[0]
+    with pytest.raises(ValueError, match="lane layouts"):
+        TEMPLATES[name].build(workload, candidate, Layouts(), "kernel")
+
+
+def test_workload_and_candidate_survive_their_text() -> None:
+    workload = conv(12, (15, 15), 16, batch=3, stride=(2, 1), padding=(0, 1, 2, 3), covers=((1, 0.123456),))
+    assert Workload.from_key(workload.key_exact()) == workload
+    assert workload.key() != workload.key_exact()
+    assert workload.key() == replace(workload, covers=((1, 0.12),)).key()
+    candidate = Candidate("taps", {"R": 4, "rows": 2})
+    assert Candidate.from_json(candidate.to_json()) == candidate
+
+
+def test_covers_count_the_taps_that_filters_share() -> None:
+    weight = np.zeros((6, 2, 1, 1), np.float32)
+    weight[0, 0] = weight[3, 1] = 1.0
+    covers = dict(covers_of(weight))
+    assert covers == {1: 2 / 12, 2: 2 / 6, 4: 2 / 4, 8: 2 / 2, 16: 2 / 2}

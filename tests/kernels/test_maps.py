@@ -1,0 +1,157 @@
+"""Pools, global mean, element-wise operators and concatenation in lanes against torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tvm")
+torch = pytest.importorskip("torch")
+
+from sparseflow.kernels import maps  # noqa: E402
+from sparseflow.kernels.lanes import LaneLayout, canonical  # noqa: E402
+from sparseflow.kernels.maps import Pool  # noqa: E402
+from sparseflow.kernels.workload import ACTIVATIONS, Workload  # noqa: E402
+
+RNG = np.random.default_rng(2)
+SHAPES = [(3, 14, 14), (5, 7, 9), (2, 1, 1), (17, 13, 6)]
+LOW = float("-inf")
+
+
+def _random(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def _compare(y: np.ndarray, expected: np.ndarray, layout: LaneLayout) -> None:
+    shape = (len(y), layout.channels, layout.plane, layout.lanes)
+    used = slice(0, layout.rows * layout.cols)
+    np.testing.assert_allclose(
+        y.reshape(shape)[:, :, used], layout.pack(expected).reshape(shape)[:, :, used], rtol=1e-5, atol=1e-5
+    )
+
+
+def _pool_layouts(
+    pool: Pool, shape: tuple[int, int, int], out: tuple[int, int], fill: float
+) -> tuple[LaneLayout, LaneLayout]:
+    target = canonical(shape[0], *out)
+    w = Workload("conv2d", 2, *shape, shape[0], pool.kernel_size, pool.stride, pool.padding)
+    return replace(w.input_layout(target), fill=fill), target.with_halo((0, 1, 1, 0))
+
+
+POOLS = [
+    ((2, 2), (2, 2), 0, False),
+    ((3, 3), (2, 2), 1, False),
+    ((3, 3), (2, 2), 1, True),
+    ((3, 2), (1, 2), 1, False),
+    ((5, 5), (3, 3), 2, True),
+]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_max_pools_of_negative_values(threads: int, compile_kernels: Any) -> None:
+    functions, runs = {}, []
+    for shape in [(3, 14, 14), (5, 7, 9), (2, 13, 6)]:
+        x = -1.0 - np.abs(_random(2, *shape))
+        for kernel, stride, padding, ceil in POOLS:
+            padding_hw = (padding, min(padding, kernel[1] // 2))
+            expected = torch.nn.functional.max_pool2d(
+                torch.from_numpy(x), kernel, stride, padding_hw, ceil_mode=ceil
+            ).numpy()
+            pool = Pool("max", kernel, stride, (*padding_hw, *padding_hw))
+            source, out = _pool_layouts(pool, shape, expected.shape[2:], LOW)
+            name = f"k{len(runs)}"
+            functions[name] = maps.pool(pool, 2, source, out, threads, name)
+            runs.append((name, source.pack(x), expected, out))
+    kernels = compile_kernels(functions)
+    for name, packed, expected, out in runs:
+        _compare(kernels(name, [packed], (2, out.size)), expected, out)
+
+
+@pytest.mark.parametrize("include", [False, True])
+def test_average_pools_count_as_torch_does(include: bool, compile_kernels: Any) -> None:
+    functions, runs = {}, []
+    for shape in [(3, 14, 14), (5, 7, 9), (2, 13, 6)]:
+        x = _random(2, *shape)
+        for kernel, stride, padding, _ceil in POOLS:
+            padding_hw = (padding, min(padding, kernel[1] // 2))
+            expected = torch.nn.functional.avg_pool2d(
+                torch.from_numpy(x), kernel, stride, padding_hw, count_include_pad=include
+            ).numpy()
+            pool = Pool("avg", kernel, stride, (*padding_hw, *padding_hw), include)
+            source, out = _pool_layouts(pool, shape, expected.shape[2:], 0.0)
+            name = f"k{len(runs)}"
+            functions[name] = maps.pool(pool, 2, source, out, 1, name)
+            runs.append((name, [source.pack(x), maps.pool_scale(pool, source, out)], expected, out))
+    kernels = compile_kernels(functions)
+    for name, inputs, expected, out in runs:
+        _compare(kernels(name, inputs, (2, out.size)), expected, out)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_global_mean(threads: int, compile_kernels: Any) -> None:
+    layouts = [canonical(*s).with_halo(h) for s in SHAPES for h in ((0, 0, 0, 0), (1, 1, 1, 1))]
+    kernels = compile_kernels(
+        {f"k{i}": maps.global_mean(2, layout, threads, f"k{i}") for i, layout in enumerate(layouts)}
+    )
+    for i, layout in enumerate(layouts):
+        x = _random(2, layout.channels, layout.height, layout.width)
+        y = kernels(f"k{i}", [layout.pack(x)], (2, layout.channels))
+        np.testing.assert_allclose(y, x.mean(axis=(2, 3)), rtol=1e-5, atol=1e-5)
+
+
+NUMPY: dict[str, Callable[..., np.ndarray]] = {
+    "add": np.add,
+    "subtract": np.subtract,
+    "multiply": np.multiply,
+    "maximum": np.maximum,
+    "minimum": np.minimum,
+}
+
+
+def test_every_binary_operator_with_unequal_halos(compile_kernels: Any) -> None:
+    assert set(NUMPY) == set(maps.BINARY)
+    base = canonical(5, 7, 9)
+    sources = [base.with_halo((1, 0, 0, 1)), base]
+    out = base.with_halo((1, 2, 1, 2))
+    kernels = compile_kernels({n: maps.elementwise(n, 2, sources, out, 2, n) for n in NUMPY})
+    x = [_random(2, 5, 7, 9), _random(2, 5, 7, 9)]
+    for name, function in NUMPY.items():
+        packed = [s.pack(v) for s, v in zip(sources, x, strict=True)]
+        _compare(kernels(name, packed, (2, out.size)), function(*x), out)
+
+
+def test_every_activation_fills_ragged_lanes(compile_kernels: Any) -> None:
+    f = torch.nn.functional
+    source = canonical(3, 13, 6)
+    out = replace(source, halo=(1, 1, 1, 1), fill=LOW)
+    names = [a for a in ACTIVATIONS if a != "none"]
+    kernels = compile_kernels({n: maps.elementwise(n, 1, [source], out, 1, n) for n in names})
+    x = 6.0 * _random(1, 3, 13, 6)
+    for name in names:
+        expected = getattr(f, name)(torch.from_numpy(x)).numpy()
+        _compare(kernels(name, [source.pack(x)], (1, out.size)), expected, out)
+
+
+def test_activations_far_from_zero(compile_kernels: Any) -> None:
+    x = np.array([-1e4, -120, -89, -88, -30, -6, -3, -1e-4, 0, 1e-4, 3, 6, 30, 88, 120, 1e4], np.float32)
+    layout = canonical(1, 4, 4)
+    names = [a for a in ACTIVATIONS if a != "none"]
+    kernels = compile_kernels({n: maps.elementwise(n, 1, [layout], layout, 1, n) for n in names})
+    for name in names:
+        y = layout.unpack(kernels(name, [layout.pack(x.reshape(1, 1, 4, 4))], (1, layout.size)))
+        expected = getattr(torch.nn.functional, name)(torch.from_numpy(x).double()).numpy()
+        np.testing.assert_allclose(y.reshape(-1), expected, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_concatenation_of_channels(threads: int, compile_kernels: Any) -> None:
+    sources = [canonical(c, 7, 9).with_halo((c % 2, 0, 1, 0)) for c in (3, 1, 8)]
+    out = canonical(12, 7, 9).with_halo((1, 1, 1, 1))
+    kernels = compile_kernels({"cat": maps.concatenate(2, sources, out, threads, "cat")})
+    x = [_random(2, s.channels, 7, 9) for s in sources]
+    y = kernels("cat", [s.pack(v) for s, v in zip(sources, x, strict=True)], (2, out.size))
+    _compare(y, np.concatenate(x, axis=1), out)

@@ -1,0 +1,97 @@
+"""Changes of layout against `LaneLayout.pack` and `unpack`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tvm")
+
+from sparseflow.kernels import relayout
+from sparseflow.kernels.lanes import LaneLayout, canonical
+from sparseflow.kernels.relayout import Strides
+
+RNG = np.random.default_rng(1)
+MAPS = [(3, 7, 9), (1, 1, 1), (5, 14, 14), (2, 17, 4), (18, 8, 8)]
+HALOS = [(0, 0, 0, 0), (1, 1, 1, 1), (2, 0, 3, 1)]
+
+
+def _layouts(shape: tuple[int, int, int]) -> list[LaneLayout]:
+    base = canonical(*shape)
+    return [replace(base, halo=h, fill=f) for h in HALOS for f in (0.0, float("-inf"))]
+
+
+def _used(y: np.ndarray, layout: LaneLayout) -> np.ndarray:
+    """Without the vector that only separates planes."""
+    return y.reshape(len(y), layout.channels, layout.plane, layout.lanes)[:, :, : layout.rows * layout.cols]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_maps_to_lanes_and_back(threads: int, compile_kernels: Any) -> None:
+    functions, runs = {}, []
+    for shape in MAPS:
+        for layout in _layouts(shape):
+            i, strides = len(runs), Strides.nchw(*shape[1:])
+            functions[f"to{i}"] = relayout.to_lanes(2, strides, layout, threads, f"to{i}")
+            functions[f"from{i}"] = relayout.from_lanes(2, layout, strides, threads, f"from{i}")
+            runs.append((i, shape, layout, strides))
+    kernels = compile_kernels(functions)
+    for i, shape, layout, strides in runs:
+        x = RNG.standard_normal((2, *shape)).astype(np.float32)
+        lanes = kernels(f"to{i}", [x.reshape(2, -1), relayout.lane_table(layout, strides)], (2, layout.size))
+        np.testing.assert_array_equal(_used(lanes, layout), _used(layout.pack(x), layout))
+        back = kernels(f"from{i}", [lanes, relayout.plain_table(layout)], (2, shape[0] * shape[1] * shape[2]))
+        np.testing.assert_array_equal(back.reshape(x.shape), x)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_matrices_to_lanes_and_back(threads: int, compile_kernels: Any) -> None:
+    functions, runs = {}, []
+    for rows, features in [(1, 5), (13, 16), (197, 33), (40, 1)]:
+        layout, strides, i = canonical(features, 1, rows), Strides.matrix(features), len(runs)
+        functions[f"to{i}"] = relayout.to_lanes(1, strides, layout, threads, f"to{i}")
+        functions[f"from{i}"] = relayout.from_lanes(1, layout, strides, threads, f"from{i}")
+        runs.append((i, rows, features, layout, strides))
+    kernels = compile_kernels(functions)
+    for i, rows, features, layout, strides in runs:
+        x = RNG.standard_normal((rows, features)).astype(np.float32)
+        lanes = kernels(f"to{i}", [x.reshape(1, -1), relayout.lane_table(layout, strides)], (1, layout.size))
+        np.testing.assert_array_equal(
+            _used(lanes, layout), _used(layout.pack(x.T.reshape(1, features, 1, rows)), layout)
+        )
+        back = kernels(f"from{i}", [lanes, relayout.plain_table(layout)], (1, rows * features))
+        np.testing.assert_array_equal(back.reshape(rows, features), x)
+
+
+def test_lanes_to_lanes_with_other_blocks_halos_and_fills(compile_kernels: Any) -> None:
+    shape = (3, 15, 13)
+    sources = _layouts(shape)[:3]
+    targets = [
+        LaneLayout(*shape, (4, 4), (4, 4), (1, 1, 1, 1)),
+        LaneLayout(*shape, (2, 8), (8, 2), (0, 2, 5, 0), float("-inf")),
+        LaneLayout(*shape, (16, 1), (1, 13)),
+        LaneLayout(*shape, (4, 4), (3, 3), (4, 4, 4, 4)),  # the halo reaches beyond the neighbour's block
+    ]
+    pairs = [(s, t) for s in sources for t in targets]
+    kernels = compile_kernels(
+        {f"k{i}": relayout.to_lanes(2, s, t, 1, f"k{i}") for i, (s, t) in enumerate(pairs)}
+    )
+    x = RNG.standard_normal((2, *shape)).astype(np.float32)
+    for i, (source, target) in enumerate(pairs):
+        table = relayout.lane_table(target, source)
+        y = kernels(f"k{i}", [source.pack(x), table], (2, target.size))
+        np.testing.assert_array_equal(_used(y, target), _used(target.pack(x), target))
+
+
+def test_tables_point_inside_the_channel() -> None:
+    layout = canonical(4, 9, 11).with_halo((1, 1, 1, 1))
+    table = relayout.lane_table(layout, Strides.nchw(9, 11))
+    assert table.shape == (layout.plane * layout.lanes,)
+    assert table.min() == -1
+    assert table.max() == 9 * 11 - 1
+    plain = relayout.plain_table(layout)
+    assert len(set(plain.tolist())) == 9 * 11
+    assert 0 <= plain.min() <= plain.max() < layout.rows * layout.cols * layout.lanes

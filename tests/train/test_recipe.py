@@ -1,0 +1,109 @@
+"""Recipes are strict: what they do not know, they refuse in one line that names the place."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparseflow.errors import RecipeError
+from sparseflow.train import load_recipe, parse_recipe
+from sparseflow.train.quickstart import TITLES, quickstart_recipe
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+GOOD: dict[str, Any] = {
+    "name": "small",
+    "data": {"name": "mnist5k"},
+    "model": {"name": "mnist_cnn"},
+    "rules": [{"layers": "features.*", "sparsify": "block:4x1@0.9"}],
+    "stages": [
+        {"kind": "dense", "epochs": 2, "learning_rate": 0.1},
+        {"kind": "admm", "epochs": 2, "learning_rate": 0.1, "rho": 1e-3},
+        {"kind": "retrain", "epochs": 2, "learning_rate": 0.1},
+    ],
+}
+
+
+def changed(path: tuple[Any, ...], value: Any) -> dict[str, Any]:
+    content = copy.deepcopy(GOOD)
+    place: Any = content
+    for part in path[:-1]:
+        place = place[part]
+    if value is None:
+        del place[path[-1]]
+    else:
+        place[path[-1]] = value
+    return content
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda p: p.stem)
+def test_recipes_of_the_repository_load(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert list(dict.fromkeys(stage.kind for stage in recipe.stages)) == ["dense", "admm", "retrain"]
+    for rule in recipe.rules:
+        assert rule.rule().structure is not None
+
+
+@pytest.mark.parametrize(("structure", "title"), TITLES.items())
+def test_quick_start_recipes_equal_their_files(structure: str, title: str) -> None:
+    assert quickstart_recipe(structure) in [load_recipe(p) for p in RECIPES.glob("mnist5k_*.toml")]
+    assert title in quickstart_recipe(structure).name
+    assert quickstart_recipe(structure).fingerprint(0) == quickstart_recipe(None).fingerprint(0)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("colour",), "red", r"^recipe: colour: unknown key; known here: name, seed"),
+        (("data", "batchsize"), 3, r"data\.batchsize: unknown key; known here: name, folder, batch_size"),
+        (("rules", 0, "layer"), "x", r"rules\[0\]\.layer: unknown key; known here: layers, sparsify"),
+        (("stages", 1, "rhoo"), 1.0, r"stages\[1\]\.rhoo: unknown key; known here: .*rho_factor"),
+        (("stages", 0, "rho"), 1.0, r"stages\[0\]\.rho: unknown key"),
+        (("stages", 0, "epochs"), "two", r"stages\[0\]\.epochs: found 'two'"),
+        (("stages", 0, "epochs"), 2.0, r"stages\[0\]\.epochs: found 2\.0"),
+        (("stages", 0, "epochs"), None, r"stages\[0\]\.epochs: missing"),
+        (("stages", 0, "learning_rate"), -1.0, r"stages\[0\]\.learning_rate: found -1\.0"),
+        (("stages", 0, "warmup"), 3.0, r"stages\[0\]: warmup is 3\.0 epochs"),
+        (("stages", 0, "kind"), "lottery", r"stages\[0\].*lottery"),
+        (("stages", 0, "kind"), "retrain", r"order"),
+        (("stages", 2, "kind"), "admm", r"one is allowed"),
+        (("stages",), [], r"stages: found \[\]"),
+        (("rules",), [], r"no \[\[rules\]\]"),
+        (("rules", 0, "sparsify"), "block:4x1@1.5", r"rules\[0\]\.sparsify: .*1\.5"),
+        (("rules", 0, "sparsify"), "brick@0.5", r"rules\[0\]\.sparsify: .*brick"),
+        (("rules", 0, "include"), ["neck"], r"rules\[0\]\.include\[0\]: found 'neck'"),
+        (("seed",), -1, r"seed: found -1"),
+    ],
+)
+def test_errors_name_the_key(path: tuple[Any, ...], value: Any, message: str) -> None:
+    with pytest.raises(RecipeError, match=message) as caught:
+        parse_recipe(changed(path, value))
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_no_recipes(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"absent\.toml: cannot be read"):
+        load_recipe(tmp_path / "absent.toml")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("name = \n")
+    with pytest.raises(RecipeError, match=r"broken\.toml: not TOML") as caught:
+        load_recipe(broken)
+    assert "\n" not in str(caught.value)
+    broken.write_bytes(b"\xff\xfe")
+    with pytest.raises(RecipeError, match="not TOML"):
+        load_recipe(broken)
+
+
+def test_fingerprint_counts_what_matters_up_to_the_stage() -> None:
+    base = parse_recipe(GOOD)
+    later = parse_recipe(changed(("stages", 2, "epochs"), 5))
+    assert base.fingerprint(1) == later.fingerprint(1)
+    assert base.fingerprint(2) != later.fingerprint(2)
+    rules = parse_recipe(changed(("rules", 0, "sparsify"), "block:4x1@0.8"))
+    assert base.fingerprint(0) == rules.fingerprint(0)
+    assert base.fingerprint(1) != rules.fingerprint(1)
+    assert base.fingerprint(0) != parse_recipe(changed(("seed",), 7)).fingerprint(0)
+    assert base.fingerprint(0) == parse_recipe(changed(("data", "folder"), "elsewhere")).fingerprint(0)

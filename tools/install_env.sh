@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Makes .venv with all extras. PyTorch's CPU build is enough: where the plain package would bring CUDA, pin a CPU wheel
+# by setting TORCH (default: the release the project is tested with).
+set -euo pipefail
+PYTHON=${PYTHON:-python3}; VENV=${VENV:-.venv}; TORCH=${TORCH:-torch==2.13.0}
+[ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV"
+"$VENV/bin/python" -m pip install --quiet "$TORCH"
+"$VENV/bin/python" -m pip install --quiet -e ".[train,onnx,report,peers,dev]"
