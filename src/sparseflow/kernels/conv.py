@@ -7,13 +7,17 @@ for each group of filter blocks, in parallel:
       the taps (left to the template)
       epilogue after the last chunk, then store
   fill the halo of the group's filters
+
+With parameter ``outer`` = 1 the loop over the blocks goes round the tiles instead: a block's weights are then read once
+and stay in the L1 cache while the map is streamed, which pays when the weights are larger than the map.
 """
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +51,7 @@ class LaneConvolution(KernelTemplate):
     layout = "lanes"
 
     @abstractmethod
-    def arguments(self, workload: Workload, candidate: Candidate) -> list[Any]:
+    def arguments(self, kernel: ConvBody) -> list[Any]:
         """Declares the packed constants as buffers, in the order of `pack`."""
 
     @abstractmethod
@@ -99,7 +103,7 @@ class ConvBody:
         """The whole kernel."""
         w = self.workload
         self.x = emit.arg("x", (w.batch, self.input.size))
-        self.packed = self.template.arguments(w, self.candidate)
+        self.packed = self.template.arguments(self)
         self.bounds = emit.arg("bounds", (w.threads + 1,), "int32") if w.threads > 1 else None
         self.bias = emit.arg("bias", (w.filters,)) if w.bias else None
         self.other = emit.arg("residual", (w.batch, self.residual.size)) if self.residual else None
@@ -124,11 +128,23 @@ class ConvBody:
                     emit.fill_halo(self.y, n, base, self.output)
 
     def _tiles(self, n: Expr, ch: Expr, first: Expr, last: Expr) -> None:
+        if self.candidate.parameters.get("outer", 0):
+            with emit.loop(last - first) as b:
+                self._over_map(n, ch, lambda: nullcontext(first + b))
+        else:
+            self._over_map(n, ch, lambda: self._over_blocks(first, last))
+
+    @contextmanager
+    def _over_blocks(self, first: Expr, last: Expr) -> Iterator[Expr]:
+        with emit.loop(last - first) as b:
+            yield first + b
+
+    def _over_map(self, n: Expr, ch: Expr, blocks: Callable[[], AbstractContextManager[Expr]]) -> None:
         for rs in emit.segments(self.output.block[0], self.rows):
             for cs in emit.segments(self.output.block[1], self.V):
-                with emit.loop(rs.count) as rt, emit.loop(cs.count) as ct, emit.loop(last - first) as b:
+                with emit.loop(rs.count) as rt, emit.loop(cs.count) as ct, blocks() as b:
                     row, col = rs.start + rt * rs.size, cs.start + ct * cs.size
-                    self._block(Tile(rs.size, cs.size, row, col, first + b, ch, n))
+                    self._block(Tile(rs.size, cs.size, row, col, b, ch, n))
 
     def _block(self, tile: Tile) -> None:
         spots = tile.rows * tile.cols

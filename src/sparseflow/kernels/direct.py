@@ -11,7 +11,7 @@ from tvm.tirx.script import builder as T
 
 from sparseflow.kernels import emit
 from sparseflow.kernels.conv import ConvBody, LaneConvolution, Tile
-from sparseflow.kernels.cost import tile_choices, tile_cycles
+from sparseflow.kernels.cost import L2_BYTES, tile_choices, tile_cycles
 from sparseflow.kernels.workload import Array, Candidate, Layouts, Workload, register
 
 Expr = Any
@@ -28,11 +28,13 @@ class Direct(LaneConvolution):
         """Blocks of 8, 4, 2 or 1 filters (the two largest that divide a group) with tiles that fill the registers."""
         per_group = workload.filters // workload.groups
         heights = [r for r in (8, 6, 5, 4, 3, 2, 1) if per_group % r == 0][:3]
+        orders = (0, 1) if math.prod(workload.weight_shape) * 4 > L2_BYTES // 2 else (0,)
         found = [
-            Candidate("direct", {"R": r, "rows": rows, "V": v, "chunk": chunk})
+            Candidate("direct", {"R": r, "rows": rows, "V": v, "chunk": chunk, "outer": outer})
             for r in heights
             for rows, v in tile_choices(workload, r)
             for chunk in _chunks(workload)
+            for outer in orders
         ]
         return sorted(found, key=lambda c: self.predict_cycles(workload, c))
 
@@ -52,9 +54,9 @@ class Direct(LaneConvolution):
         work = np.ones(workload.filters // r)
         return {"data": np.concatenate(parts).astype(np.float32), **self.partition(workload, candidate, work)}
 
-    def arguments(self, workload: Workload, candidate: Candidate) -> list[Any]:
+    def arguments(self, kernel: ConvBody) -> list[Any]:
         """See `LaneConvolution.arguments`."""
-        return [emit.arg("data", (math.prod(workload.weight_shape),))]
+        return [emit.arg("data", (math.prod(kernel.workload.weight_shape),))]
 
     def taps(self, kernel: ConvBody, tile: Tile, add: Callable[[Expr, Callable[[int], Expr]], None]) -> None:
         """See `LaneConvolution.taps`."""

@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from sparseflow.core.formats import TapList
 from sparseflow.kernels import emit
 from sparseflow.kernels.conv import ConvBody, LaneConvolution, Tile
 from sparseflow.kernels.cost import tile_choices, tile_cycles
+from sparseflow.kernels.lanes import LaneLayout
 from sparseflow.kernels.workload import Array, Candidate, Layouts, Workload, register
 
 Expr = Any
@@ -80,29 +82,41 @@ class Taps(LaneConvolution):
         vector = channel * layout.plane + ky * workload.dilation[0] * layout.cols + kx * workload.dilation[1]
         blocks = math.ceil(workload.filters / candidate.parameters["R"])
         counts = np.diff(indptr).reshape(-1, blocks)
+        chunk = candidate.parameters["chunk"]
+        if chunk:
+            vector = vector - np.repeat(np.arange(len(counts)) * (chunk * layout.plane), counts.sum(axis=1))
         if workload.groups > 1:
             group = np.arange(blocks) * candidate.parameters["R"] // (workload.filters // workload.groups)
             base = np.tile(group * (workload.channels // workload.groups) * layout.plane, len(counts))
             vector = vector + np.repeat(base, counts.reshape(-1))
         return {
             "indptr": indptr.astype(np.int32),
-            "offsets": (vector * layout.lanes).astype(np.int32),
+            "offsets": vector.astype(_offset_type(workload, candidate, layout)),
             "data": np.ascontiguousarray(data.reshape(-1), np.float32),
             **self.partition(workload, candidate, counts.sum(axis=0) + 2.0),
         }
 
-    def arguments(self, workload: Workload, candidate: Candidate) -> list[Any]:
+    def arguments(self, kernel: ConvBody) -> list[Any]:
         """See `LaneConvolution.arguments`."""
         indptr = emit.arg("indptr", (None,), "int32")
-        return [indptr, emit.arg("offsets", (None,), "int32"), emit.arg("data", (None,))]
+        offsets = emit.arg("offsets", (None,), _offset_type(kernel.workload, kernel.candidate, kernel.input))
+        return [indptr, offsets, emit.arg("data", (None,))]
 
     def taps(self, kernel: ConvBody, tile: Tile, add: Callable[[Expr, Callable[[int], Expr]], None]) -> None:
         """See `LaneConvolution.taps`."""
         indptr, offsets, data = kernel.packed
         block = T.bind(tile.chunk * kernel.blocks + tile.block)
         first = T.bind(indptr[block])
+        chunk = T.bind(T.int32(0) + tile.chunk * (kernel.chunk * kernel.input.plane * kernel.lanes))
         with emit.loop(indptr[block + 1] - first) as j:
-            add(offsets[first + j], lambda r: data[(first + j) * kernel.R + r])
+            offset = tirx.Cast("int32", offsets[first + j]) * kernel.lanes + chunk
+            add(offset, lambda r: data[(first + j) * kernel.R + r])
+
+
+def _offset_type(workload: Workload, candidate: Candidate, layout: LaneLayout) -> str:
+    """Offsets count vectors from their chunk's first channel: 16 bits where the chunk's planes are that few."""
+    channels = candidate.parameters["chunk"] or workload.channels
+    return "uint16" if channels * layout.plane <= 1 << 16 else "int32"
 
 
 def _chunks(workload: Workload, r: int) -> list[int]:
