@@ -16,7 +16,8 @@ from hypothesis import strategies as st  # noqa: E402
 
 from sparseflow.core import parse_structure  # noqa: E402
 from sparseflow.kernels import select  # noqa: E402,F401  (registers every template)
-from sparseflow.kernels.lanes import LaneLayout, canonical  # noqa: E402
+from sparseflow.kernels.lanes import LaneLayout  # noqa: E402
+from sparseflow.kernels.target import AVX2, NEON, VectorUnit  # noqa: E402
 from sparseflow.kernels.workload import (  # noqa: E402
     ACTIVATIONS,
     TEMPLATES,
@@ -63,13 +64,13 @@ def layouts_of(template: KernelTemplate, w: Workload, halo: tuple[int, int, int,
     """Lane layouts with an output halo, and an input that has ``slack`` more halo than the kernel reads."""
     if template.layout != "lanes":
         return Layouts()
-    out = canonical(w.filters, w.out_height, w.out_width)
+    out = w.output_layout
     if out.with_halo(halo).can_fill_halo():
         out = out.with_halo(halo)
     need = w.input_layout(out)
     top, left, bottom, right = need.halo
     wider = need.with_halo((top + slack, left, bottom, right + slack))
-    residual = canonical(w.filters, w.out_height, w.out_width).with_halo((slack, 0, 0, slack))
+    residual = w.output_layout.with_halo((slack, 0, 0, slack))
     return Layouts(wider, out, residual if w.residual else None)
 
 
@@ -226,6 +227,29 @@ def test_awkward_case_equals_the_dense_reference(
     assert case.check(compile_kernels, (1, 1, 1, 1), slack=0) > 0
 
 
+@pytest.mark.parametrize("vectors", [AVX2, NEON], ids=lambda v: v.name)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "primes",
+        "batch 3, stride 2",
+        "depthwise",
+        "chunks",
+        "two threads",
+        "13 rows",
+        "classifier",
+        "few outputs",
+    ],
+)
+def test_narrower_vectors_give_the_same(
+    name: str, vectors: VectorUnit, compile_kernels: Any, dense_reference: Any
+) -> None:
+    workload, structure, density = CASES[name]
+    weight = pruned(workload, structure, density, seed=len(name))
+    case = Case(replace(workload, vectors=vectors), weight, 3, dense_reference)
+    assert case.check(compile_kernels, (1, 1, 1, 1), slack=1) > 0
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_every_activation_after_bias_and_residual(
     activation: str, compile_kernels: Any, dense_reference: Any
@@ -315,10 +339,13 @@ def test_lane_templates_refuse_to_build_without_layouts(name: str) -> None:
 
 
 def test_workload_and_candidate_survive_their_text() -> None:
-    workload = conv(12, (15, 15), 16, batch=3, stride=(2, 1), padding=(0, 1, 2, 3), covers=((1, 0.123456),))
+    workload = conv(
+        12, (15, 15), 16, batch=3, stride=(2, 1), padding=(0, 1, 2, 3), covers=((1, 0.123456),), vectors=AVX2
+    )
     assert Workload.from_key(workload.key_exact()) == workload
     assert workload.key() != workload.key_exact()
     assert workload.key() == replace(workload, covers=((1, 0.12),)).key()
+    assert workload.key() != replace(workload, vectors=NEON).key()
     candidate = Candidate("taps", {"R": 4, "rows": 2})
     assert Candidate.from_json(candidate.to_json()) == candidate
 

@@ -12,7 +12,6 @@ pytest.importorskip("tvm")
 pytest.importorskip("torch")
 
 from sparseflow.kernels.few_rows import FewRowsDense, FewRowsSparse
-from sparseflow.kernels.lanes import LANES
 from sparseflow.kernels.workload import Layouts, Workload, covers_of
 
 RNG = np.random.default_rng(6)
@@ -60,7 +59,7 @@ def test_padded_rows_hold_whole_vectors_and_every_weight() -> None:
     weight[3] = 0.0
     w = _workload(1, 50, 7, covers=covers_of(weight))
     packed = FewRowsSparse().pack(w, FewRowsSparse().candidates(w)[0], weight, Layouts())
-    assert (packed["indptr"] % LANES == 0).all()
+    assert (packed["indptr"] % w.vectors.lanes == 0).all()
     assert packed["indptr"][3] == packed["indptr"][4]
     for f in range(7):
         part = slice(packed["indptr"][f], packed["indptr"][f + 1])

@@ -158,7 +158,7 @@ class LaneLayout:
 
 
 @functools.cache
-def best_grid(height: int, width: int, lanes: int = LANES) -> tuple[int, int]:
+def best_grid(height: int, width: int, lanes: int = 16) -> tuple[int, int]:
     """The lane grid that wastes the fewest vectors on a map; the squarest of those within 2 %."""
     splits = [(g, lanes // g) for g in range(1, lanes + 1) if lanes % g == 0]
 
@@ -170,7 +170,7 @@ def best_grid(height: int, width: int, lanes: int = LANES) -> tuple[int, int]:
     return min(near, key=lambda g: (abs(math.log2(g[0] / g[1])), g[0]))
 
 
-def canonical(channels: int, height: int, width: int, lanes: int = LANES) -> LaneLayout:
+def canonical(channels: int, height: int, width: int, lanes: int = 16) -> LaneLayout:
     """The layout a layer writes unless its consumers ask for a halo."""
     grid = best_grid(height, width, lanes)
     block = (math.ceil(height / grid[0]), math.ceil(width / grid[1]))

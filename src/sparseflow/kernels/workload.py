@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from tvm import tirx
 
-from sparseflow.kernels.lanes import LaneLayout
+from sparseflow.kernels.lanes import LaneLayout, canonical
+from sparseflow.kernels.target import AVX512, VectorUnit
 from sparseflow.registry import Registry
 
 Array = npt.NDArray[Any]
@@ -45,6 +46,8 @@ class Workload:
     covers : tuple of (int, float)
         For R in 1, 2, 4, 8, 16: the density of the taps when R consecutive filters share them.
     threads : int
+    vectors : VectorUnit
+        Registers of the target, so that the key is complete.
     """
 
     op: str
@@ -63,6 +66,7 @@ class Workload:
     activation: str = "none"
     covers: tuple[tuple[int, float], ...] = ((1, 1.0),)
     threads: int = 1
+    vectors: VectorUnit = AVX512
 
     @property
     def out_height(self) -> int:
@@ -77,6 +81,11 @@ class Workload:
     def _out(self, size: int, axis: int) -> int:
         reach = self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
         return (size + self.padding[axis] + self.padding[axis + 2] - reach) // self.stride[axis] + 1
+
+    @property
+    def output_layout(self) -> LaneLayout:
+        """The layout it writes unless its consumers ask for a halo."""
+        return canonical(self.filters, self.out_height, self.out_width, self.vectors.lanes)
 
     @property
     def weight_shape(self) -> tuple[int, int, int, int]:
@@ -128,7 +137,7 @@ class Workload:
         for name in ("kernel_size", "stride", "padding", "dilation"):
             data[name] = tuple(data[name])
         data["covers"] = tuple((int(r), float(d)) for r, d in data["covers"])
-        return cls(**data)
+        return cls(**{**data, "vectors": VectorUnit(**data["vectors"])})
 
 
 @dataclass(frozen=True)
@@ -199,9 +208,7 @@ class Layouts:
 
 def natural_layouts(workload: Workload) -> Layouts:
     """The layouts used to measure a workload alone: the output's canonical one, and what follows from it."""
-    from sparseflow.kernels.lanes import canonical
-
-    output = canonical(workload.filters, workload.out_height, workload.out_width)
+    output = workload.output_layout
     return Layouts(workload.input_layout(output), output, output if workload.residual else None)
 
 

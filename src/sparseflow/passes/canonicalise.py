@@ -10,6 +10,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from sparseflow.kernels.target import AVX512, VectorUnit
 from sparseflow.kernels.workload import Array, Workload, covers_of
 from sparseflow.passes.graph import Graph, Rebuild, is_constant, op_name, shape_of
 from sparseflow.passes.ops import LayerAttrs, constant, constant_name, layer_call
@@ -40,8 +41,8 @@ class Canonicalise:
     with batch norm in ``w`` and ``b`` (b' = (b - mean)·γ/√(var + ε) + β, w' = w·γ/√(var + ε)).
     """
 
-    def __init__(self, threads: int = 1) -> None:
-        self.threads = threads
+    def __init__(self, threads: int = 1, vectors: VectorUnit = AVX512) -> None:
+        self.threads, self.vectors = threads, vectors
 
     def transform_module(self, mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
         """See the class."""
@@ -74,6 +75,7 @@ class Canonicalise:
             activation=layer.activation,
             covers=covers_of(layer.weight),
             threads=self.threads,
+            vectors=self.vectors,
         )
         attrs = LayerAttrs(layer.name, workload, layer.out_shape)
         bias = [] if layer.bias is None else [constant(layer.bias, f"{layer.name}.bias")]

@@ -48,11 +48,11 @@ class Node:
     non_negative: bool = False
 
 
-def decide_layouts(graph: Graph) -> dict[Expr, Node]:
+def decide_layouts(graph: Graph, lanes: int = 16) -> dict[Expr, Node]:
     """The lane operators of a planned module, with the halo each has to write for its consumers."""
     nodes: dict[Expr, Node] = {}
     for binding in graph.bindings:
-        node = _node(graph, nodes, binding.var, binding.value)
+        node = _node(nodes, binding.var, binding.value, lanes)
         if node is not None:
             nodes[binding.var] = node
     for node in nodes.values():
@@ -88,7 +88,13 @@ def logical(shape: tuple[int, ...], view: str) -> tuple[int, int, int]:
     return shape[-1], 1, rows
 
 
-def _node(graph: Graph, nodes: dict[Expr, Node], var: Expr, value: Expr) -> Node | None:
+def _map_layout(var: Expr, lanes: int) -> LaneLayout:
+    """The canonical layout of an NCHW tensor."""
+    _, channels, height, width = shape_of(var)
+    return canonical(channels, height, width, lanes)
+
+
+def _node(nodes: dict[Expr, Node], var: Expr, value: Expr, lanes: int) -> Node | None:
     if is_layer(value):
         return _layer(value)
     if not isinstance(value, relax.Call):
@@ -98,12 +104,12 @@ def _node(graph: Graph, nodes: dict[Expr, Node], var: Expr, value: Expr) -> Node
         return None
     name = op_name(value)
     if name in ("relax.nn.max_pool2d", "relax.nn.avg_pool2d"):
-        return _pool(nodes, var, value)
+        return _pool(nodes, var, value, lanes)
     if name in ("relax.mean", "relax.nn.adaptive_avg_pool2d"):
-        return _mean(nodes, var, value)
+        return _mean(nodes, var, value, lanes)
     if name == "relax.concat":
-        return _concat(nodes, var, value)
-    return _elementwise(nodes, var, value)
+        return _concat(nodes, var, value, lanes)
+    return _elementwise(nodes, var, value, lanes)
 
 
 def _layer(value: Expr) -> Node | None:
@@ -112,7 +118,7 @@ def _layer(value: Expr) -> Node | None:
     if template.layout != "lanes":
         return None
     w: Workload = attrs.workload
-    layout = canonical(w.filters, w.out_height, w.out_width)
+    layout = w.output_layout
     residual = list(value.args[3].fields)
     needs = [w.input_layout(layout)] + [layout for _ in residual]
     view = "nchw" if w.op == "conv2d" else "matrix"
@@ -120,7 +126,7 @@ def _layer(value: Expr) -> Node | None:
     return Node("layer", [value.args[0], *residual], attrs, layout, view, needs, positive)
 
 
-def _pool(nodes: dict[Expr, Node], var: Expr, value: Expr) -> Node | None:
+def _pool(nodes: dict[Expr, Node], var: Expr, value: Expr, lanes: int) -> Node | None:
     a = value.attrs
     dilated = any(int(d) != 1 for d in a.dilation)
     if str(a.layout) != "NCHW" or dilated or value.args[0] not in nodes:
@@ -137,7 +143,7 @@ def _pool(nodes: dict[Expr, Node], var: Expr, value: Expr) -> Node | None:
     )
     batch, channels, height, width = shape_of(value.args[0])
     out_height, out_width = shape_of(var)[2:]
-    layout = canonical(channels, out_height, out_width)
+    layout = canonical(channels, out_height, out_width, lanes)
     shaped = Workload(
         "conv2d",
         batch,
@@ -156,7 +162,7 @@ def _pool(nodes: dict[Expr, Node], var: Expr, value: Expr) -> Node | None:
     return Node("pool", [value.args[0]], window, layout, "nchw", [need], positive)
 
 
-def _mean(nodes: dict[Expr, Node], var: Expr, value: Expr) -> Node | None:
+def _mean(nodes: dict[Expr, Node], var: Expr, value: Expr, lanes: int) -> Node | None:
     source = value.args[0]
     if source not in nodes or nodes[source].view != "nchw" or len(shape_of(source)) != 4:
         return None
@@ -166,22 +172,22 @@ def _mean(nodes: dict[Expr, Node], var: Expr, value: Expr) -> Node | None:
             return None
     elif shape_of(var)[2:] != (1, 1):
         return None
-    need = canonical(*shape_of(source)[1:])
+    need = _map_layout(source, lanes)
     return Node("mean", [source], None, None, "nchw", [need])
 
 
-def _concat(nodes: dict[Expr, Node], var: Expr, value: Expr) -> Node | None:
+def _concat(nodes: dict[Expr, Node], var: Expr, value: Expr, lanes: int) -> Node | None:
     if not isinstance(value.args[0], relax.Tuple):
         return None
     items = list(value.args[0].fields)
     if len(shape_of(var)) != 4 or int(value.attrs.axis) % 4 != 1 or not all(i in nodes for i in items):
         return None
-    layouts = [canonical(*shape_of(i)[1:]) for i in items]
+    layouts = [_map_layout(i, lanes) for i in items]
     positive = all(nodes[i].non_negative for i in items)
-    return Node("concat", items, None, canonical(*shape_of(var)[1:]), "nchw", layouts, positive)
+    return Node("concat", items, None, _map_layout(var, lanes), "nchw", layouts, positive)
 
 
-def _elementwise(nodes: dict[Expr, Node], var: Expr, value: Expr) -> Node | None:
+def _elementwise(nodes: dict[Expr, Node], var: Expr, value: Expr, lanes: int) -> Node | None:
     """An operator that maps zeros to zeros, on tensors of one shape of which all are in lanes already."""
     name = op_name(value)
     function = UNARY.get(name) or (
@@ -194,7 +200,7 @@ def _elementwise(nodes: dict[Expr, Node], var: Expr, value: Expr) -> Node | None
     if len(views) != 1 or any(nodes[o].layout is None or shape_of(o) != shape_of(var) for o in operands):
         return None
     view = views.pop()
-    layout = canonical(*logical(shape_of(var), view))
+    layout = canonical(*logical(shape_of(var), view), lanes)
     positive = function in NON_NEGATIVE or (
         function in ("add", "multiply", "maximum") and all(nodes[o].non_negative for o in operands)
     )

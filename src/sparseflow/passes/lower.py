@@ -28,20 +28,20 @@ OPAQUE = 8  # TVM's OpPatternKind: FuseOps leaves the function alone
 class Lower:
     """Replaces ``sparseflow`` operators, and what can stay in lanes between them, by calls of TIR kernels."""
 
-    def __init__(self, threads: int = 1) -> None:
-        self.threads = threads
+    def __init__(self, threads: int = 1, lanes: int = 16) -> None:
+        self.threads, self.vector_lanes = threads, lanes
 
     def transform_module(self, mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
         """See the class."""
-        return _Lowering(mod, self.threads).run()
+        return _Lowering(mod, self.threads, self.vector_lanes).run()
 
 
 class _Lowering:
     """One run: the layouts, the kernels built so far, and both forms of every tensor."""
 
-    def __init__(self, mod: tvm.IRModule, threads: int) -> None:
+    def __init__(self, mod: tvm.IRModule, threads: int, lanes: int) -> None:
         self.rebuild = Rebuild(mod)
-        self.nodes = decide_layouts(self.rebuild.graph)
+        self.nodes = decide_layouts(self.rebuild.graph, lanes)
         self.threads = threads
         self.lanes: dict[Expr, Expr] = {}  # old variable → its lane tensor
         self.changed: dict[tuple[Expr, LaneLayout], Expr] = {}

@@ -11,6 +11,7 @@ from tvm import relax
 
 from sparseflow.kernels.dense_matmul import legalize_matmul
 from sparseflow.kernels.select import Selector
+from sparseflow.kernels.target import vector_unit
 from sparseflow.passes.canonicalise import Canonicalise
 from sparseflow.passes.decompose import Decompose
 from sparseflow.passes.index import Index
@@ -22,24 +23,23 @@ from sparseflow.passes.schedule_rest import ScheduleRest
 Observer = Callable[[str, Any], None]
 
 
-def phases(selector: Selector, threads: int = 1, vector_lanes: int = 16) -> dict[str, list[Any]]:
+def phases(selector: Selector, threads: int = 1) -> dict[str, list[Any]]:
     """The passes of each phase, in order.
 
     Parameters
     ----------
     selector : Selector
-        Chooses the kernels in the phase ``plan``.
+        Chooses the kernels in the phase ``plan``; its target says which vector registers there are.
     threads : int
-    vector_lanes : int
-        float32 elements of a vector register.
     """
-    matmul = partial(legalize_matmul, lanes=vector_lanes, threads=threads)
+    vectors = vector_unit(selector.target)
+    matmul = partial(legalize_matmul, lanes=vectors.lanes, threads=threads)
     return {
-        "canonicalise": [Canonicalise(threads)],
+        "canonicalise": [Canonicalise(threads, vectors)],
         "propagate": [Propagate()],
         "index": [Index()],
         "plan": [PlanKernels(selector, threads)],
-        "lower": [Lower(threads)],
+        "lower": [Lower(threads, vectors.lanes)],
         "finish": [
             relax.transform.DecomposeOpsForInference(),
             Decompose(),
@@ -49,7 +49,7 @@ def phases(selector: Selector, threads: int = 1, vector_lanes: int = 16) -> dict
             relax.transform.FuseOps(),
             relax.transform.FuseTIR(),
             relax.transform.DeadCodeElimination(),
-            ScheduleRest(vector_lanes, threads),
+            ScheduleRest(vectors.lanes, threads),
         ],
     }
 
