@@ -13,7 +13,8 @@ pytest.importorskip("tvm")
 
 from sparseflow.core.formats import TapList
 from sparseflow.kernels import direct, taps
-from sparseflow.kernels.cost import MAX_ACCUMULATORS, tile_choices
+from sparseflow.kernels.cost import tile_choices
+from sparseflow.kernels.target import AVX2, AVX512, NEON, VectorUnit
 from sparseflow.kernels.workload import (
     Candidate,
     Layouts,
@@ -36,15 +37,16 @@ def _sparse(w: Workload, density: float, rows: int = 1) -> tuple[Workload, np.nd
 
 @pytest.mark.parametrize("size", [(56, 56), (28, 28), (14, 14), (7, 7), (1, 1), (1, 197), (5, 113)])
 @pytest.mark.parametrize("rows", [1, 2, 4, 8])
-def test_tiles_fit_the_registers_and_the_block(size: tuple[int, int], rows: int) -> None:
-    w = replace(BASE, height=size[0], width=size[1])
+@pytest.mark.parametrize("vectors", [AVX512, AVX2, NEON], ids=lambda v: v.name)
+def test_tiles_fit_the_registers_and_the_block(size: tuple[int, int], rows: int, vectors: VectorUnit) -> None:
+    w = replace(BASE, height=size[0], width=size[1], vectors=vectors)
     found = tile_choices(w, rows)
     assert found
     assert len(found) == len(set(found))
     for tile_rows, v in found:
         assert tile_rows >= 1
         assert v >= 1
-        assert rows * tile_rows * v <= MAX_ACCUMULATORS
+        assert rows * tile_rows * v <= vectors.accumulators
 
 
 def test_candidates_are_sorted_by_prediction_and_divide_the_filters() -> None:

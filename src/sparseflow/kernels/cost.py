@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import math
 
-from sparseflow.kernels.lanes import LANES, canonical
 from sparseflow.kernels.workload import Candidate, Workload
 
+<<<<<<< ours
 MAX_ACCUMULATORS = 24  # of 32 registers; at 28 LLVM spills
 L2_BYTES = 1 << 20
+=======
+>>>>>>> theirs
 L1_BYTES = 24 * 1024  # of 32 or 48 KB, the rest is for weights and offsets
 
 
 def tile_choices(workload: Workload, r: int) -> list[tuple[int, int]]:
     """(rows, V) for blocks of ``r`` filters whose accumulators fill the registers without spilling."""
-    bh, bw = canonical(workload.filters, workload.out_height, workload.out_width).block
+    bh, bw = workload.output_layout.block
+    most = workload.vectors.accumulators
     found: set[tuple[int, int]] = set()
     for rows in {1, 2, 3, 4, 7}:
         for v in {math.ceil(bw / parts) for parts in range(1, bw + 1)}:
-            if rows <= bh and r * rows * v <= MAX_ACCUMULATORS:
+            if rows <= bh and r * rows * v <= most:
                 found.add((rows, v))
     full = max((r * rows * v for rows, v in found), default=0)
     good = [(rows, v) for rows, v in found if r * rows * v >= min(full, 8) and r * rows * v >= 0.5 * full]
@@ -29,8 +32,8 @@ def tile_cycles(workload: Workload, candidate: Candidate, taps_per_block: float)
     """Cycles for a whole layer whose blocks of R filters have ``taps_per_block`` taps on average."""
     p = candidate.parameters
     r, rows, v = p["R"], p["rows"], p["V"]
-    layout = canonical(workload.filters, workload.out_height, workload.out_width)
-    bh, bw = layout.block
+    bh, bw = workload.output_layout.block
+    rate = workload.vectors.per_cycle
     channels = workload.channels // workload.groups
     chunk = p.get("chunk", 0) or channels
     chunks = math.ceil(channels / chunk)
@@ -40,8 +43,8 @@ def tile_cycles(workload: Workload, candidate: Candidate, taps_per_block: float)
             spots = rows_now * v_now
             taps = taps_per_block / chunks
             load = _load_cycles(workload, chunk, rows_now, v_now)
-            per_tap = max(r * spots * 1.02, spots * load + 0.5 * r + 1.0, 4.2 * 1.0)
-            partial = 2 * r * spots * 1.2 if chunks > 1 else r * spots
+            per_tap = max(r * spots * 1.02 / rate, spots * load / rate + 0.5 * r + 1.0, 4.2 * 1.0)
+            partial = (2 * r * spots * 1.2 if chunks > 1 else r * spots) / rate
             total += row_tiles * col_tiles * chunks * (taps * per_tap + partial + 14)
     blocks = math.ceil(workload.filters / r)
     return total * blocks * workload.batch / workload.threads
@@ -57,4 +60,4 @@ def _load_cycles(workload: Workload, chunk: int, rows: int, v: int) -> float:
     """Cycles for one vector load: one from L1, about two from L2, by whether a tile's input planes fit."""
     kh, kw = workload.kernel_size
     touched = (rows * workload.stride[0] + kh - 1) * (v * workload.stride[1] + kw - 1)
-    return 1.05 if chunk * touched * LANES * 4 <= L1_BYTES else 2.1
+    return 1.05 if chunk * touched * workload.vectors.lanes * 4 <= L1_BYTES else 2.1
