@@ -6,11 +6,7 @@ import math
 
 from sparseflow.kernels.workload import Candidate, Workload
 
-<<<<<<< ours
-MAX_ACCUMULATORS = 24  # of 32 registers; at 28 LLVM spills
 L2_BYTES = 1 << 20
-=======
->>>>>>> theirs
 L1_BYTES = 24 * 1024  # of 32 or 48 KB, the rest is for weights and offsets
 
 

@@ -21,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
-LANES = 16
 
 
 @dataclass(frozen=True)
