@@ -1,23 +1,19 @@
 """The skeleton of every convolution on lane layouts: tiles, partial sums, epilogue, halo.
 
 for each group of filter blocks, in parallel:
-  for each image, chunk of input channels, tile of rows x V vectors of the output:
-    for each block of R filters:
+  for each image:
+    for each chunk of input channels, tile of rows x V vectors of the output, block of R filters (in one of `ORDERS`):
       acc[R][rows][V] = bias, or the partial sums of the chunks before
       the taps (left to the template)
       epilogue after the last chunk, then store
-  fill the halo of the group's filters
-
-With parameter ``outer`` = 1 the loop over the blocks goes round the tiles instead: a block's weights are then read once
-and stay in the L1 cache while the map is streamed, which pays when the weights are larger than the map.
+    fill the halo of the group's filters
 """
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +26,15 @@ from sparseflow.kernels.lanes import LaneLayout
 from sparseflow.kernels.workload import Array, Candidate, KernelTemplate, Layouts, Workload
 
 Expr = Any
+
+# Loop orders, outermost first; a candidate's ``order`` is the number. The first keeps a tile's planes in the L1 cache
+# for all filters; the second reads weights that are larger than the map once; the third keeps the partial sums of a
+# band of rows in the L2 cache when the map is larger.
+ORDERS = (
+    ("chunk", "row", "col", "block"),
+    ("chunk", "block", "row", "col"),
+    ("row", "chunk", "col", "block"),
+)
 
 
 @dataclass(frozen=True)
@@ -115,36 +120,36 @@ class ConvBody:
                 self._group(T.bind(self.bounds[g]), T.bind(self.bounds[g + 1]))
 
     def _group(self, first: Expr, last: Expr) -> None:
+        order = ORDERS[self.candidate.parameters.get("order", 0)]
         with emit.loop(self.workload.batch) as n:
-            if self.chunks == 1:
-                self._tiles(n, 0, first, last)
-            else:
-                with emit.loop(self.chunks) as ch:
-                    self._tiles(n, ch, first, last)
+            self._loops(order, (first, last), {"image": n})
             if any(self.output.halo):
                 filters = tirx.min(T.int32(self.workload.filters), T.int32(0) + last * self.R)
                 with emit.loop(filters - first * self.R) as f:
                     base = T.bind((first * self.R + f) * (self.output.plane * self.lanes))
                     emit.fill_halo(self.y, n, base, self.output)
 
-    def _tiles(self, n: Expr, ch: Expr, first: Expr, last: Expr) -> None:
-        if self.candidate.parameters.get("outer", 0):
-            with emit.loop(last - first) as b:
-                self._over_map(n, ch, lambda: nullcontext(first + b))
+    def _loops(self, order: tuple[str, ...], group: tuple[Expr, Expr], at: dict[str, Any]) -> None:
+        """The loops named by ``order``, outermost first, around one tile."""
+        if not order:
+            self._block(Tile(**at))
+            return
+        name, rest = order[0], order[1:]
+        if name == "chunk" and self.chunks == 1:
+            self._loops(rest, group, at | {"chunk": 0})
+        elif name == "chunk":
+            with emit.loop(self.chunks) as chunk:
+                self._loops(rest, group, at | {"chunk": chunk})
+        elif name == "block":
+            with emit.loop(group[1] - group[0]) as b:
+                self._loops(rest, group, at | {"block": group[0] + b})
         else:
-            self._over_map(n, ch, lambda: self._over_blocks(first, last))
-
-    @contextmanager
-    def _over_blocks(self, first: Expr, last: Expr) -> Iterator[Expr]:
-        with emit.loop(last - first) as b:
-            yield first + b
-
-    def _over_map(self, n: Expr, ch: Expr, blocks: Callable[[], AbstractContextManager[Expr]]) -> None:
-        for rs in emit.segments(self.output.block[0], self.rows):
-            for cs in emit.segments(self.output.block[1], self.V):
-                with emit.loop(rs.count) as rt, emit.loop(cs.count) as ct, blocks() as b:
-                    row, col = rs.start + rt * rs.size, cs.start + ct * cs.size
-                    self._block(Tile(rs.size, cs.size, row, col, b, ch, n))
+            extent, size = (
+                (self.output.block[0], self.rows) if name == "row" else (self.output.block[1], self.V)
+            )
+            for s in emit.segments(extent, size):
+                with emit.loop(s.count) as t:
+                    self._loops(rest, group, at | {name: s.start + t * s.size, name + "s": s.size})
 
     def _block(self, tile: Tile) -> None:
         spots = tile.rows * tile.cols

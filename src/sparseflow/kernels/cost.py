@@ -24,6 +24,11 @@ def tile_choices(workload: Workload, r: int) -> list[tuple[int, int]]:
     return sorted(good) or [(1, 1)]
 
 
+def large_map(workload: Workload) -> bool:
+    """True when the output map of one image does not fit the L2 cache."""
+    return workload.filters * workload.out_height * workload.out_width * 4 > L2_BYTES
+
+
 def tile_cycles(workload: Workload, candidate: Candidate, taps_per_block: float) -> float:
     """Cycles for a whole layer whose blocks of R filters have ``taps_per_block`` taps on average."""
     p = candidate.parameters

@@ -30,11 +30,11 @@ class Direct(LaneConvolution):
         heights = [r for r in (8, 6, 5, 4, 3, 2, 1) if per_group % r == 0][:3]
         orders = (0, 1) if math.prod(workload.weight_shape) * 4 > L2_BYTES // 2 else (0,)
         found = [
-            Candidate("direct", {"R": r, "rows": rows, "V": v, "chunk": chunk, "outer": outer})
+            Candidate("direct", {"R": r, "rows": rows, "V": v, "chunk": chunk, "order": order})
             for r in heights
             for rows, v in tile_choices(workload, r)
             for chunk in _chunks(workload)
-            for outer in orders
+            for order in orders
         ]
         return sorted(found, key=lambda c: self.predict_cycles(workload, c))
 

@@ -13,7 +13,7 @@ from tvm.tirx.script import builder as T
 from sparseflow.core.formats import TapList
 from sparseflow.kernels import emit
 from sparseflow.kernels.conv import ConvBody, LaneConvolution, Tile
-from sparseflow.kernels.cost import tile_choices, tile_cycles
+from sparseflow.kernels.cost import large_map, tile_choices, tile_cycles
 from sparseflow.kernels.lanes import LaneLayout
 from sparseflow.kernels.workload import Array, Candidate, Layouts, Workload, register
 
@@ -47,9 +47,10 @@ class Taps(LaneConvolution):
             if per_group % r or workload.density(r) > useful * (1.0 + 0.6 * math.log2(r)):
                 continue
             found += [
-                Candidate("taps", {"R": r, "rows": rows, "V": v, "chunk": chunk})
+                Candidate("taps", {"R": r, "rows": rows, "V": v, "chunk": chunk, "order": order})
                 for rows, v in tile_choices(workload, r)
                 for chunk in _chunks(workload, r)
+                for order in ((0, 2) if chunk and large_map(workload) else (0,))
             ]
         return sorted(found, key=lambda c: self.predict_cycles(workload, c))
 
@@ -122,7 +123,7 @@ def _offset_type(workload: Workload, candidate: Candidate, layout: LaneLayout) -
 def _chunks(workload: Workload, r: int) -> list[int]:
     """Chunk lengths in channels; 0 is all channels at once. Wide blocks are bound by arithmetic and need none."""
     channels = workload.channels // workload.groups
-    if r >= 4 or workload.groups > 1:
+    if r >= 8 or workload.groups > 1:
         return [0]
     sizes = (16, 32) if workload.kernel_size != (1, 1) else (64, 128)
     return [c for c in sizes if c < channels] + [0]
