@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,8 +13,9 @@ from tvm import relax
 
 import sparseflow
 from sparseflow.engine.importer import Imported, import_model
-from sparseflow.engine.machine import machine_name, vector_flags
+from sparseflow.engine.machine import machine_name
 from sparseflow.engine.runtime import Engine, Manifest, Signature
+from sparseflow.engine.targets import architecture, instruction_sets, not_here, resolve
 from sparseflow.errors import CompileError, SparseflowError
 from sparseflow.kernels.select import Selector
 from sparseflow.passes import pipeline
@@ -26,24 +26,19 @@ from sparseflow.passes.propagate import removed_weights
 Progress = Callable[[str], None]
 
 
-def host_target() -> Any:
-    """The target of this machine."""
-    return tvm.target.Target({"kind": "llvm", "mcpu": str(tvm.target.codegen.llvm_get_system_cpu())})
-
-
 def compile(
     model: Any,
     example_inputs: Sequence[Any] | None = None,
     *,
     threads: int = 1,
     measure: bool = True,
-    target: Mapping[str, Any] | None = None,
+    target: str | Mapping[str, Any] = "native",
     shapes: Mapping[str, Sequence[int]] | None = None,
     sparsify: str = "",
     dump: Path | None = None,
     progress: Progress | None = None,
 ) -> Engine:
-    """The engine of ``model`` for this machine.
+    """The engine of ``model`` for this machine, or for another.
 
     Parameters
     ----------
@@ -53,9 +48,11 @@ def compile(
     threads : int
         Threads of one call.
     measure : bool
-        Choose kernels by measurement on this machine (kept on disk); False: by the cost model.
-    target : mapping, optional
-        TVM's target as a dictionary, ``{"kind": "llvm", "mcpu": "znver4"}``; default: this machine.
+        Choose kernels by measurement on this machine (kept on disk); False, or a target that this machine cannot
+        run: by the cost model.
+    target : str or mapping
+        ``native`` (this machine), ``avx512``, ``avx2``, ``neon``, or TVM's target as a dictionary,
+        ``{"kind": "llvm", "mcpu": "znver4"}``.
     shapes : mapping, optional
         Shapes of an ONNX model's inputs, to bind free dimensions.
     sparsify : str
@@ -81,7 +78,12 @@ def compile(
         if isinstance(model, Imported)
         else import_model(model, None if example_inputs is None else tuple(example_inputs), shapes)
     )
-    built = _target(target)
+    built = resolve(target)
+    family, flags = architecture(built), instruction_sets(built)
+    foreign = not_here(family, flags)
+    if foreign and measure:
+        say(f"the cost model chooses: {foreign}")
+        measure = False
     selector = Selector(built, machine_name(), measure, lambda name: say(f"measure {name}"))
 
     def observe(phase: str, mod: tvm.IRModule) -> None:
@@ -109,8 +111,8 @@ def compile(
         calls=tuple(calls),
         target=str(built),
         machine=machine_name(),
-        flags=tuple(sorted(vector_flags(map(str, tvm.target.codegen.llvm_get_cpu_features(built))))),
-        architecture=str(built.attrs.get("mtriple", platform.machine())).split("-")[0],
+        flags=flags,
+        architecture=family,
         threads=threads,
         tvm_version=str(tvm.__version__),
         sparseflow_version=sparseflow.__version__,
@@ -130,13 +132,3 @@ def _inside_tvm(doing: str) -> Iterator[None]:
         raise CompileError(
             f"{doing}: TVM cannot compile this model ({last}); --traceback shows where"
         ) from error
-
-
-def _target(target: Mapping[str, Any] | None) -> Any:
-    if target is None:
-        return host_target()
-    try:
-        return tvm.target.Target(dict(target))
-    except (ValueError, TypeError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[-1]
-        raise CompileError(f"target {dict(target)}: {first}") from error

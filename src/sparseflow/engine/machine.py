@@ -12,8 +12,12 @@ VECTOR_FLAGS = ("avx", "fma", "f16c", "asimd", "neon", "sve")
 
 
 def vector_flags(names: Iterable[str]) -> frozenset[str]:
-    """Those of ``names`` that are vector instruction sets; the Linux kernel and LLVM differ in underscores only."""
-    return frozenset(n.replace("_", "") for n in names if n.startswith(VECTOR_FLAGS))
+    """Those of ``names`` that are vector instruction sets, by one name.
+
+    The Linux kernel and LLVM differ in underscores and hyphens, and in Arm's first: ``asimd`` is LLVM's ``neon``.
+    """
+    plain = (n.replace("_", "").replace("-", "") for n in names if n.startswith(VECTOR_FLAGS))
+    return frozenset("neon" if n == "asimd" else n for n in plain)
 
 
 @functools.cache
@@ -46,6 +50,6 @@ def machine_name() -> str:
         ][:2]
     except OSError:
         family = []
-    widest = next((f for f in ("avx512f", "avx2", "asimd") if f in cpu_flags()), "scalar")
+    widest = next((f for f in ("avx512f", "avx2", "neon") if f in cpu_flags()), "scalar")
     version = f" family {' model '.join(family)}" if family else ""
     return f"{model}{version} ({widest}), {os.cpu_count()} cores"

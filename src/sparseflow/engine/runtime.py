@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import re
 import shutil
 import sys
@@ -21,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 import tvm
 from tvm.runtime.vm import VirtualMachine
-from tvm.support import cc
 
 from sparseflow.core.plan import Measurement, OperatorTime, Plan
-from sparseflow.engine.machine import cpu_flags, machine_name
+from sparseflow.engine.machine import machine_name
+from sparseflow.engine.targets import linker, not_here
 from sparseflow.errors import EngineError, InputError
 
 Array = npt.NDArray[Any]
@@ -85,7 +84,8 @@ class Engine:
     """A compiled network.
 
     Call it with NumPy arrays or torch tensors of the shapes in `inputs`; the results are of the same kind, a single one
-    bare, several as a tuple. One engine is not to be called from several Python threads at once.
+    bare, several as a tuple. One engine is not to be called from several Python threads at once. An engine for another
+    machine can only be saved and explained.
 
     Attributes
     ----------
@@ -97,9 +97,11 @@ class Engine:
     def __init__(self, executable: Any, weights: Mapping[str, Any], manifest: Manifest) -> None:
         self._executable, self.manifest = executable, manifest
         self._weights = dict(weights)
-        self._set_threads(manifest.threads)
-        self._vm = VirtualMachine(executable, tvm.cpu())
-        self._main = self._vm["main"]
+        self._foreign = not_here(manifest.architecture, manifest.flags)
+        if self._foreign is None:
+            self._set_threads(manifest.threads)
+            self._vm = VirtualMachine(executable, tvm.cpu())
+            self._main = self._vm["main"]
 
     @property
     def plan(self) -> Plan:
@@ -132,6 +134,8 @@ class Engine:
         ------
         InputError
             If the number, a shape or a dtype of the inputs is not that of the engine.
+        EngineError
+            If the engine is for another machine.
         """
         tensors = self._tensors(inputs)
         results = self._results(self._main(*tensors, *self._weights.values()))
@@ -191,10 +195,11 @@ class Engine:
             )
         return found
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
+    def save(self, path: str | os.PathLike[str], cxx: str | None = None) -> Path:
         """Writes the engine as a folder: code, weights and a manifest. Linking needs a C++ compiler.
 
-        An engine that stands at ``path`` is replaced when the new one is complete.
+        An engine that stands at ``path`` is replaced when the new one is complete. ``cxx`` is the compiler that links;
+        default: this machine's, or for another architecture ``<architecture>-linux-gnu-g++``.
 
         Raises
         ------
@@ -206,8 +211,7 @@ class Engine:
             raise EngineError(
                 f"{target}: exists and is not an engine; choose another path or delete it first"
             )
-        if cc.get_cc() is None:
-            raise EngineError(f"{target}: no C++ compiler found to link the code; install g++ or set CXX")
+        compiler = linker(self.manifest.architecture, cxx)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -215,7 +219,7 @@ class Engine:
             raise EngineError(f"{target}: cannot be written ({error}); choose another path") from error
         old = work.with_name(work.name + ".old")
         try:
-            self._write(work)
+            self._write(work, compiler)
             if target.exists():
                 os.replace(target, old)
             work.chmod(0o755)
@@ -230,9 +234,9 @@ class Engine:
             shutil.rmtree(old, ignore_errors=True)
         return target
 
-    def _write(self, folder: Path) -> None:
+    def _write(self, folder: Path, compiler: str) -> None:
         with _without_notices():
-            self._executable.export_library(str(folder / CODE))
+            self._executable.export_library(str(folder / CODE), cc=compiler)
         arrays: dict[str, Any] = {k: np.asarray(v.numpy()) for k, v in self._weights.items()}
         np.savez(folder / WEIGHTS, **arrays)
         sums = {name: _sha256(folder / name) for name in (CODE, WEIGHTS)}
@@ -262,6 +266,8 @@ class Engine:
         return cls(module, weights, manifest)
 
     def _tensors(self, inputs: Sequence[Any]) -> list[Any]:
+        if self._foreign is not None:
+            raise EngineError(f"the engine was {self._foreign}; save it and run it there")
         if len(inputs) != len(self.inputs):
             names = ", ".join(s.name for s in self.inputs)
             raise InputError(f"{len(inputs)} inputs given, {len(self.inputs)} expected: {names}")
@@ -360,16 +366,9 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _check_machine(folder: Path, manifest: Manifest) -> None:
-    if manifest.architecture != platform.machine():
-        here = platform.machine()
-        raise EngineError(
-            f"{folder}: compiled for {manifest.architecture}, this machine is {here}; compile it here"
-        )
-    missing = sorted(set(manifest.flags) - cpu_flags())
-    if missing:
-        raise EngineError(
-            f"{folder}: compiled for a CPU with {', '.join(missing)}, which this one lacks; compile it here"
-        )
+    foreign = not_here(manifest.architecture, manifest.flags)
+    if foreign is not None:
+        raise EngineError(f"{folder}: {foreign}; compile it for this machine")
     if manifest.tvm_version != tvm.__version__:
         raise EngineError(
             f"{folder}: compiled with TVM {manifest.tvm_version}, installed is {tvm.__version__}; compile it anew"

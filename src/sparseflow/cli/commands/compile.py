@@ -28,26 +28,37 @@ def command(
     batch: options.BatchOption = 1,
     threads: options.ThreadsOption = 1,
     no_measure: options.NoMeasureOption = False,
+    target: Annotated[
+        str, typer.Option(metavar="NAME", help="native (this machine), avx512, avx2 or neon (aarch64).")
+    ] = "native",
+    cxx: Annotated[
+        str | None,
+        typer.Option(metavar="COMPILER", help="C++ compiler that links the engine for the target."),
+    ] = None,
     dump: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Write the IR after each phase here.")
     ] = None,
     json: options.JsonOption = None,
 ) -> None:
-    """Compile MODEL for this machine and save the engine.
+    """Compile MODEL for this machine, or another (--target), and save the engine.
 
     Zeros in the weights are found and used, whoever put them there. Every layer's kernel is chosen by
     measuring the candidates here; choices are kept on disk, so the next compile of the same shapes is quick.
+    For a target that this machine cannot run the cost model chooses.
 
     **Examples**
 
         sparseflow compile pruned.pt2 -o pruned.engine
         sparseflow compile model.onnx --shape input=1,3,224,224 --threads 2 -o model.engine
         sparseflow compile zoo:resnet50 --sparsify block:4x1@0.9 -o resnet50.engine
+        sparseflow compile pruned.pt2 --target neon -o pruned-arm.engine
     """
     from sparseflow import compile as compile_model
     from sparseflow.cli.commands.explain import layer_table
+    from sparseflow.engine.targets import architecture, linker, resolve
 
     shapes = options.parse_shapes(shape)
+    linker(architecture(resolve(target)), cxx)  # a missing compiler is told now, not after minutes
     start = time.perf_counter()
     with output.progress("compile") as say:
         loaded = load_model(ModelRequest(model, sparsify, tuple(include or ()), shapes, batch))
@@ -55,11 +66,12 @@ def command(
             loaded.imported(),
             threads=threads,
             measure=not no_measure,
+            target=target,
             sparsify=loaded.sparsified.label if loaded.sparsified is not None else "",
             dump=dump,
             progress=say,
         )
-        engine.save(out)
+        engine.save(out, cxx)
     seconds = time.perf_counter() - start
     data = {"model": model, "engine": str(out), "seconds": seconds, "plan": engine.plan.to_json()}
     if output.write_json(data, json):
