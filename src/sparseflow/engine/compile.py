@@ -72,13 +72,13 @@ def compile(
     if threads < 1:
         raise CompileError(f"threads={threads}: at least one thread is needed")
     say = progress or (lambda _text: None)
+    built = resolve(target)
     say("import")
     imported = (
         model
         if isinstance(model, Imported)
         else import_model(model, None if example_inputs is None else tuple(example_inputs), shapes)
     )
-    built = resolve(target)
     family, flags = architecture(built), instruction_sets(built)
     foreign = not_here(family, flags)
     if foreign and measure:

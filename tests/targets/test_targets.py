@@ -1,0 +1,124 @@
+"""Targets by name: their registers, keys, code, and what is said where one cannot be run or linked."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+tvm = pytest.importorskip("tvm")
+torch = pytest.importorskip("torch")
+
+from typer.testing import CliRunner  # noqa: E402
+
+import sparseflow  # noqa: E402
+from sparseflow.cli.main import app  # noqa: E402
+from sparseflow.engine import targets  # noqa: E402
+from sparseflow.engine.machine import vector_flags  # noqa: E402
+from sparseflow.engine.targets import (  # noqa: E402
+    TARGETS,
+    architecture,
+    instruction_sets,
+    linker,
+    not_here,
+    resolve,
+)
+from sparseflow.errors import CompileError, EngineError  # noqa: E402
+from sparseflow.kernels.select import Selector  # noqa: E402
+from sparseflow.kernels.target import AVX2, AVX512, NEON, SSE, VectorUnit, vector_unit  # noqa: E402
+from sparseflow.kernels.workload import TEMPLATES, Workload, dense_covers, natural_layouts  # noqa: E402
+
+CONV = Workload("conv2d", 1, 32, 14, 14, 32, (3, 3), padding=(1, 1, 1, 1), covers=dense_covers())
+LLVM = [
+    ({"kind": "llvm", "mcpu": "znver4"}, AVX512),
+    ({"kind": "llvm", "mcpu": "skylake"}, AVX2),
+    ({"kind": "llvm", "mcpu": "znver4", "mattr": ["-avx512f"]}, AVX2),
+    ({"kind": "llvm", "mcpu": "nehalem"}, SSE),
+    ({"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "neoverse-n1"}, NEON),
+]
+
+
+@pytest.mark.parametrize(("name", "unit"), [("avx512", AVX512), ("avx2", AVX2), ("neon", NEON)])
+def test_a_named_target_has_the_unit_of_its_name(name: str, unit: VectorUnit) -> None:
+    assert vector_unit(resolve(name)) == unit
+    assert unit.name == name
+
+
+@pytest.mark.parametrize(("target", "unit"), LLVM)
+def test_the_unit_follows_from_llvms_features(target: dict[str, Any], unit: VectorUnit) -> None:
+    assert vector_unit(resolve(target)) == unit
+
+
+def test_choices_for_different_targets_have_different_keys() -> None:
+    keys = {
+        Selector(resolve(name), "machine")._key(replace(CONV, vectors=vector_unit(resolve(name))))
+        for name in TARGETS
+    }
+    assert len(keys) == len(TARGETS)
+    assert len({replace(CONV, vectors=unit).key() for unit in (AVX512, AVX2, NEON)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "register", "wider"), [("avx512", "zmm", None), ("avx2", "ymm", "zmm"), ("neon", "v0.4s", None)]
+)
+def test_code_uses_the_registers_of_its_target(name: str, register: str, wider: str | None) -> None:
+    target = resolve(name)
+    w = replace(CONV, vectors=vector_unit(target))
+    template = TEMPLATES["direct"]
+    candidate = template.candidates(w)[0]
+    function = template.build(w, candidate, natural_layouts(w), "kernel")
+    text = str(tvm.compile(tvm.IRModule({"kernel": function}), target=target).mod.inspect_source("asm"))
+    assert register in text
+    assert wider is None or wider not in text
+
+
+def test_unknown_names_are_refused_with_the_known() -> None:
+    with pytest.raises(CompileError, match=r"'sse9' is unknown; allowed: native, avx512, avx2, neon"):
+        resolve("sse9")
+    result = CliRunner().invoke(app, ["compile", "zoo:resnet18", "-o", "x", "--target", "sse9"])
+    assert result.exit_code == 1
+    assert "allowed: native, avx512, avx2, neon" in result.output
+
+
+def test_a_missing_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(targets.shutil, "which", lambda _name: None)
+    with pytest.raises(EngineError, match=r"no aarch64-linux-gnu-g\+\+ found.*--cxx"):
+        linker("aarch64")
+    with pytest.raises(EngineError, match="no C\\+\\+ compiler 'zig-c'"):
+        linker("aarch64", "zig-c")
+
+
+def test_the_linux_kernels_and_llvms_names_of_instruction_sets_meet() -> None:
+    assert vector_flags(["fp", "asimd", "sve", "aes"]) == vector_flags(["neon", "sve"])
+    assert vector_flags(["avx512_bf16", "sse2"]) == {"avx512bf16"}
+
+
+def test_an_engine_for_another_machine_is_told_apart(tmp_path: Path) -> None:
+    other = "neon" if architecture(resolve("native")) == "x86_64" else "avx2"
+    said: list[str] = []
+    layer = torch.nn.Conv2d(4, 8, 3).eval()
+    x = torch.randn(1, 4, 9, 9)
+    engine = sparseflow.compile(layer, (x,), target=other, progress=said.append)
+    assert any("cost model chooses" in text for text in said)
+    assert not engine.plan.measured
+    for call in (engine, engine.measure, engine.profile):
+        with pytest.raises(EngineError, match="save it and run it there"):
+            call(x)
+    assert not_here(engine.manifest.architecture, engine.manifest.flags) is not None
+
+
+def test_avx2_runs_on_a_wider_machine() -> None:
+    target = resolve("avx2")
+    if not_here(architecture(target), instruction_sets(target)) is not None:
+        pytest.skip("this machine has no AVX2")
+    torch.manual_seed(1)
+    layer = torch.nn.Sequential(torch.nn.Conv2d(8, 16, 3, padding=1), torch.nn.ReLU()).eval()
+    with torch.no_grad():
+        layer[0].weight[torch.rand(layer[0].weight.shape) < 0.8] = 0.0
+    x = torch.randn(1, 8, 13, 11)
+    engine = sparseflow.compile(layer, (x,), target="avx2", measure=False)
+    np.testing.assert_allclose(engine(x.numpy()), layer(x).detach().numpy(), rtol=0, atol=1e-4)
