@@ -12,7 +12,7 @@ pytest.importorskip("tvm")
 pytest.importorskip("torch")
 
 from sparseflow.kernels.few_rows import FewRowsDense, FewRowsSparse
-from sparseflow.kernels.workload import Layouts, Workload, covers_of
+from sparseflow.kernels.workload import Candidate, Layouts, Workload, covers_of
 
 RNG = np.random.default_rng(6)
 
@@ -53,19 +53,23 @@ def test_every_size_of_the_last_vector(template: Any, compile_kernels: Any, dens
         np.testing.assert_allclose(y, expected[0, :, 0].T, atol=1e-5, err_msg=str(candidate))
 
 
-def test_padded_rows_hold_whole_vectors_and_every_weight() -> None:
-    weight = RNG.standard_normal((7, 50)).astype(np.float32)
+@pytest.mark.parametrize(("rows", "unroll"), [(1, 8), (2, 4), (4, 8)])
+def test_padded_rows_hold_whole_groups_and_every_weight(rows: int, unroll: int) -> None:
+    weight = RNG.standard_normal((8, 50)).astype(np.float32)
     weight[RNG.random(weight.shape) < 0.5] = 0.0
-    weight[3] = 0.0
-    w = _workload(1, 50, 7, covers=covers_of(weight))
-    packed = FewRowsSparse().pack(w, FewRowsSparse().candidates(w)[0], weight, Layouts())
-    assert (packed["indptr"] % w.vectors.lanes == 0).all()
-    assert packed["indptr"][3] == packed["indptr"][4]
-    for f in range(7):
-        part = slice(packed["indptr"][f], packed["indptr"][f + 1])
-        row = np.zeros(50, np.float32)
-        np.add.at(row, packed["indices"][part], packed["data"][part])
-        np.testing.assert_array_equal(row, weight[f])
+    weight[4:] = 0.0
+    w = _workload(1, 50, 8, covers=covers_of(weight))
+    candidate = Candidate("few-rows-taps", {"R": rows, "U": unroll})
+    packed = FewRowsSparse().pack(w, candidate, weight, Layouts())
+    assert (packed["indptr"] % unroll == 0).all()
+    assert packed["indptr"][-1] == packed["indptr"][4 // rows]
+    assert packed["indices"].dtype == np.uint16
+    data = packed["data"].reshape(-1, rows)
+    for block in range(8 // rows):
+        part = slice(packed["indptr"][block], packed["indptr"][block + 1])
+        found = np.zeros((50, rows), np.float32)
+        np.add.at(found, packed["indices"][part], data[part])
+        np.testing.assert_array_equal(found.T, weight[block * rows : (block + 1) * rows])
 
 
 def test_rejections_name_the_reason() -> None:
@@ -80,7 +84,10 @@ def test_rejections_name_the_reason() -> None:
 
 def test_more_rows_are_predicted_to_take_longer() -> None:
     for template in (FewRowsDense(), FewRowsSparse()):
-        few, many = (_workload(n, 512, 256, covers=((1, 0.1),)) for n in (1, 24))
+        few, many = (
+            _workload(n, 512, 256, covers=tuple((r, min(1.0, 0.1 * r)) for r in (1, 2, 4, 8, 16)))
+            for n in (1, 24)
+        )
         times = [template.predict_cycles(w, template.candidates(w)[0]) for w in (few, many)]
         assert times[0] < times[1]
         halved = template.predict_cycles(replace(few, threads=2), template.candidates(few)[0])

@@ -17,8 +17,8 @@ Expr = Any  # TVM's expressions carry no static types
 
 
 def ramp(base: Expr, lanes: int) -> Expr:
-    """``lanes`` consecutive indices from ``base``."""
-    return T.Ramp(base, 1, lanes)
+    """``lanes`` consecutive indices from ``base``; for one lane the index itself."""
+    return T.Ramp(base, 1, lanes) if lanes > 1 else base
 
 
 def splat(value: Expr, lanes: int) -> Expr:

@@ -157,61 +157,98 @@ def _groups(total: int, size: int) -> list[tuple[int, int]]:
 
 @register
 class FewRowsSparse(FewRows):
-    """Rows of non-zeros padded to whole vectors; lanes are non-zeros, gathered from the input."""
+    """R filters that share taps; each tap is one input value, splatted over the R lanes of its weights.
+
+    There is no gather: an index, an input value and R weights are three loads, which a core starts in one or two
+    cycles. ``U`` taps at a time have accumulators of their own, so that no sum waits for the one before it.
+    """
 
     name = "few-rows-taps"
     format = "tap-list"
 
     def rejects(self, workload: Workload) -> str | None:
         """See `KernelTemplate.rejects`."""
-        if workload.density() > 0.4:
-            return f"density {workload.density():.2f} is above 0.4: gathers cost more than the zeros save"
+        if workload.density() > 0.7:
+            return f"density {workload.density():.2f} is above 0.7: indices cost more than the zeros save"
         return super().rejects(workload)
 
     def candidates(self, workload: Workload) -> list[Candidate]:
-        """It has no parameters."""
-        return [Candidate(self.name)]
+        """Block heights whose cover adds few zeros."""
+        useful, lanes = workload.density(), workload.vectors.lanes
+        heights = [
+            r
+            for r in (1, 2, 4, 8, 16)
+            if r <= lanes
+            and workload.filters % r == 0
+            and workload.density(r) <= useful * (1.0 + 0.6 * r / 2)
+        ]
+        found = [Candidate(self.name, {"R": r, "U": u}) for r in heights for u in (8, 4)]
+        return sorted(found, key=lambda c: self.predict_cycles(workload, c))
 
     def predict_cycles(self, workload: Workload, candidate: Candidate) -> float:
         """See `KernelTemplate.predict_cycles`."""
-        kept = workload.filters * (workload.density() * workload.channels + workload.vectors.lanes / 2)
-        return workload.width * kept * max(1.3, 8 / BYTES_PER_CYCLE / workload.width) / workload.threads
+        r, u = candidate.parameters["R"], candidate.parameters["U"]
+        blocks = workload.filters / r
+        taps = workload.density(r) * workload.channels + u / 2
+        index = 2 if workload.channels <= 1 << 16 else 4
+        stream = blocks * taps * (4 * r + index) / BYTES_PER_CYCLE
+        work = blocks * (taps * 1.2 * workload.width + 6 * u * workload.width)
+        return max(stream, work) / workload.threads
 
     def pack(
         self, workload: Workload, candidate: Candidate, weight: Array, layouts: Layouts
     ) -> dict[str, Array]:
-        """The tap list with each filter's taps padded to a multiple of the lanes by zeros at column 0."""
-        lanes = workload.vectors.lanes
-        index = TapList(rows=1).encode(weight.reshape(workload.filters, workload.channels)).arrays
+        """The tap list with each block's taps padded to a multiple of U by zeros at column 0."""
+        r, u = candidate.parameters["R"], candidate.parameters["U"]
+        index = TapList(rows=r).encode(weight.reshape(workload.filters, workload.channels)).arrays
         counts = np.diff(index["indptr"])
-        padded = -(-counts // lanes) * lanes
+        padded = -(-counts // u) * u
         start = np.concatenate([[0], np.cumsum(padded)])
         at = np.repeat(start[:-1] - index["indptr"][:-1], counts) + np.arange(len(index["indices"]))
-        indices = np.zeros(max(int(start[-1]), lanes), np.int32)
-        data = np.zeros(len(indices), np.float32)
-        indices[at], data[at] = index["indices"], index["data"].reshape(-1)
-        return {"indptr": start.astype(np.int32), "indices": indices, "data": data}
+        indices = np.zeros(max(int(start[-1]), 1), _index_type(workload))
+        data = np.zeros((len(indices), r), np.float32)
+        indices[at], data[at] = index["indices"], index["data"]
+        return {"indptr": start.astype(np.int32), "indices": indices, "data": data.reshape(-1)}
 
     def build(self, workload: Workload, candidate: Candidate, layouts: Layouts, name: str) -> tirx.PrimFunc:
         """See `KernelTemplate.build`."""
-        lanes = workload.vectors.lanes
+        r, u = candidate.parameters["R"], candidate.parameters["U"]
+        blocks = workload.filters // r
         with emit.prim_func(name) as finish:
             x = emit.arg("x", (workload.width, workload.channels))
-            indptr = emit.arg("indptr", (workload.filters + 1,), "int32")
-            indices = emit.arg("indices", (None,), "int32")
+            indptr = emit.arg("indptr", (blocks + 1,), "int32")
+            indices = emit.arg("indices", (None,), _index_type(workload))
             data = emit.arg("data", (None,))
             bias, residual, y = self._arguments(workload)
-            with emit.channel_loop(workload.filters, workload.threads) as f, emit.loop(workload.width) as row:
-                acc = emit.Accumulators(1, lanes)
-                acc[0] = emit.const(0.0, lanes)
-                first = T.bind(indptr[f])
-                with emit.loop(tirx.floordiv(indptr[f + 1] - first, T.int32(lanes))) as j:
-                    at = emit.ramp(first + j * lanes, lanes)
-                    acc[0] = acc[0] + data[at] * x[row, indices[at]]
-                value = acc.total()
-                if bias is not None:
-                    value = value + bias[f]
-                if residual is not None:
-                    value = value + residual[row, f]
-                T.buffer_store(y, emit.activate(workload.activation, value, 1), [row, f])
+            with emit.channel_loop(blocks, workload.threads) as b:
+                first = T.bind(indptr[b])
+                groups = T.bind(tirx.floordiv(indptr[b + 1] - first, T.int32(u)))
+                for part in emit.segments(workload.width, 2):
+                    with emit.loop(part.count) as i:
+                        row, rows = part.start + i * part.size, part.size
+                        acc = emit.Accumulators(rows * u, r)
+                        for k in range(rows * u):
+                            acc[k] = emit.const(0.0, r)
+                        with emit.loop(groups) as g:
+                            for j in range(u):
+                                tap = first + g * u + j
+                                column = T.bind(tirx.Cast("int32", indices[tap]))
+                                for k in range(rows):
+                                    value = emit.splat(x[row + k, column], r)
+                                    acc[k * u + j] = acc[k * u + j] + data[emit.ramp(tap * r, r)] * value
+                        for k in range(rows):
+                            value = acc[k * u]
+                            for j in range(1, u):
+                                value = value + acc[k * u + j]
+                            where = emit.ramp(b * r, r)
+                            if bias is not None:
+                                value = value + bias[where]
+                            if residual is not None:
+                                value = value + residual[row + k, where]
+                            value = emit.activate(workload.activation, value, r)
+                            T.buffer_store(y, value, [row + k, where])
         return finish()
+
+
+def _index_type(workload: Workload) -> str:
+    return "uint16" if workload.channels <= 1 << 16 else "int32"
