@@ -47,6 +47,7 @@ def test_tiles_fit_the_registers_and_the_block(size: tuple[int, int], rows: int,
         assert tile_rows >= 1
         assert v >= 1
         assert rows * tile_rows * v <= vectors.accumulators
+        assert vectors.holds(rows, tile_rows * v)
 
 
 def test_candidates_are_sorted_by_prediction_and_divide_the_filters() -> None:

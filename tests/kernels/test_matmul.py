@@ -12,7 +12,7 @@ tvm = pytest.importorskip("tvm")
 from tvm import relax  # noqa: E402
 
 from sparseflow.errors import CompileError  # noqa: E402
-from sparseflow.kernels.dense_matmul import MatmulShape, legalize_matmul, matmul, panels, shape_of  # noqa: E402
+from sparseflow.kernels.dense_matmul import MatmulShape, legalize_matmul, matmul, panels, shape_of, tile_rows  # noqa: E402
 
 TARGET = tvm.target.Target({"kind": "llvm", "mcpu": "x86-64-v4"})
 RNG = np.random.default_rng(0)
@@ -22,8 +22,10 @@ def _random(*shape: int) -> np.ndarray:
     return RNG.standard_normal(shape).astype("float32")
 
 
-def _run(shape: MatmulShape, a: np.ndarray, b: np.ndarray, threads: int, lanes: int = 16) -> np.ndarray:
-    function = matmul(shape, lanes, threads).with_attr("global_symbol", "product")
+def _run(
+    shape: MatmulShape, a: np.ndarray, b: np.ndarray, threads: int, lanes: int = 16, registers: int = 32
+) -> np.ndarray:
+    function = matmul(shape, lanes, threads, rows=tile_rows(registers)).with_attr("global_symbol", "product")
     library = tvm.compile(tvm.IRModule({"product": function}), target=TARGET)
     out = tvm.runtime.empty((*shape.batch, shape.rows, shape.columns), "float32")
     library["product"](tvm.runtime.tensor(a), tvm.runtime.tensor(b), out)
@@ -55,8 +57,9 @@ def test_equals_numpy(
     given = np.ascontiguousarray(np.swapaxes(b, -1, -2)) if transpose_b else b
     shape = MatmulShape(a_batch, b_batch, rows, depth, columns, transpose_b)
     expected = a.astype("float64") @ b.astype("float64")
-    for threads in (1, 2):
-        np.testing.assert_allclose(_run(shape, a, given, threads), expected, atol=1e-4, rtol=1e-5)
+    for threads, lanes, registers in ((1, 16, 32), (2, 16, 32), (1, 8, 16)):
+        got = _run(shape, a, given, threads, lanes, registers)
+        np.testing.assert_allclose(got, expected, atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("rows", "depth", "columns"), [(13, 600, 67), (1, 9, 5), (24, 31, 64)])

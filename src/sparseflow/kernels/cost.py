@@ -13,11 +13,10 @@ L1_BYTES = 24 * 1024  # of 32 or 48 KB, the rest is for weights and offsets
 def tile_choices(workload: Workload, r: int) -> list[tuple[int, int]]:
     """(rows, V) for blocks of ``r`` filters whose accumulators fill the registers without spilling."""
     bh, bw = workload.output_layout.block
-    most = workload.vectors.accumulators
     found: set[tuple[int, int]] = set()
     for rows in {1, 2, 3, 4, 7}:
         for v in {math.ceil(bw / parts) for parts in range(1, bw + 1)}:
-            if rows <= bh and r * rows * v <= most:
+            if rows <= bh and workload.vectors.holds(r, rows * v):
                 found.add((rows, v))
     full = max((r * rows * v for rows, v in found), default=0)
     good = [(rows, v) for rows, v in found if r * rows * v >= min(full, 8) and r * rows * v >= 0.5 * full]

@@ -27,9 +27,9 @@ from .cpu_rules.expr import Expr, const
 from .cpu_rules.loops import loop, sequence, shared_loop, vector
 
 ROWS = 8
-"""Rows of A in one register tile."""
+"""Rows of A in one register tile, at most."""
 VECTORS = 2
-"""Registers of columns in one panel: ``ROWS * VECTORS`` sums fit the 32 registers with room for operands."""
+"""Registers of columns in one panel: ``ROWS * VECTORS`` sums fit 32 registers with room for operands."""
 DEPTH = 512
 """Longest piece of k for which a panel stays in the second-level cache."""
 INDEX = "int64"
@@ -106,8 +106,17 @@ Operands = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 """The shapes in which A, B and C are passed."""
 
 
+def tile_rows(registers: int) -> int:
+    """Rows of A whose sums fit ``registers`` beside a row of B and an element of A."""
+    return min(ROWS, (registers - 1) // VECTORS - 1)
+
+
 def matmul(
-    shape: MatmulShape, lanes: int = 16, threads: int = 1, operands: Operands | None = None
+    shape: MatmulShape,
+    lanes: int = 16,
+    threads: int = 1,
+    operands: Operands | None = None,
+    rows: int = ROWS,
 ) -> tirx.PrimFunc:
     """A function ``(A, B, C)`` that computes a product in float32.
 
@@ -120,15 +129,17 @@ def matmul(
         float32 elements of a vector register.
     threads : int
         Batches, or panels when there are fewer batches, are shared by so many threads.
+    rows : int
+        Rows of A in one register tile, see :func:`tile_rows`.
     """
-    return _Matmul(shape, lanes, threads).function(operands)
+    return _Matmul(shape, lanes, threads, rows).function(operands)
 
 
 class _Matmul:
     """The loops of one product."""
 
-    def __init__(self, shape: MatmulShape, lanes: int, threads: int) -> None:
-        self.shape, self.lanes, self.threads = shape, lanes, threads
+    def __init__(self, shape: MatmulShape, lanes: int, threads: int, rows: int) -> None:
+        self.shape, self.lanes, self.threads, self.rows = shape, lanes, threads, rows
         self.width = panel_width(shape.columns, lanes)
         b_matrix: tuple[int, ...] = (shape.depth, shape.columns)
         if shape.transpose_b:
@@ -141,7 +152,7 @@ class _Matmul:
             "C": (*shape.batch, shape.rows, shape.columns),
         }
         self.flat: dict[str, Any] = {}
-        self.packed = not shape.panels and (shape.transpose_b or shape.rows > 2 * ROWS)
+        self.packed = not shape.panels and (shape.transpose_b or shape.rows > 2 * rows)
 
     def function(self, operands: Operands | None) -> tirx.PrimFunc:
         """The PrimFunc, marked as scheduled and as not to be fused."""
@@ -228,10 +239,10 @@ class _Matmul:
         def tile(row: Expr, count: int) -> Any:
             return self._tile(batch, row, count, column, groups, (k0, depth, first), b_element)
 
-        whole, left = divmod(self.shape.rows, ROWS)
-        rows = [loop(whole, lambda i: tile(i * ROWS, ROWS), INDEX)] if whole else []
+        whole, left = divmod(self.shape.rows, self.rows)
+        rows = [loop(whole, lambda i: tile(i * self.rows, self.rows), INDEX)] if whole else []
         if left:
-            rows.append(tile(const(whole * ROWS, INDEX), left))
+            rows.append(tile(const(whole * self.rows, INDEX), left))
         if panel is None:
             return sequence(rows)
         return sequence([tirx.AllocBuffer(panel), self._pack(panel, batch, column, groups, k0, depth), *rows])
@@ -326,7 +337,9 @@ def shape_of(a: tuple[int, ...], b: tuple[int, ...]) -> MatmulShape | None:
     return MatmulShape(a_batch, b_batch, a[-2], a[-1], b[-1])
 
 
-def legalize_matmul(bb: relax.BlockBuilder, call: Any, *, lanes: int = 16, threads: int = 1) -> Any:
+def legalize_matmul(
+    bb: relax.BlockBuilder, call: Any, *, lanes: int = 16, threads: int = 1, rows: int = ROWS
+) -> Any:
     """``R.matmul`` as a call of :func:`matmul`, for the map that ``relax.transform.LegalizeOps`` takes.
 
     Products that are not static float32 matrices keep TVM's own form.
@@ -337,5 +350,5 @@ def legalize_matmul(bb: relax.BlockBuilder, call: Any, *, lanes: int = 16, threa
     if shape is None or known[0] is None or known[1] is None or str(call.ty.dtype) != "float32":
         return tvm.ir.Op.get("relax.matmul").get_attr("FLegalize")(bb, call)
     out = tuple(int(d) for d in call.ty.shape)
-    function = bb.add_func(matmul(shape, lanes, threads, (known[0], known[1], out)), "dense_matmul")
+    function = bb.add_func(matmul(shape, lanes, threads, (known[0], known[1], out), rows), "dense_matmul")
     return relax.call_tir(function, [a, b], relax.TensorType(out, "float32"))

@@ -9,7 +9,7 @@ from typing import Any
 import tvm
 from tvm import relax
 
-from sparseflow.kernels.dense_matmul import legalize_matmul
+from sparseflow.kernels.dense_matmul import legalize_matmul, tile_rows
 from sparseflow.kernels.select import Selector
 from sparseflow.kernels.target import vector_unit
 from sparseflow.passes.canonicalise import Canonicalise
@@ -33,7 +33,8 @@ def phases(selector: Selector, threads: int = 1) -> dict[str, list[Any]]:
     threads : int
     """
     vectors = vector_unit(selector.target)
-    matmul = partial(legalize_matmul, lanes=vectors.lanes, threads=threads)
+    rows = tile_rows(vectors.registers)
+    matmul = partial(legalize_matmul, lanes=vectors.lanes, threads=threads, rows=rows)
     return {
         "canonicalise": [Canonicalise(threads, vectors)],
         "propagate": [Propagate()],
