@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.sparseflow-stamp
 
-.PHONY: env quickstart test test-slow check format bench clean
+.PHONY: env emulator quickstart test test-slow check format bench clean
 
 env: $(STAMP)
 
@@ -29,6 +29,10 @@ check: env
 format: env
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# A cross compiler, an emulator and TVM's runtime for aarch64; without them the aarch64 tests are skipped.
+emulator: env
+	PYTHON=$(BIN)/python bash tools/aarch64.sh
 
 bench: env
 	$(BIN)/python benchmarks/whole_networks.py

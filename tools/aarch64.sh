@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 PYTHON="${PYTHON:-.venv/bin/python}"
 RUNTIME=build/aarch64
 
-if ! command -v aarch64-linux-gnu-g++ qemu-aarch64 >/dev/null; then
+if ! { command -v aarch64-linux-gnu-g++ && command -v qemu-aarch64; } >/dev/null; then
   SUDO=""
   [ "$(id -u)" = 0 ] || SUDO="sudo -n"
   $SUDO apt-get update -qq
