@@ -1,4 +1,4 @@
-"""Pooling, element-wise operators and concatenation on lane layouts, so that a map need not leave its layout."""
+"""Pooling, layer norm, element-wise operators and concatenation on lane layouts: a map need not leave its layout."""
 
 from __future__ import annotations
 
@@ -114,6 +114,68 @@ def elementwise(
                 _put(y, n, c, row, col, value, out)
             _halo(y, n, c, out)
     return finish()
+
+
+def layer_norm(
+    batch: int, source: LaneLayout, out: LaneLayout, epsilon: float, threads: int, name: str
+) -> tirx.PrimFunc:
+    """Kernel ``(x, gamma, beta, y)``: each position normalised over its channels, with no step across lanes.
+
+    Mean first, then the mean of squared distances from it; threads share the positions.
+    """
+    lanes, channels, (rows, cols) = out.lanes, out.channels, out.block
+    width = min(8, max(1, cols // threads))
+    with emit.prim_func(name) as finish:
+        x = emit.arg("x", (batch, source.size))
+        gamma, beta = emit.arg("gamma", (channels,)), emit.arg("beta", (channels,))
+        y = emit.arg("y", (batch, out.size))
+        for part in emit.segments(cols, width):
+            parts = emit.loop(part.count, parallel=threads > 1)
+            with parts as i, emit.loop(batch) as n, emit.loop(rows) as row:
+                _normalise(
+                    (x, gamma, beta, y),
+                    (source, out),
+                    (n, row, part.start + i * part.size),
+                    part.size,
+                    epsilon,
+                )
+    return finish()
+
+
+def _normalise(
+    tensors: tuple[Any, Any, Any, Any],
+    layouts: tuple[LaneLayout, LaneLayout],
+    place: tuple[Expr, Expr, Expr],
+    width: int,
+    epsilon: float,
+) -> None:
+    """``width`` vectors from block position ``place`` (image, row, column) on, all channels."""
+    (x, gamma, beta, y), (source, out), (n, row, col) = tensors, layouts, place
+    lanes, share = out.lanes, emit.const(1.0 / out.channels, out.lanes)
+    mean, scale = emit.Accumulators(width, lanes), emit.Accumulators(width, lanes)
+
+    def over_channels(total: emit.Accumulators, term: Callable[[Expr, int], Expr]) -> None:
+        for i in range(width):
+            total[i] = emit.const(0.0, lanes)
+        with emit.loop(out.channels) as c:
+            for i in range(width):
+                total[i] = total[i] + term(_get(x, n, c, row, col + i, source), i)
+        for i in range(width):
+            total[i] = total[i] * share
+
+    def squared(value: Expr, i: int) -> Expr:
+        away = T.bind(value - mean[i])
+        return away * away
+
+    over_channels(mean, lambda value, _i: value)
+    over_channels(scale, squared)
+    for i in range(width):
+        scale[i] = emit.const(1.0, lanes) / tirx.sqrt(scale[i] + emit.const(epsilon, lanes))
+    with emit.loop(out.channels) as c:
+        for i in range(width):
+            value = (_get(x, n, c, row, col + i, source) - mean[i]) * scale[i]
+            value = value * emit.splat(gamma[c], lanes) + emit.splat(beta[c], lanes)
+            _put(y, n, c, row, col + i, value, out)
 
 
 def concatenate(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tvm import relax
 
+from sparseflow.kernels.attention import Attention
 from sparseflow.kernels.lanes import LaneLayout, canonical
 from sparseflow.kernels.maps import Pool
 from sparseflow.kernels.workload import TEMPLATES, Candidate, Workload
 from sparseflow.passes.graph import Graph, is_constant, op_name, shape_of
-from sparseflow.passes.ops import LayerAttrs, is_layer
+from sparseflow.passes.ops import ATTENTION, LayerAttrs, is_layer
 
 Expr = Any
 NON_NEGATIVE = ("relu", "relu6")
@@ -26,15 +28,16 @@ class Node:
     Attributes
     ----------
     kind : str
-        ``layer``, ``pool``, ``mean``, ``binary``, ``unary`` or ``concat``.
+        ``layer``, ``pool``, ``mean``, ``binary``, ``unary``, ``concat``, ``norm`` or ``attention``.
     inputs : list of Var
         The tensors it reads in lanes, the residual of a layer last.
     detail : Any
-        LayerAttrs, `Pool`, or the element-wise function's name.
+        LayerAttrs, `Pool`, `Attention`, the element-wise function's name, or a layer norm's epsilon.
     layout : LaneLayout or None
         What it writes; None for ``mean``, which writes a row-major tensor.
     view : str
-        ``nchw`` or ``matrix``: how the logical tensor maps to (channel, height, width).
+        How the logical tensor maps to (channel, height, width): ``nchw``; ``matrix``, all rows in one map; or
+        ``tokens``, (batch, tokens, features) with one 1 x tokens map for each image.
     needs : list of LaneLayout
         What it has to read, one for each input.
     """
@@ -82,10 +85,12 @@ def logical(shape: tuple[int, ...], view: str) -> tuple[int, int, int]:
     """(channels, height, width) of a tensor."""
     if view == "nchw":
         return shape[1], shape[2], shape[3]
-    rows = 1
-    for n in shape[:-1]:
-        rows *= n
-    return shape[-1], 1, rows
+    return shape[-1], 1, math.prod(shape[:-1]) // images(shape, view)
+
+
+def images(shape: tuple[int, ...], view: str) -> int:
+    """How many maps a tensor is."""
+    return 1 if view == "matrix" else shape[0]
 
 
 def _map_layout(var: Expr, lanes: int) -> LaneLayout:
@@ -109,6 +114,10 @@ def _node(nodes: dict[Expr, Node], var: Expr, value: Expr, lanes: int) -> Node |
         return _mean(nodes, var, value, lanes)
     if name == "relax.concat":
         return _concat(nodes, var, value, lanes)
+    if name == "relax.nn.layer_norm":
+        return _norm(nodes, var, value, lanes)
+    if name == ATTENTION:
+        return _attention(var, value, lanes)
     return _elementwise(nodes, var, value, lanes)
 
 
@@ -185,6 +194,25 @@ def _concat(nodes: dict[Expr, Node], var: Expr, value: Expr, lanes: int) -> Node
     layouts = [_map_layout(i, lanes) for i in items]
     positive = all(nodes[i].non_negative for i in items)
     return Node("concat", items, None, _map_layout(var, lanes), "nchw", layouts, positive)
+
+
+def _norm(nodes: dict[Expr, Node], var: Expr, value: Expr, lanes: int) -> Node | None:
+    """A layer norm over the features of a matrix that is in lanes already."""
+    source = value.args[0]
+    axes = [int(a) % len(shape_of(var)) for a in value.attrs.axes]
+    if source not in nodes or nodes[source].view == "nchw" or axes != [len(shape_of(var)) - 1]:
+        return None
+    view = nodes[source].view
+    layout = canonical(*logical(shape_of(var), view), lanes)
+    return Node("norm", [source], float(value.attrs.epsilon), layout, view, [layout])
+
+
+def _attention(var: Expr, value: Expr, lanes: int) -> Node:
+    view = "matrix" if shape_of(var)[0] == 1 else "tokens"
+    operands = list(value.args[:3])
+    needs = [canonical(*logical(shape_of(o), view), lanes) for o in operands]
+    layout = canonical(*logical(shape_of(var), view), lanes)
+    return Node("attention", operands, Attention.from_json(str(value.attrs["shape"])), layout, view, needs)
 
 
 def _elementwise(nodes: dict[Expr, Node], var: Expr, value: Expr, lanes: int) -> Node | None:

@@ -13,11 +13,13 @@ import tvm
 from tvm import relax, tirx
 
 from sparseflow.kernels import maps, relayout
+from sparseflow.kernels.attention import Attention, attention
 from sparseflow.kernels.lanes import LaneLayout
 from sparseflow.kernels.relayout import Strides
+from sparseflow.kernels.target import AVX512, VectorUnit
 from sparseflow.kernels.workload import TEMPLATES, Candidate, Layouts
 from sparseflow.passes.graph import Rebuild, inputs_of, shape_of
-from sparseflow.passes.layout import Node, decide_layouts, logical
+from sparseflow.passes.layout import Node, decide_layouts, images, logical
 from sparseflow.passes.ops import LayerAttrs, constant, is_layer, weight_of
 
 Expr = Any
@@ -28,21 +30,21 @@ OPAQUE = 8  # TVM's OpPatternKind: FuseOps leaves the function alone
 class Lower:
     """Replaces ``sparseflow`` operators, and what can stay in lanes between them, by calls of TIR kernels."""
 
-    def __init__(self, threads: int = 1, lanes: int = 16) -> None:
-        self.threads, self.vector_lanes = threads, lanes
+    def __init__(self, threads: int = 1, vectors: VectorUnit = AVX512) -> None:
+        self.threads, self.vectors = threads, vectors
 
     def transform_module(self, mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
         """See the class."""
-        return _Lowering(mod, self.threads, self.vector_lanes).run()
+        return _Lowering(mod, self.threads, self.vectors).run()
 
 
 class _Lowering:
     """One run: the layouts, the kernels built so far, and both forms of every tensor."""
 
-    def __init__(self, mod: tvm.IRModule, threads: int, lanes: int) -> None:
+    def __init__(self, mod: tvm.IRModule, threads: int, vectors: VectorUnit) -> None:
         self.rebuild = Rebuild(mod)
-        self.nodes = decide_layouts(self.rebuild.graph, lanes)
-        self.threads = threads
+        self.nodes = decide_layouts(self.rebuild.graph, vectors.lanes)
+        self.threads, self.vectors = threads, vectors
         self.lanes: dict[Expr, Expr] = {}  # old variable → its lane tensor
         self.changed: dict[tuple[Expr, LaneLayout], Expr] = {}
         self.kernels: dict[str, Any] = {}
@@ -67,7 +69,7 @@ class _Lowering:
     def _lane_node(self, var: Expr, value: Expr, node: Node) -> Any:
         inputs = [self._in_lanes(x, need, node.view) for x, need in zip(node.inputs, node.needs, strict=True)]
         tensors, layouts = [t for t, _ in inputs], [layout for _, layout in inputs]
-        batch = shape_of(node.inputs[0])[0] if node.view == "nchw" else 1
+        batch = images(shape_of(node.inputs[0]), node.view)
         if node.kind == "mean":
             kernel = self._kernel(
                 "global_mean", repr(layouts), lambda n: maps.global_mean(batch, layouts[0], self.threads, n)
@@ -80,6 +82,12 @@ class _Lowering:
         if node.kind == "layer":
             kernel, constants = self._layer(value, node.detail, layouts, out)
             tensors = [tensors[0], *constants, *tensors[1:]]
+        elif node.kind == "norm":
+            kernel, constants = self._norm(value, node.detail, batch, layouts[0], out)
+            tensors += constants
+        elif node.kind == "attention":
+            kernel, constants = self._attention(value, node.detail, layouts, out)
+            tensors += constants
         else:
             kernel, constants = self._map(node, batch, layouts, out)
             tensors += constants
@@ -129,6 +137,33 @@ class _Lowering:
         )
         return kernel, []
 
+    def _norm(
+        self, value: Expr, epsilon: float, batch: int, source: LaneLayout, out: LaneLayout
+    ) -> tuple[Any, list[Expr]]:
+        kernel = self._kernel(
+            "layer_norm",
+            repr(("norm", epsilon, batch, source, out)),
+            lambda n: maps.layer_norm(batch, source, out, epsilon, self.threads, n),
+        )
+        return kernel, [self._row_major(p, (out.channels,)) for p in value.args[1:3]]
+
+    def _attention(
+        self, value: Expr, shape: Attention, inputs: list[LaneLayout], out: LaneLayout
+    ) -> tuple[Any, list[Expr]]:
+        q, k, v = inputs
+        kernel = self._kernel(
+            "attention",
+            repr((shape, inputs, out)),
+            lambda n: attention(shape, (q, k, v, out), self.threads, n, self.vectors.accumulators),
+        )
+        return kernel, [self._row_major(m, (math.prod(shape.mask),)) for m in value.args[3].fields]
+
+    def _row_major(self, var: Expr, shape: tuple[int, ...]) -> Expr:
+        """A small operand as the row-major tensor it is or is made of."""
+        if var in self.lanes and var not in self.rebuild.env:
+            self.rebuild.env[var] = self._plain(var)
+        return self._reshape(self.rebuild.old(var), shape)
+
     def _rows_layer(self, value: Expr) -> Expr:
         attrs = LayerAttrs.of(value)
         workload, candidate = attrs.workload, Candidate.from_json(attrs.candidate)
@@ -162,11 +197,9 @@ class _Lowering:
                 return self.lanes[var], have
             source, tensor, batch = have, self.lanes[var], int(shape_of(self.lanes[var])[0])
         else:
-            if var in self.lanes and var not in self.rebuild.env:
-                self.rebuild.env[var] = self._plain(var)
-            plain = self.rebuild.old(var)
+            plain = self._row_major(var, shape_of(var))
             shape = shape_of(plain)
-            batch = shape[0] if view == "nchw" else 1
+            batch = images(shape, view)
             source = Strides.nchw(*shape[2:]) if view == "nchw" else Strides.matrix(shape[-1])
             tensor = self._reshape(plain, (batch, math.prod(shape) // batch))
         if (var, need) not in self.changed:

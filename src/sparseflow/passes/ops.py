@@ -2,7 +2,8 @@
 
 ``sparseflow.conv2d(x, weight, bias, residual)`` and ``sparseflow.linear(...)`` take tuples: ``weight`` is ``(dense,)``
 or the arrays of a kernel index ``(indptr, indices, data)``; ``bias`` and ``residual`` hold one tensor or none. What
-they compute is ``activation(layer(x, weight) + bias + residual)``. All parameters stand in the attributes, so that
+they compute is ``activation(layer(x, weight) + bias + residual)``. ``sparseflow.attention(q, k, v, mask)`` takes
+(batch, tokens, features) matrices and a tuple of one additive mask or none. All parameters stand in the attributes, so that
 passes match attributes, never names.
 """
 
@@ -17,10 +18,12 @@ import tvm
 from tvm import ir, relax
 
 from sparseflow.core.formats import KernelIndex, TapList
+from sparseflow.kernels.attention import Attention
 from sparseflow.kernels.workload import Array, Workload
 
 CONV2D = "sparseflow.conv2d"
 LINEAR = "sparseflow.linear"
+ATTENTION = "sparseflow.attention"
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,14 @@ def is_layer(expr: Any) -> bool:
     return isinstance(expr, relax.Call) and isinstance(expr.op, ir.Op) and expr.op.name in (CONV2D, LINEAR)
 
 
+def attention_call(
+    shape: Attention, operands: list[relax.Expr], mask: relax.Tuple, out_shape: tuple[int, ...]
+) -> relax.Call:
+    """A call of the attention operator on q, k and v."""
+    attrs = ir.make_node("ir.DictAttrs", shape=shape.to_json(), out_shape=json.dumps(out_shape))
+    return relax.Call(ir.Op.get(ATTENTION), [*operands, mask], attrs)
+
+
 def constant(array: Array, name: str = "") -> ir.GenericConst:
     """A Relax constant that carries its name in its span."""
     span = ir.Span(ir.SourceName(name), 0, 0, 0, 0) if name else None
@@ -130,10 +141,9 @@ INDEX_ARRAYS = ("indptr", "indices", "data")
 
 
 def _infer(call: relax.Call, _builder: Any) -> Any:
-    attrs = LayerAttrs.of(call)
-    return relax.TensorType(attrs.out_shape, "float32")
+    return relax.TensorType(tuple(json.loads(str(call.attrs["out_shape"]))), "float32")
 
 
-for _name in (CONV2D, LINEAR):
+for _name in (CONV2D, LINEAR, ATTENTION):
     ir.register_op_attr(_name, "FPurity", True)
     ir.register_op_attr(_name, "FInferType", _infer)

@@ -12,6 +12,7 @@ from tvm import relax
 from sparseflow.kernels.dense_matmul import legalize_matmul, tile_rows
 from sparseflow.kernels.select import Selector
 from sparseflow.kernels.target import vector_unit
+from sparseflow.passes.attention import FuseAttention
 from sparseflow.passes.canonicalise import Canonicalise
 from sparseflow.passes.decompose import Decompose
 from sparseflow.passes.index import Index
@@ -40,7 +41,7 @@ def phases(selector: Selector, threads: int = 1) -> dict[str, list[Any]]:
         "propagate": [Propagate()],
         "index": [Index()],
         "plan": [PlanKernels(selector, threads)],
-        "lower": [Lower(threads, vectors.lanes)],
+        "lower": [FuseAttention(), Lower(threads, vectors)],
         "finish": [
             relax.transform.DecomposeOpsForInference(),
             Decompose(),
