@@ -155,3 +155,36 @@ def test_concatenation_of_channels(threads: int, compile_kernels: Any) -> None:
     x = [_random(2, s.channels, 7, 9) for s in sources]
     y = kernels("cat", [s.pack(v) for s, v in zip(sources, x, strict=True)], (2, out.size))
     _compare(y, np.concatenate(x, axis=1), out)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_layer_norm_over_channels(threads: int, compile_kernels: Any) -> None:
+    shapes = [(768, 1, 128), (5, 1, 37), (1, 1, 3), (32, 3, 10)]
+    layouts = [canonical(*s, lanes) for s in shapes for lanes in (16, 8)]
+    kernels = compile_kernels(
+        {f"k{i}": maps.layer_norm(2, s, s, 1e-5, threads, f"k{i}") for i, s in enumerate(layouts)}
+    )
+    for i, layout in enumerate(layouts):
+        x = 50.0 + _random(
+            2, layout.channels, layout.height, layout.width
+        )  # the mean is large: no cancellation
+        gamma, beta = _random(layout.channels), _random(layout.channels)
+        rows = torch.from_numpy(x).double().permute(0, 2, 3, 1)
+        weights = (torch.from_numpy(v).double() for v in (gamma, beta))
+        expected = torch.nn.functional.layer_norm(rows, (layout.channels,), *weights, 1e-5)
+        y = kernels(f"k{i}", [layout.pack(x), gamma, beta], (2, layout.size))
+        np.testing.assert_allclose(
+            layout.unpack(y), expected.permute(0, 3, 1, 2).numpy(), rtol=1e-4, atol=1e-4
+        )
+
+
+def test_gelu_is_within_5e_7_everywhere(compile_kernels: Any) -> None:
+    x = np.linspace(-9.0, 9.0, 1 << 18, dtype=np.float32).reshape(1, 1, 512, 512)
+    layout = canonical(1, 512, 512)
+    kernels = compile_kernels({"k": maps.elementwise("gelu", 1, [layout], layout, 1, "k")})
+    y = layout.unpack(kernels("k", [layout.pack(x)], (1, layout.size)))
+    exact = torch.nn.functional.gelu(torch.from_numpy(x).double()).numpy()
+    assert np.abs(y - exact).max() < 5e-7
+    tiny = layout.pack(np.full((1, 1, 512, 512), 1e-6, np.float32))
+    small = layout.unpack(kernels("k", [tiny], (1, layout.size)))
+    np.testing.assert_allclose(small, 5e-7, rtol=1e-4)  # relative where the function is small

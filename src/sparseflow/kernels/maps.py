@@ -121,9 +121,10 @@ def layer_norm(
 ) -> tirx.PrimFunc:
     """Kernel ``(x, gamma, beta, y)``: each position normalised over its channels, with no step across lanes.
 
-    Mean first, then the mean of squared distances from it; threads share the positions.
+    The mean, summed as distances from the first channel so that a large mean costs no digits, then the mean of squared
+    distances from it; threads share the positions.
     """
-    lanes, channels, (rows, cols) = out.lanes, out.channels, out.block
+    channels, (rows, cols) = out.channels, out.block
     width = min(8, max(1, cols // threads))
     with emit.prim_func(name) as finish:
         x = emit.arg("x", (batch, source.size))
@@ -167,7 +168,12 @@ def _normalise(
         away = T.bind(value - mean[i])
         return away * away
 
-    over_channels(mean, lambda value, _i: value)
+    def away_from_first(value: Expr, i: int) -> Expr:
+        return value - _get(x, n, 0, row, col + i, source)
+
+    over_channels(mean, away_from_first)
+    for i in range(width):
+        mean[i] = mean[i] + _get(x, n, 0, row, col + i, source)
     over_channels(scale, squared)
     for i in range(width):
         scale[i] = emit.const(1.0, lanes) / tirx.sqrt(scale[i] + emit.const(epsilon, lanes))

@@ -252,8 +252,8 @@ def _joined(graph: Graph, mixed: Expr, shape: Attention) -> Expr | None:
         if same and np.array_equal(index.reshape(-1), wanted):
             return var
         user = _only_user(graph, var)
-        value = graph.definition.get(user)
-        if user is None or op_name(value) not in (*RESHAPES, "relax.permute_dims"):
+        value = None if user is None else graph.definition[user]
+        if value is None or op_name(value) not in (*RESHAPES, "relax.permute_dims"):
             return None
         if op_name(value) == "relax.permute_dims":
             axes = value.attrs.axes
