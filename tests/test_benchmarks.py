@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,16 +16,25 @@ SCRIPTS = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def whole_networks() -> ModuleType:
-    import sys
+def whole_networks() -> Iterator[ModuleType]:
+    yield from script("whole_networks")
 
-    spec = importlib.util.spec_from_file_location("whole_networks", SCRIPTS / "whole_networks.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["whole_networks"] = module
-    spec.loader.exec_module(module)
-    return module
+
+def script(name: str) -> Iterator[ModuleType]:
+    """The script as a module, found as it is when it is run: beside the others."""
+    sys.path.insert(0, str(SCRIPTS))
+    try:
+        yield importlib.import_module(name)
+    finally:
+        sys.path.remove(str(SCRIPTS))
+
+
+@pytest.fixture
+def kernel_script(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[ModuleType]:
+    monkeypatch.setenv("SPARSEFLOW_CACHE", str(tmp_path / "cache"))
+    yield from script(request.param)
 
 
 def record(ours_ms: float, peer_ms: float, sparsify: str | None) -> dict[str, Any]:
@@ -44,10 +55,17 @@ def record(ours_ms: float, peer_ms: float, sparsify: str | None) -> dict[str, An
 
 def test_table(whole_networks: ModuleType) -> None:
     lines = whole_networks.markdown([record(40, 44, None), record(10, 44, "block:4x1@0.9")]).splitlines()
-    assert lines[0].startswith("| model | weights | threads | sparseflow | onnxruntime | against the best")
-    assert lines[2] == "| resnet50 | dense | 1 | 40.00 ms | 44.00 ms | **1.10×** | 2e-06 |"
-    assert lines[3] == "| resnet50 | block:4x1@0.9 | 1 | 10.00 ms | 44.00 ms | **4.40×** | 2e-06 |"
+    assert lines[0].startswith("| model | weights | threads | sparseflow | onnxruntime | × best dense")
+    assert lines[2] == "| resnet50 | dense | 1 | 40.00 ms | 44.00 ms | **1.10×** | – | 2e-06 |"
+    assert (
+        lines[3] == "| resnet50 | block:4x1@0.9 | 1 | 10.00 ms | 44.00 ms | **4.40×** ✗ (≥ 6×) | – | 2e-06 |"
+    )
     assert "seeded random" in lines[-1]
+    assert [whole_networks.target("vgg16", s) for s in (None, "block:4x1@0.9", whole_networks.PATTERN)] == [
+        None,
+        3.6,
+        2,
+    ]
     assert len({line.count("|") for line in lines[:4]}) == 1
 
 
@@ -62,3 +80,82 @@ def test_a_failed_case_is_counted_and_told(
     assert "unknown zoo model 'alexnet'" in printed.err
     assert "| resnet50 | dense |" in printed.out
     assert json.loads((tmp_path / "whole_networks.json").read_text()) == kept
+
+
+def test_sparse_peers_do_not_count_as_dense(whole_networks: ModuleType) -> None:
+    one = record(10, 44, "unstructured@0.9")
+    one["results"].append({"engine": "mnn-sparse", "latency_ms": {"median": 20}, "max_relative_error": 0.0})
+    assert "**4.40×** ✓ (≥ 3.8×) | **2.00×** |" in whole_networks.markdown([one])
+    vgg = record(10, 30, "unstructured@0.9") | {"model": "zoo:vgg16"}
+    vgg["results"].append({"engine": "openvino", "latency_ms": {"median": 42}, "max_relative_error": 0.0})
+    assert "**2.00×** ✗ (≥ 2.1×)" in whole_networks.markdown([vgg])  # 42 / 2.1 is less than 30
+
+
+def test_torch_is_left_to_dense_rows(whole_networks: ModuleType) -> None:
+    dense = whole_networks.peers_for(whole_networks.Case("resnet50", "none", 1)).split(",")
+    sparse = whole_networks.peers_for(whole_networks.Case("resnet50", "unstructured@0.9", 1)).split(",")
+    assert {"torch", "onnxruntime", "openvino"} <= set(dense)
+    assert "torch" not in sparse
+    assert "mnn-sparse" not in dense
+
+
+CALLS = {
+    "kernels": (["--layers", "1x1 2048", "--structures", "dense,block:4x1@0.9"], 2),
+    "break_even": (["--layers", "1 row", "--structures", "block:4x1", "--sparsities", "0.1,0.9"], 2),
+    "published": (["--only", "8065", "--layers", "1x1 320→1280"], 6),
+}
+
+
+@pytest.mark.parametrize("kernel_script", list(CALLS), indirect=True)
+def test_a_kernel_benchmark_from_records_to_docs(
+    kernel_script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = kernel_script.NAME
+    arguments, count = CALLS[name]
+    call = [*arguments, "--no-measure", "--rounds", "1", "--out", str(tmp_path / "results")]
+    assert kernel_script.main(call) == 0
+    path = tmp_path / "results" / f"{name}.json"
+    cases = json.loads(path.read_text())["cases"]
+    assert len(cases) == count
+    assert kernel_script.main([*call, "--resume"]) == 0  # nothing is left to do
+    assert json.loads(path.read_text())["cases"] == cases
+    assert f"{count} records" in capsys.readouterr().err
+
+    sections = {"kernels": "efficiency", "break_even": "curves", "published": "network"}
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    page = docs / "page.md"
+    block = f"<!-- begin {name}.json {sections[name]} -->\nold\n<!-- end -->"
+    page.write_text(f"before\n{block}\nafter\n<!-- begin none.json x -->\n<!-- end -->\n")
+    for render in script("render"):
+        paths = ["--results", str(path.parent), "--docs", str(docs)]
+        assert render.main([*paths, "--check"]) == 1
+        assert render.main(paths) == 0
+        assert render.main([*paths, "--check"]) == 0
+    text = page.read_text()
+    assert text.startswith("before\n<!-- begin ")
+    assert "after" in text
+    assert "old" not in text
+    assert "Not measured yet: `python benchmarks/none.py`" in text
+    if name == "break_even":
+        assert (docs / "figures" / "break-even.png").stat().st_size > 1000
+    else:
+        assert "×" in text or "%" in text
+
+
+def test_an_unknown_section_is_told(tmp_path: Path) -> None:
+    from sparseflow.errors import SparseflowError
+    from sparseflow.studies.kernel_results import PublishedResults, to_json
+
+    (tmp_path / "published.json").write_text(json.dumps(to_json(PublishedResults("cpu"))))
+    for render in script("render"):
+        with pytest.raises(SparseflowError, match="has no section 'curves'; known: layers, network, machine"):
+            render.Sources(tmp_path, None).text("published.json", "curves")
+
+
+def test_mobilenet_v2_has_its_34_pointwise_layers() -> None:
+    for published in script("published"):
+        layers = published.mobilenet_v2_layers()
+        assert sum(layers.values()) == 34
+        flops = sum(layer.flops * n for layer, n in layers.items()) / 2
+        assert flops == pytest.approx(0.27e9, rel=0.05)  # of 0.30e9 multiply-adds in the whole network

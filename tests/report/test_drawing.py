@@ -5,9 +5,9 @@ import pytest
 
 from sparseflow.errors import SparseflowError
 from sparseflow.report import axes, pixels
-from sparseflow.report.document import Bar, Bars, Cell, Column, Point, Scatter, Table
+from sparseflow.report.document import Bar, Bars, Cell, Column, Line, Lines, Panels, Point, Scatter, Table
 from sparseflow.report.png import to_png
-from sparseflow.report.svg import scatter
+from sparseflow.report.svg import lines, scatter
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0.0, 402e-6), (98.1, 98.75), (5, 5), (-3, 12_000)])
@@ -79,3 +79,31 @@ def test_wrong_rows_and_colours_are_refused() -> None:
         Table("t", (Column("a"),), ((Cell("1"), Cell("2")),))
     with pytest.raises(SparseflowError, match="unknown colour role 'pink'"):
         Bar("a", (("pink", 1.0),), "1")
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.02, 1.0), (0.3, 15.0), (1.0, 1.0), (0.04, 3.1e4), (7.0, 8.0)])
+def test_logarithmic_ticks_cover_the_range(low: float, high: float) -> None:
+    marks = axes.log_ticks(low, high)
+    assert marks[0] <= low * (1 + 1e-9)
+    assert marks[-1] >= high * (1 - 1e-9)
+    assert 2 <= len(marks) <= 11
+    assert marks == sorted(marks)
+    with pytest.raises(ValueError, match="positive"):
+        axes.log_ticks(0.0, 1.0)
+
+
+def test_panels_are_one_picture_with_one_legend() -> None:
+    curve = Line("curve", "s1", (0.1, 1.0), (10.0, 1.0))
+    mark = Line("mark", "s2", (0.5,), (2.0,))
+    roof = Line("roof", "neutral", (0.1, 1.0), (1.0, 1.0), dashed=True)
+    plots = tuple(Lines(f"p{i}", f"plot {i}", "x", "y", (curve, mark, roof), log=True) for i in range(4))
+    panels = Panels("panels", "Title", plots)
+    assert to_png(panels).startswith(b"\x89PNG")
+    assert panels.alt == "Title: plot 0; plot 1; plot 2; plot 3"
+    svg = lines(plots[0])
+    assert svg.count("<polyline") == 3
+    assert svg.count("stroke-dasharray") == 1
+    wide = [float(p.split(",")[0]) for p in svg.split('class="s1" points="')[1].split('"')[0].split()]
+    middle = float(svg.split('class="s2" cx="')[1].split('"')[0])
+    share = (middle - wide[0]) / (wide[1] - wide[0])
+    assert share == pytest.approx(np.log10(5), abs=0.01)

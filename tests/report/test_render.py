@@ -225,7 +225,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(quickstart: QuickstartResul
 
 
 def test_every_kind_is_covered_here() -> None:
-    assert set(REPORTS) == {"quickstart", "bench", "prune"}
+    assert set(REPORTS) == {"quickstart", "bench", "prune", "kernels", "break-even", "published"}
 
 
 def test_a_results_file_by_another_name_is_left_as_it_is(bench: dict[str, object], tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import platformdirs
@@ -152,14 +152,7 @@ class Selector:
     def _measured(
         self, workload: Workload, candidates: list[Candidate], weight: Array
     ) -> tuple[CandidateTime, ...]:
-        functions = {}
-        for i, c in enumerate(candidates):
-            template = TEMPLATES[c.template]
-            functions[f"kernel{i}"] = template.build(
-                workload, c, layouts_for(template, workload), f"kernel{i}"
-            )
-        module = tvm.compile(tvm.IRModule(functions), target=self.target)
-        calls = [Trial(module, f"kernel{i}", workload, c, weight) for i, c in enumerate(candidates)]
+        calls = trials(self.target, workload, candidates, weight)
         times = time_interleaved(calls)
         found = [
             CandidateTime(c.template, dict(c.parameters), t, True)
@@ -251,7 +244,24 @@ class Trial:
         return float(timer(*self.arguments).mean)
 
 
-def time_interleaved(trials: list[Trial], rounds: int = 7, sample_s: float = 1e-3) -> list[float]:
+def trials(target: Any, workload: Workload, candidates: Sequence[Candidate], weight: Array) -> list[Trial]:
+    """The candidates compiled into one module, each with its operands."""
+    functions = {}
+    for i, c in enumerate(candidates):
+        template = TEMPLATES[c.template]
+        functions[f"kernel{i}"] = template.build(workload, c, layouts_for(template, workload), f"kernel{i}")
+    module = tvm.compile(tvm.IRModule(functions), target=target)
+    return [Trial(module, f"kernel{i}", workload, c, weight) for i, c in enumerate(candidates)]
+
+
+class Timed(Protocol):
+    """What can be timed: a `Trial`, or a kernel that probes the machine."""
+
+    def seconds(self, number: int) -> float:
+        """Mean time of ``number`` calls in a row."""
+
+
+def time_interleaved(trials: Sequence[Timed], rounds: int = 7, sample_s: float = 1e-3) -> list[float]:
     """Median seconds of each trial over ``rounds`` rounds in turn, so that a slow spell hits all alike."""
     numbers = []
     for trial in trials:

@@ -18,6 +18,24 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(i * step, 12) for i in range(start, stop + 1)]
 
 
+def log_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten from at or below ``low`` to at or above ``high``; powers only when they are many.
+
+    Raises
+    ------
+    ValueError
+        If ``low`` is not positive.
+    """
+    if low <= 0 or high < low:
+        raise ValueError(f"a logarithmic axis from {low} to {high}: a positive range is needed")
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    steps = (1, 2, 5) if last - first <= 3 else (1,)
+    marks = [m * 10.0**e for e in range(first, last + 1) for m in steps]
+    start = max(i for i, mark in enumerate(marks) if mark <= low * (1 + 1e-9))
+    stop = min((i for i, mark in enumerate(marks) if mark >= high * (1 - 1e-9)), default=len(marks) - 1)
+    return marks[start : max(stop, start + 1) + 1]
+
+
 LABEL_HEIGHT = 17.0
 CHARACTER_WIDTH = 7.0  # of a 13 px sans-serif, on average and a little more
 

@@ -185,12 +185,13 @@ class Scatter:
 
 @dataclass(frozen=True)
 class Line:
-    """One curve; as many ``ys`` as ``xs``."""
+    """One curve, or a mark if it has one point; as many ``ys`` as ``xs``. ``dashed`` is for limits."""
 
     label: str
     series: str
     xs: tuple[float, ...]
     ys: tuple[float, ...]
+    dashed: bool = False
 
     def __post_init__(self) -> None:
         _check_series(self.series)
@@ -200,7 +201,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Lines:
-    """Curves over two linear axes."""
+    """Curves over two axes, both linear or (``log``) both logarithmic."""
 
     kind: ClassVar[str] = "lines"
     name: str
@@ -209,6 +210,7 @@ class Lines:
     y_label: str
     lines: tuple[Line, ...]
     caption: str = ""
+    log: bool = False
 
     @property
     def alt(self) -> str:
@@ -217,6 +219,23 @@ class Lines:
             f"{line.label}: {line.ys[0]:.4g} to {line.ys[-1]:.4g}" for line in self.lines if line.ys
         )
         return f"{self.title} ({self.x_label}, {self.y_label}): {ends}"
+
+
+@dataclass(frozen=True)
+class Panels:
+    """Plots of one kind in a grid, with one legend."""
+
+    kind: ClassVar[str] = "panels"
+    name: str
+    title: str
+    plots: tuple[Lines, ...]
+    caption: str = ""
+    columns: int = 3
+
+    @property
+    def alt(self) -> str:
+        """The figure in words."""
+        return f"{self.title}: " + "; ".join(plot.title for plot in self.plots)
 
 
 @dataclass(frozen=True)
@@ -259,7 +278,7 @@ class Fold:
     blocks: tuple[Block, ...]
 
 
-Figure = Bars | Scatter | Lines | Pictures
+Figure = Bars | Scatter | Lines | Panels | Pictures
 Block = Cards | Ledger | Text | Table | Figure | Fold
 
 
@@ -300,7 +319,7 @@ class Document:
             for block in blocks:
                 if isinstance(block, Fold):
                     yield from walk(block.blocks)
-                elif isinstance(block, Bars | Scatter | Lines | Pictures):
+                elif isinstance(block, Figure):
                     yield block
 
         yield from walk(self.summary)

@@ -9,11 +9,14 @@ from sparseflow.report.document import (
     Block,
     Cards,
     Document,
+    Figure,
     Fold,
     Ledger,
     Lines,
+    Panels,
     Pictures,
     Scatter,
+    Section,
     Table,
     Text,
 )
@@ -27,6 +30,11 @@ def to_markdown(document: Document, figures: str = "figures") -> str:
         lines.extend([f"## {_plain(section.title)}", ""])
         lines.extend(_blocks(section.blocks, figures))
     return "\n".join(lines).rstrip() + "\n"
+
+
+def section_markdown(section: Section, figures: str) -> str:
+    """The blocks of one section without its title, for a page written by hand."""
+    return "\n".join(_blocks(section.blocks, figures)).strip() + "\n"
 
 
 def _plain(text: str) -> str:
@@ -58,7 +66,7 @@ def _block(block: Block, figures: str) -> Iterator[str]:
             yield _plain(text)
         case Table():
             yield from _table(block)
-        case Bars() | Scatter() | Lines() | Pictures():
+        case Bars() | Scatter() | Lines() | Panels() | Pictures():
             yield f"![{_plain(_alt(block))}]({figures}/{block.name}.png)"
             if block.caption:
                 yield ""
@@ -69,7 +77,7 @@ def _block(block: Block, figures: str) -> Iterator[str]:
             yield from _blocks(inner, figures)
 
 
-def _alt(figure: Bars | Scatter | Lines | Pictures) -> str:
+def _alt(figure: Figure) -> str:
     return figure.title if isinstance(figure, Pictures) else figure.alt
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from sparseflow.errors import SparseflowError
 from sparseflow.report import pixels
-from sparseflow.report.document import Bars, Figure, Lines, Pictures, Scatter
+from sparseflow.report.axes import log_ticks
+from sparseflow.report.document import Bars, Figure, Line, Lines, Panels, Pictures, Scatter
 from sparseflow.report.svg import radius
 
 DPI = 144
@@ -38,6 +39,10 @@ def to_png(figure: Figure) -> bytes:
         case Lines():
             canvas = Canvas(figsize=(8, 5))
             _lines(canvas, figure)
+        case Panels():
+            rows = -(-len(figure.plots) // figure.columns)
+            canvas = Canvas(figsize=(4.6 * figure.columns, 3.9 * rows + 0.9), layout="constrained")
+            _panels(canvas, figure)
         case Pictures():
             count = max(len(figure.pictures), 1)
             canvas = Canvas(figsize=(10, 1.3 * count) if figure.wide else (2.6 * count, 3.1))
@@ -86,8 +91,7 @@ def _bars(canvas: Any, figure: Bars) -> None:
         )
 
 
-def _plot_axes(canvas: Any, figure: Scatter | Lines) -> Any:
-    axes = _plain_axes(canvas, figure.title)
+def _plot_axes(axes: Any, figure: Scatter | Lines) -> Any:
     axes.set_xlabel(figure.x_label)
     axes.set_ylabel(figure.y_label)
     axes.grid(axis="y", color="#dfe3e8", lw=0.8)
@@ -96,14 +100,58 @@ def _plot_axes(canvas: Any, figure: Scatter | Lines) -> Any:
 
 
 def _lines(canvas: Any, figure: Lines) -> None:
-    axes = _plot_axes(canvas, figure)
-    for line in figure.lines:
-        axes.plot(line.xs, line.ys, color=_colour(line.series), lw=1.8, label=line.label)
+    axes = _plot_axes(_plain_axes(canvas, figure.title), figure)
+    _curves(axes, figure, {})
     axes.legend(frameon=False, fontsize=9)
 
 
+def _curves(axes: Any, figure: Lines, markers: dict[str, str]) -> None:
+    """Draws the lines; ``markers`` keeps which mark stands for which label."""
+    if figure.log:
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+    for line in figure.lines:
+        if len(line.xs) == 1:
+            marker = markers.setdefault(line.label, _MARKERS[len(markers) % len(_MARKERS)])
+            axes.plot(line.xs, line.ys, marker, **_style(line), ms=8, zorder=3)
+        else:
+            axes.plot(
+                line.xs, line.ys, "--" if line.dashed else "-", **_style(line), lw=1.2 if line.dashed else 1.8
+            )
+    if figure.log:
+        from matplotlib.ticker import FuncFormatter, NullFormatter
+
+        for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+            axis.set_ticks([t for t in log_ticks(*limits) if limits[0] <= t <= limits[1]])
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_formatter(NullFormatter())
+
+
+_MARKERS = "os^DvPX*<>ph"
+
+
+def _style(line: Line) -> dict[str, Any]:
+    return {"color": _colour(line.series), "label": line.label}
+
+
+def _panels(canvas: Any, figure: Panels) -> None:
+    canvas.suptitle(figure.title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
+    rows = -(-len(figure.plots) // figure.columns)
+    named: dict[str, Any] = {}
+    markers: dict[str, str] = {}
+    for i, plot in enumerate(figure.plots):
+        axes = _plot_axes(canvas.add_subplot(rows, figure.columns, i + 1), plot)
+        axes.set_title(plot.title, loc="left", fontsize=10, color=INK)
+        _curves(axes, plot, markers)
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            named.setdefault(label, handle)
+    canvas.legend(
+        list(named.values()), list(named), loc="outside lower center", ncols=6, frameon=False, fontsize=9
+    )
+
+
 def _scatter(canvas: Any, figure: Scatter) -> None:
-    axes = _plot_axes(canvas, figure)
+    axes = _plot_axes(_plain_axes(canvas, figure.title), figure)
     for point in figure.points:
         if point.x_low is not None and point.x_high is not None:
             axes.hlines(point.y, point.x_low, point.x_high, color=INK, lw=1.2, zorder=2)

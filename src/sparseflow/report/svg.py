@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from sparseflow.report.axes import LABEL_HEIGHT, Frame, place_labels, ticks
+from sparseflow.report.axes import LABEL_HEIGHT, Frame, log_ticks, place_labels, ticks
 from sparseflow.report.document import Lines, Point, Scatter
 
 WIDTH, HEIGHT = 640, 400
@@ -21,10 +21,13 @@ class _Scale:
     ticks: list[float]
     start: float
     end: float
+    log: bool = False
 
     def __call__(self, value: float) -> float:
         """Pixels; what is beyond the last tick is drawn there."""
         low, high = self.ticks[0], self.ticks[-1]
+        if self.log:
+            low, high, value = (math.log(v) for v in (low, high, value))
         return self.start + (min(value, high) - low) / (high - low) * (self.end - self.start)
 
 
@@ -45,12 +48,13 @@ def scatter(figure: Scatter) -> Markup:
 def lines(figure: Lines) -> Markup:
     """The figure as an ``<svg>`` element, each curve named at its end."""
     xs, ys = [v for line in figure.lines for v in line.xs], [v for line in figure.lines for v in line.ys]
-    x, y = _scales(xs, ys)
+    x, y = _log_scales(xs, ys) if figure.log and xs else _scales(xs, ys)
     parts = [_axes(figure, x, y)]
     ends = []
     for line in figure.lines:
+        dashed = ' stroke-dasharray="5 4"' if line.dashed else ""
         path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in zip(line.xs, line.ys, strict=True))
-        parts.append(f'<polyline class="{line.series}" points="{path}"/>')
+        parts.append(f'<polyline class="{line.series}" points="{path}"{dashed}/>')
         ends.extend([Point(line.label, line.xs[-1], line.ys[-1], 0.0, line.series)] if line.xs else [])
     parts.extend(_mark(end, x, y) for end in ends)
     return _svg(figure, [*parts, *_labels(tuple(ends), x, y)])
@@ -61,6 +65,11 @@ def _scales(xs: list[float], ys: list[float]) -> tuple[_Scale, _Scale]:
     margin = 0.08 * (high - low)
     x = _Scale(ticks(min(xs, default=0.0), max(xs, default=1.0)), LEFT, WIDTH - RIGHT)
     return x, _Scale(ticks(low - margin, high + margin), HEIGHT - BOTTOM, TOP)
+
+
+def _log_scales(xs: list[float], ys: list[float]) -> tuple[_Scale, _Scale]:
+    x = _Scale(log_ticks(min(xs), max(xs)), LEFT, WIDTH - RIGHT, log=True)
+    return x, _Scale(log_ticks(min(ys), max(ys)), HEIGHT - BOTTOM, TOP, log=True)
 
 
 def _svg(figure: Scatter | Lines, parts: list[str]) -> Markup:

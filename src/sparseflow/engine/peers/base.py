@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import logging
 import sys
 import warnings
@@ -87,6 +87,11 @@ class Peer(Protocol):
 
 
 PEERS: Registry[type[Peer]] = Registry("peer")
+
+
+def installed() -> tuple[str, ...]:
+    """Names of the peers whose package is here, in the order of registration."""
+    return tuple(name for name in PEERS if importlib.util.find_spec(PEERS[name].package) is not None)
 
 
 def require(package: str) -> Any:

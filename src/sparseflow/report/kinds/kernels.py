@@ -1,0 +1,380 @@
+"""The reports of the kernel benchmarks: efficiency and rooflines, break-even curves, published tables beside ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+from sparseflow.core.kernel_speed import (
+    KernelRun,
+    Limits,
+    PublishedPoint,
+    SpeedPoint,
+    break_even_sparsity,
+    network_speedup,
+)
+from sparseflow.report import words
+from sparseflow.report.document import (
+    REPORTS,
+    Cell,
+    Column,
+    Document,
+    Line,
+    Lines,
+    Panels,
+    Section,
+    Table,
+    Text,
+)
+from sparseflow.studies.kernel_results import BreakEvenResults, KernelResults, PublishedResults, from_json
+
+_SERIES = ("s1", "s2", "s3", "s4", "index", "peer")
+_EXPECTED = (0.5, 0.7, 0.8, 0.9, 0.95)
+T = TypeVar("T")
+
+
+@REPORTS.register("kernels")
+def kernels(data: dict[str, Any], where: str) -> Document:
+    """The document of ``benchmarks/kernels.py``.
+
+    Raises
+    ------
+    SparseflowError
+        If ``data`` is not what it writes.
+    """
+    results: KernelResults = from_json("kernels", data, where)
+    runs = tuple(results.cases.values())
+    judged = [run for run in runs if run.target is not None]
+    reached = sum(run.efficiency >= (run.target or 0.0) for run in judged)
+    return Document(
+        "sparseflow kernels",
+        f"{reached} of {len(judged)} kernel efficiency targets reached",
+        f"One thread, fp32, random weights; {results.machine}.",
+        (_limits(results.limits), _efficiency(runs)),
+        (
+            Section("Limits", (_limits(results.limits),)),
+            Section("Efficiency", (_efficiency(runs),)),
+            Section("Rooflines", (_rooflines(runs, results.limits),)),
+            Section("All", (_all_runs(runs, results.limits),)),
+            Section("Machine", (Text(_ran(results.machine, results.command)),)),
+        ),
+    )
+
+
+@REPORTS.register("break-even")
+def break_even(data: dict[str, Any], where: str) -> Document:
+    """The document of ``benchmarks/break_even.py``.
+
+    Raises
+    ------
+    SparseflowError
+        If ``data`` is not what it writes.
+    """
+    results: BreakEvenResults = from_json("break-even", data, where)
+    points = tuple(results.cases.values())
+    return Document(
+        "sparseflow break-even",
+        "From which sparsity on zeros pay",
+        f"Speed-up over our own best dense kernel, one thread, fp32, random weights; {results.machine}.",
+        (_crossings(points),),
+        (
+            Section("Curves", (_curves(points),)),
+            Section("Break-even", (_crossings(points),)),
+            Section("Expect", (_expected(points),)),
+            Section("Machine", (Text(_ran(results.machine, results.command)),)),
+        ),
+    )
+
+
+@REPORTS.register("published")
+def published(data: dict[str, Any], where: str) -> Document:
+    """The document of ``benchmarks/published.py``.
+
+    Raises
+    ------
+    SparseflowError
+        If ``data`` is not what it writes.
+    """
+    results: PublishedResults = from_json("published", data, where)
+    points = tuple(results.cases.values())
+    alone = [p for p in points if p.network == ""]
+    network = [p for p in points if p.network]
+    return Document(
+        "sparseflow published",
+        "Published speed-ups of sparse convolutions in TVM, beside ours",
+        f"One thread, fp32, random weights, each over its own dense code; {results.machine}.",
+        (),
+        (
+            Section("Layers", (_published_layers(alone),)),
+            Section("Network", (_published_network(network),)),
+            Section("Machine", (Text(_ran(results.machine, results.command)),)),
+        ),
+    )
+
+
+def _ran(machine: str, command: str) -> str:
+    return f"{machine}. Command: {command}." if command else f"{machine}."
+
+
+def _limits(limits: Limits) -> Table:
+    l1, l2, l3 = (words.nbytes(n) for n in limits.cache_bytes)
+    rows = (
+        ("fp32 multiply-add", f"{words.digits(limits.fma_gflops)} GFLOP/s", "registers only"),
+        ("load from L1", f"{words.digits(limits.l1_gbs)} GB/s", l1),
+        ("load from L2", f"{words.digits(limits.l2_gbs)} GB/s", l2),
+        ("load from L3", f"{words.digits(limits.l3_gbs)} GB/s", l3),
+        ("load from DRAM", f"{words.digits(limits.dram_gbs)} GB/s", ""),
+    )
+    columns = (Column("One core", number=False), Column("Measured"), Column("Size"))
+    cells = tuple(tuple(Cell(text) for text in row) for row in rows)
+    return Table("What the machine can do at most, measured by generated kernels", columns, cells)
+
+
+def _efficiency(runs: Sequence[KernelRun]) -> Table:
+    structures = [s for s in _distinct(r.structure for r in runs) if _any_target(runs, s)]
+    by = {(r.layer.name, r.structure): r for r in runs}
+
+    def cell(run: KernelRun | None) -> Cell:
+        if run is None:
+            return Cell("–")
+        share = words.percent(run.efficiency, 0)
+        if run.target is None:
+            return Cell(share)
+        reached = run.efficiency >= run.target
+        return Cell(f"{share} {'✓' if reached else '✗'} (≥ {words.percent(run.target, 0)})", strong=reached)
+
+    columns = (Column("Layer", number=False), *(Column(s) for s in (*structures, "dense")))
+    rows = tuple(
+        (Cell(name), *(cell(by.get((name, s))) for s in (*structures, "dense")))
+        for name in _distinct(r.layer.name for r in runs)
+    )
+    return Table(
+        "Useful FLOPs (non-zero weights) over the FMA peak of the same run; ✓ target reached, ✗ missed. "
+        "Above 100 % where Winograd saves multiplications",
+        columns,
+        rows,
+    )
+
+
+def _any_target(runs: Sequence[KernelRun], structure: str) -> bool:
+    return any(r.structure == structure and r.target is not None for r in runs)
+
+
+def _all_runs(runs: Sequence[KernelRun], limits: Limits) -> Table:
+    titles = (
+        "Time",
+        "Useful GFLOP/s",
+        "% of peak",
+        "Dense-equivalent GFLOP/s",
+        "× our dense",
+        "FLOP/B at the core",
+        "FLOP/B of operands",
+        "Roofline GFLOP/s",
+    )
+    columns = (
+        Column("Layer", number=False),
+        Column("Structure", number=False),
+        Column("Kernel", number=False),
+        *(Column(title) for title in titles),
+    )
+    rows = []
+    for run in runs:
+        bound, by = run.bound(limits)
+        core = run.core_intensity
+        texts = (
+            run.layer.name,
+            run.structure,
+            run.kernel,
+            words.duration(run.time_s),
+            words.digits(run.useful_gflops),
+            words.percent(run.efficiency, 0),
+            words.digits(run.dense_equivalent_gflops),
+            words.times(run.speedup),
+            "–" if core is None else words.digits(core, 2),
+            words.digits(run.memory_intensity, 2),
+            f"{words.digits(bound)} ({by})",
+        )
+        rows.append(tuple(Cell(text) for text in texts))
+    return Table("Every layer and structure: the kernel that the selector takes", columns, tuple(rows))
+
+
+def _rooflines(runs: Sequence[KernelRun], limits: Limits) -> Panels:
+    shown = [r for r in runs if r.core_intensity is not None]
+    structures = _distinct(r.structure for r in shown)
+    intensities = [r.core_intensity for r in shown if r.core_intensity is not None]
+    low = 0.7 * min([*intensities, limits.fma_gflops / limits.l1_gbs])
+    high = 1.4 * max([*intensities, limits.fma_gflops / limits.dram_gbs])
+    roofs = [
+        Line(
+            "FMA peak",
+            "neutral",
+            (limits.fma_gflops / limits.l1_gbs, high),
+            (limits.fma_gflops,) * 2,
+            dashed=True,
+        )
+    ]
+    for name, series, rate in (
+        ("L1", "s1", limits.l1_gbs),
+        ("L2", "s2", limits.l2_gbs),
+        ("DRAM", "s3", limits.dram_gbs),
+    ):
+        ridge = limits.fma_gflops / rate
+        roofs.append(
+            Line(f"{name} loads", series, (low, ridge), (low * rate, limits.fma_gflops), dashed=True)
+        )
+    plots = tuple(
+        Lines(
+            f"roofline-{i}",
+            name,
+            "useful FLOP per byte at the core",
+            "useful GFLOP/s",
+            (
+                *roofs,
+                *(
+                    Line(
+                        s,
+                        _SERIES[structures.index(s) % len(_SERIES)],
+                        (r.core_intensity,),
+                        (r.useful_gflops,),
+                    )
+                    for s in structures
+                    for r in shown
+                    if r.layer.name == name and r.structure == s and r.core_intensity is not None
+                ),
+            ),
+            log=True,
+        )
+        for i, name in enumerate(_distinct(r.layer.name for r in shown))
+    )
+    return Panels(
+        "rooflines",
+        "Rooflines, one core",
+        plots,
+        "A mark is the kernel of one structure; kernels without register tiles (Winograd, few rows) have none.",
+    )
+
+
+def _curves(points: Sequence[SpeedPoint]) -> Panels:
+    structures = _distinct(p.structure for p in points)
+    plots = []
+    for i, group in enumerate(_distinct(p.layer.group for p in points)):
+        taken = [p for p in points if p.layer.group == group]
+        lines = [
+            Line("as fast as dense", "neutral", _ends(p.density for p in taken), (1.0, 1.0), dashed=True)
+        ]
+        for j, structure in enumerate(structures):
+            curve = sorted((p for p in taken if p.structure == structure), key=lambda p: p.density)
+            if curve:
+                xs, ys = tuple(p.density for p in curve), tuple(p.speedup for p in curve)
+                lines.append(Line(structure, _SERIES[j % len(_SERIES)], xs, ys))
+        title = f"{group}: {taken[0].layer.name}"
+        plots.append(Lines(f"break-even-{i}", title, "density", "× our best dense", tuple(lines), log=True))
+    return Panels(
+        "break-even",
+        "What should I expect? Speed-up over our own best dense kernel against density",
+        tuple(plots),
+        "Random weights, one thread, fp32; both axes logarithmic. Each point timed in turn with the dense kernel.",
+    )
+
+
+def _ends(values: Iterable[float]) -> tuple[float, float]:
+    taken = list(values)
+    return (min(taken), max(taken))
+
+
+def _crossings(points: Sequence[SpeedPoint]) -> Table:
+    def cell(taken: list[SpeedPoint]) -> Cell:
+        if not taken:
+            return Cell("–")
+        found = break_even_sparsity(taken)
+        if found is None:
+            return Cell("never")
+        least = min(p.sparsity for p in taken)
+        return Cell(words.percent(found, 0) if found > least + 1e-9 else f"≤ {words.percent(least, 0)}")
+
+    return _by_group("Break-even: the sparsity from which on the sparse kernel is the faster", points, cell)
+
+
+def _expected(points: Sequence[SpeedPoint]) -> Table:
+    def cell(taken: list[SpeedPoint]) -> Cell:
+        found = [min(taken, key=lambda p: abs(p.sparsity - s), default=None) for s in _EXPECTED]
+        near = [
+            p if p is not None and abs(p.sparsity - s) < 0.011 else None
+            for p, s in zip(found, _EXPECTED, strict=True)
+        ]
+        return Cell(" / ".join(words.times(None if p is None else p.speedup) for p in near))
+
+    shown = " / ".join(words.percent(s, 0) for s in _EXPECTED)
+    return _by_group(f"Speed-up over our best dense kernel at {shown} sparsity", points, cell)
+
+
+def _by_group(caption: str, points: Sequence[SpeedPoint], cell: Any) -> Table:
+    groups = _distinct(p.layer.group for p in points)
+    rows = tuple(
+        (
+            Cell(structure),
+            *(cell([p for p in points if p.structure == structure and p.layer.group == g]) for g in groups),
+        )
+        for structure in _distinct(p.structure for p in points)
+    )
+    return Table(caption, (Column("Structure", number=False), *(Column(g) for g in groups)), rows)
+
+
+def _published_layers(points: Sequence[PublishedPoint]) -> Table:
+    sparsities = sorted(_distinct(p.sparsity for p in points), reverse=True)
+    rows = []
+    for name in _distinct(p.ours.layer.name for p in points):
+        cells = [Cell(name)]
+        for sparsity in sparsities:
+            found = next((p for p in points if p.ours.layer.name == name and p.sparsity == sparsity), None)
+            cells += [_published_cell(found), _our_cell(found)]
+        rows.append(tuple(cells))
+    columns = [Column("Layer", number=False)]
+    for sparsity in sparsities:
+        columns += [Column(f"{words.percent(sparsity, 0)} published"), Column("ours")]
+    source = points[0].source if points else ""
+    structure = points[0].ours.structure if points else ""
+    return Table(f"{source}: {structure}, speed-up over dense", tuple(columns), tuple(rows))
+
+
+def _published_cell(point: PublishedPoint | None) -> Cell:
+    return Cell("–" if point is None else words.times(point.published))
+
+
+def _our_cell(point: PublishedPoint | None) -> Cell:
+    if point is None:
+        return Cell("–")
+    ours = point.ours.speedup
+    if point.published is None:
+        return Cell(words.times(ours))
+    return Cell(
+        f"{words.times(ours)} {'✓' if ours >= point.published else '✗'}", strong=ours >= point.published
+    )
+
+
+def _published_network(points: Sequence[PublishedPoint]) -> Table:
+    rows = []
+    for sparsity in sorted(_distinct(p.sparsity for p in points)):
+        taken = [p for p in points if p.sparsity == sparsity]
+        figure = next((p.published for p in taken if p.published is not None), None)
+        rows.append(
+            (
+                Cell(words.percent(sparsity, 0)),
+                Cell(words.times(figure)),
+                Cell(words.times(network_speedup(taken)), strong=True),
+                Cell(f"{sum(p.ours.speedup >= 1.0 for p in taken)} of {len(taken)}"),
+            )
+        )
+    source = points[0].source if points else ""
+    structure = points[0].ours.structure if points else ""
+    columns = (
+        Column("Sparsity"),
+        Column("Published"),
+        Column("Ours"),
+        Column("Shapes not slower than dense"),
+    )
+    return Table(f"{source}: {structure}, all layers' dense time / sparse time", columns, tuple(rows))
+
+
+def _distinct(values: Iterable[T]) -> list[T]:
+    return list(dict.fromkeys(values))
