@@ -17,6 +17,7 @@ from hypothesis import strategies as st  # noqa: E402
 from sparseflow.core import parse_structure  # noqa: E402
 from sparseflow.kernels import select  # noqa: E402,F401  (registers every template)
 from sparseflow.kernels.lanes import LaneLayout  # noqa: E402
+from sparseflow.kernels.patterns import assign_patterns  # noqa: E402
 from sparseflow.kernels.target import AVX2, NEON, VectorUnit  # noqa: E402
 from sparseflow.kernels.workload import (  # noqa: E402
     ACTIVATIONS,
@@ -26,6 +27,7 @@ from sparseflow.kernels.workload import (  # noqa: E402
     Layouts,
     Workload,
     covers_of,
+    patterns_of,
 )
 
 MOST = 3  # candidates of a template that one case compiles
@@ -83,7 +85,7 @@ class Case:
     """A workload with operands, its expected result, and all kernels that take it in one module."""
 
     def __init__(self, workload: Workload, weight: np.ndarray, seed: int, reference: Any) -> None:
-        self.w = replace(workload, covers=covers_of(weight))
+        self.w = workload.with_zeros_of(weight)
         self.weight = weight
         random = np.random.default_rng(seed + 1)
         w = self.w
@@ -261,6 +263,31 @@ def test_every_activation_after_bias_and_residual(
     assert case.check(compile_kernels, (0, 1, 1, 0), slack=1) > 0
 
 
+@pytest.mark.parametrize("structure", ["pattern:4", "pattern:4+connectivity", "connectivity"])
+@pytest.mark.parametrize(("stride", "batch", "threads"), [(1, 1, 1), (2, 2, 2)])
+def test_patterns(
+    structure: str, stride: int, batch: int, threads: int, compile_kernels: Any, dense_reference: Any
+) -> None:
+    workload = conv(
+        40, (11, 14), 9, 3, batch=batch, stride=(stride, stride), padding=(1, 1, 1, 1), threads=threads, bias=True
+    )
+    density = 4 / 9 if structure == "pattern:4" else 0.3
+    case = Case(workload, pruned(workload, structure, density, 3), 3, dense_reference)
+    assert TEMPLATES["patterns"].rejects(case.w) is None
+    assert case.check(compile_kernels, (1, 1, 1, 1), slack=1) > 2
+
+
+def test_patterns_of_a_weight_hold_every_kernel() -> None:
+    weight = np.zeros((2, 3, 3, 3), np.float32)
+    weight[0, 0, 0, :2] = weight[0, 1, 0, 0] = weight[1, 1, 0, :2] = weight[1, 2, 2, 2] = 1
+    patterns = patterns_of(weight)
+    assert patterns == ((0b11, pytest.approx(3 / 6)), (1 << 8, pytest.approx(1 / 6)))
+    assigned = assign_patterns(weight.reshape(2, 3, 9) != 0, [m for m, _ in patterns])
+    assert assigned.tolist() == [[0, 0, -1], [-1, 0, 1]]
+    four_of_nine = np.random.default_rng(0).permuted(np.arange(9) < 4 + np.zeros((400, 1)), axis=1)
+    assert patterns_of(four_of_nine.reshape(20, 20, 3, 3)) == ()
+
+
 @st.composite
 def cases(draw: Any) -> tuple[Workload, str, float, tuple[int, int, int, int], int]:
     """Workloads with their pruning, an output halo and slack in the input."""
@@ -315,7 +342,7 @@ def test_drawn_case_equals_the_dense_reference(
 def test_some_case_reaches_every_template() -> None:
     reached = set()
     for workload, structure, density in CASES.values():
-        w = replace(workload, covers=covers_of(pruned(workload, structure, density, 0)))
+        w = workload.with_zeros_of(pruned(workload, structure, density, 0))
         reached |= {name for name, template in TEMPLATES.items() if template.rejects(w) is None}
     assert reached == set(TEMPLATES)
 
@@ -325,14 +352,13 @@ def test_a_template_says_what_it_reads(name: str) -> None:
     template = TEMPLATES[name]
     assert template.name == name
     assert template.layout in ("lanes", "rows")
-    assert template.format in ("dense", "tap-list")
+    assert template.format in ("dense", "tap-list", "fkw")
 
 
 @pytest.mark.parametrize("name", [n for n, t in TEMPLATES.items() if t.layout == "lanes"])
 def test_lane_templates_refuse_to_build_without_layouts(name: str) -> None:
-    workload = replace(conv(8, (8, 8), 8), covers=tuple((r, 0.1) for r in (1, 2, 4, 8, 16)))
-    if TEMPLATES[name].rejects(workload) is not None:
-        workload = replace(workload, covers=tuple((r, 1.0) for r in (1, 2, 4, 8, 16)))
+    found = (conv(8, (8, 8), 8).with_zeros_of(pruned(conv(8, (8, 8), 8), s, 0.1, 0)) for s in ("connectivity", "dense"))
+    workload = next(w for w in found if TEMPLATES[name].rejects(w) is None)
     candidate = TEMPLATES[name].candidates(workload)[0]
     with pytest.raises(ValueError, match="lane layouts"):
         TEMPLATES[name].build(workload, candidate, Layouts(), "kernel")

@@ -50,6 +50,35 @@ def tile_cycles(workload: Workload, candidate: Candidate, taps_per_block: float)
     return total * blocks * workload.batch / workload.threads
 
 
+def pattern_cycles(workload: Workload, candidate: Candidate) -> float:
+    """Cycles of a whole layer whose kernels run through one straight-line body for each pattern."""
+    p = candidate.parameters
+    rows, v = p["rows"], p["V"]
+    kw = workload.kernel_size[1]
+    bh, bw = workload.output_layout.block
+    rate = workload.vectors.per_cycle
+    chunk = p["chunk"] or workload.channels
+    chunks = math.ceil(workload.channels / chunk)
+    total = 0.0
+    for rows_now, row_tiles in _parts(bh, rows):
+        for v_now, col_tiles in _parts(bw, v):
+            spots = rows_now * v_now
+            load = _load_cycles(workload, chunk, rows_now, v_now)
+            cycles = 14.0 + (2 * spots * 1.2 if chunks > 1 else spots) / rate
+            for mask, share in workload.patterns:
+                places = [divmod(i, kw) for i in range(mask.bit_length()) if mask >> i & 1]
+                touched = {
+                    (y * workload.stride[0] + ky, x * workload.stride[1] + kx)
+                    for ky, kx in places
+                    for y in range(rows_now)
+                    for x in range(v_now)
+                }
+                body = max(1.02 * len(places) * spots, len(touched) * load) / rate + len(places) + 3
+                cycles += share * chunk * body + min(1.0, share * chunk) * 15
+            total += row_tiles * col_tiles * chunks * cycles
+    return total * workload.filters * workload.batch / workload.threads
+
+
 def _parts(extent: int, tile: int) -> list[tuple[int, int]]:
     tile = min(tile, extent)
     full, rest = divmod(extent, tile)

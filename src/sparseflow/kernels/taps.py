@@ -92,7 +92,7 @@ class Taps(LaneConvolution):
             vector = vector + np.repeat(base, counts.reshape(-1))
         return {
             "indptr": indptr.astype(np.int32),
-            "offsets": vector.astype(_offset_type(workload, candidate, layout)),
+            "offsets": vector.astype(offset_type(workload, candidate, layout)),
             "data": np.ascontiguousarray(data.reshape(-1), np.float32),
             **self.partition(workload, candidate, counts.sum(axis=0) + 2.0),
         }
@@ -100,7 +100,7 @@ class Taps(LaneConvolution):
     def arguments(self, kernel: ConvBody) -> list[Any]:
         """See `LaneConvolution.arguments`."""
         indptr = emit.arg("indptr", (None,), "int32")
-        offsets = emit.arg("offsets", (None,), _offset_type(kernel.workload, kernel.candidate, kernel.input))
+        offsets = emit.arg("offsets", (None,), offset_type(kernel.workload, kernel.candidate, kernel.input))
         return [indptr, offsets, emit.arg("data", (None,))]
 
     def taps(self, kernel: ConvBody, tile: Tile, add: Callable[[Expr, Callable[[int], Expr]], None]) -> None:
@@ -114,7 +114,7 @@ class Taps(LaneConvolution):
             add(offset, lambda r: data[(first + j) * kernel.R + r])
 
 
-def _offset_type(workload: Workload, candidate: Candidate, layout: LaneLayout) -> str:
+def offset_type(workload: Workload, candidate: Candidate, layout: LaneLayout) -> str:
     """Offsets count vectors from their chunk's first channel: 16 bits where the chunk's planes are that few."""
     channels = candidate.parameters["chunk"] or workload.channels
     return "uint16" if channels * layout.plane <= 1 << 16 else "int32"

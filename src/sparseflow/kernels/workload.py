@@ -18,6 +18,7 @@ from sparseflow.registry import Registry
 
 Array = npt.NDArray[Any]
 
+MAX_PATTERNS = 16
 ACTIVATIONS = ("none", "relu", "relu6", "silu", "gelu", "hardswish")
 
 
@@ -65,6 +66,7 @@ class Workload:
     residual: bool = False
     activation: str = "none"
     covers: tuple[tuple[int, float], ...] = ((1, 1.0),)
+    patterns: tuple[tuple[int, float], ...] = ()
     threads: int = 1
     vectors: VectorUnit = AVX512
 
@@ -103,6 +105,14 @@ class Workload:
         """One filter or more for each input channel, none shared."""
         return self.groups == self.channels and self.groups > 1
 
+    def with_zeros_of(self, weight: Array) -> Workload:
+        """This workload with the covers and patterns of ``weight`` (OIHW)."""
+        return replace(self, covers=covers_of(weight), patterns=patterns_of(weight))
+
+    def without_densities(self) -> Workload:
+        """What the code of a kernel depends on: equal ones with equal candidates and layouts share a kernel."""
+        return replace(self, covers=(), patterns=tuple((mask, 0.0) for mask, _ in self.patterns))
+
     def density(self, rows: int = 1) -> float:
         """Density of the taps when ``rows`` consecutive filters share them."""
         return dict(self.covers)[rows]
@@ -124,7 +134,8 @@ class Workload:
 
     def key(self) -> str:
         """A canonical string: equal keys, equal best kernel. Densities are rounded to two digits."""
-        return replace(self, covers=tuple((r, round(d, 2)) for r, d in self.covers)).key_exact()
+        covers, patterns = (tuple((k, round(d, 2)) for k, d in x) for x in (self.covers, self.patterns))
+        return replace(self, covers=covers, patterns=patterns).key_exact()
 
     def key_exact(self) -> str:
         """Like `key` with the densities as they are; `from_key` reads it."""
@@ -136,7 +147,8 @@ class Workload:
         data = json.loads(text)
         for name in ("kernel_size", "stride", "padding", "dilation"):
             data[name] = tuple(data[name])
-        data["covers"] = tuple((int(r), float(d)) for r, d in data["covers"])
+        for name in ("covers", "patterns"):
+            data[name] = tuple((int(k), float(d)) for k, d in data[name])
         return cls(**{**data, "vectors": VectorUnit(**data["vectors"])})
 
 
@@ -235,3 +247,27 @@ def covers_of(weight: Array) -> tuple[tuple[int, float], ...]:
         blocks = np.pad(flat, ((0, pad), (0, 0))).reshape(-1, r, flat.shape[1]).any(axis=1)
         found.append((r, float(blocks.mean()) if blocks.size else 0.0))
     return tuple(found)
+
+
+def patterns_of(weight: Array) -> tuple[tuple[int, float], ...]:
+    """The fewest patterns that hold every kernel of ``weight`` (OIHW), with the fraction of the kernels that take each.
+
+    A kernel whose non-zeros are a part of another's counts as that one's; empty if more than `MAX_PATTERNS` are left,
+    or a kernel has one position only.
+    """
+    keep = np.asarray(weight).reshape(*weight.shape[:2], -1) != 0
+    if not 1 < keep.shape[2] < 32:
+        return ()
+    bits = keep @ (1 << np.arange(keep.shape[2], dtype=np.int64))
+    values, counts = np.unique(bits[bits != 0], return_counts=True)
+    masks: list[int] = []
+    for value in sorted(values.tolist(), key=lambda v: -v.bit_count()):
+        if not any(value & ~m == 0 for m in masks):
+            masks.append(value)
+        if len(masks) > MAX_PATTERNS:
+            return ()
+    shares = dict.fromkeys(masks, 0.0)
+    for value, count in zip(values.tolist(), counts.tolist(), strict=True):
+        best = min((m for m in masks if value & ~m == 0), key=lambda m: m.bit_count())
+        shares[best] += count / bits.size
+    return tuple(sorted(shares.items()))

@@ -11,7 +11,7 @@ import tvm
 from tvm import relax
 
 from sparseflow.kernels.target import AVX512, VectorUnit
-from sparseflow.kernels.workload import Array, Workload, covers_of
+from sparseflow.kernels.workload import Array, Workload
 from sparseflow.passes.graph import Graph, Rebuild, is_constant, op_name, shape_of
 from sparseflow.passes.ops import LayerAttrs, constant, constant_name, layer_call
 
@@ -73,10 +73,9 @@ class Canonicalise:
             bias=layer.bias is not None,
             residual=layer.residual is not None,
             activation=layer.activation,
-            covers=covers_of(layer.weight),
             threads=self.threads,
             vectors=self.vectors,
-        )
+        ).with_zeros_of(layer.weight)
         attrs = LayerAttrs(layer.name, workload, layer.out_shape)
         bias = [] if layer.bias is None else [constant(layer.bias, f"{layer.name}.bias")]
         residual = [] if layer.residual is None else [rebuild.old(layer.residual)]

@@ -105,7 +105,7 @@ class _Lowering:
         candidate = Candidate.from_json(attrs.candidate)
         template, workload = TEMPLATES[candidate.template], attrs.workload
         layouts = Layouts(inputs[0], out, inputs[1] if len(inputs) > 1 else None)
-        key = repr((replace(workload, covers=()), candidate.to_json(), layouts))
+        key = repr((workload.without_densities(), candidate.to_json(), layouts))
         kernel = self._kernel(
             f"{workload.op}_{template.name}", key, lambda n: template.build(workload, candidate, layouts, n)
         )
@@ -168,7 +168,7 @@ class _Lowering:
         attrs = LayerAttrs.of(value)
         workload, candidate = attrs.workload, Candidate.from_json(attrs.candidate)
         template = TEMPLATES[candidate.template]
-        key = repr((replace(workload, covers=()), candidate.to_json()))
+        key = repr((workload.without_densities(), candidate.to_json()))
         kernel = self._kernel(
             f"{workload.op}_{template.name}", key, lambda n: template.build(workload, candidate, Layouts(), n)
         )

@@ -6,12 +6,10 @@ import json
 import math
 from typing import Any
 
-import numpy as np
 import tvm
 
-from sparseflow.core.formats import TapList
 from sparseflow.core.plan import LayerPlan, Plan
-from sparseflow.kernels.select import Choice, Selector
+from sparseflow.kernels.select import Choice, Selector, layouts_for
 from sparseflow.kernels.workload import TEMPLATES, Array, Workload
 from sparseflow.passes.graph import Rebuild
 from sparseflow.passes.ops import LayerAttrs, is_layer, layer_call, weight_of
@@ -70,11 +68,12 @@ def describe(attrs: LayerAttrs, weight: Array, choice: Choice) -> LayerPlan:
     if template.format == "dense":
         computed, value_bytes, index_bytes = total, weight.size * 4, 0
     else:
-        index = TapList(rows=rows, chunk=best.parameters.get("chunk") or None).encode(
-            np.ascontiguousarray(weight)
+        packed = template.pack(
+            workload, choice.best, weight.reshape(workload.weight_shape), layouts_for(template, workload)
         )
-        computed = len(index.arrays["indices"])
-        value_bytes, index_bytes = index.value_bytes, index.index_bytes
+        computed = min(packed["data"].size // rows, total)
+        value_bytes = packed["data"].nbytes
+        index_bytes = sum(a.nbytes for a in packed.values()) - value_bytes
     note = ""
     if template.format == "dense" and density < 1.0:
         note = _why_dense(workload, choice)

@@ -15,7 +15,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from sparseflow.kernels.workload import Array, Workload, covers_of
+from sparseflow.kernels.workload import Array, Workload
 from sparseflow.passes.graph import Graph, Rebuild, inputs_of, op_name, shape_of
 from sparseflow.passes.ops import LayerAttrs, constant, is_layer, layer_call, weight_of
 
@@ -102,7 +102,7 @@ def _read(call: Expr) -> _Weights:
 
 def _emit(rebuild: Rebuild, layer: _Weights, value: Expr) -> Expr:
     name = layer.attrs.name
-    attrs = layer.attrs.with_(workload=replace(layer.workload, covers=covers_of(layer.weight)))
+    attrs = layer.attrs.with_(workload=layer.workload.with_zeros_of(layer.weight))
     bias = [] if layer.bias is None else [constant(layer.bias, f"{name}.bias")]
     weight = relax.Tuple([constant(layer.weight, name)])
     return layer_call(
