@@ -7,7 +7,8 @@ import math
 from sparseflow.kernels.workload import Candidate, Workload
 
 L2_BYTES = 1 << 20
-L1_BYTES = 24 * 1024  # of 32 or 48 KB, the rest is for weights and offsets
+L1_BYTES = 48 * 1024  # a tile's planes may be larger than the cache: a block of filters reads a part of them
+MAP_BYTES_PER_CYCLE = 20.0  # between a core and the L3 cache, as far as it is not hidden
 
 
 def tile_choices(workload: Workload, r: int) -> list[tuple[int, int]]:
@@ -47,7 +48,8 @@ def tile_cycles(workload: Workload, candidate: Candidate, taps_per_block: float)
             partial = (2 * r * spots * 1.2 if chunks > 1 else r * spots) / rate
             total += row_tiles * col_tiles * chunks * (taps * per_tap + partial + 14)
     blocks = math.ceil(workload.filters / r)
-    return total * blocks * workload.batch / workload.threads
+    total = total * blocks * workload.batch + _traffic_cycles(workload, candidate, chunks)
+    return total / workload.threads
 
 
 def pattern_cycles(workload: Workload, candidate: Candidate) -> float:
@@ -76,7 +78,8 @@ def pattern_cycles(workload: Workload, candidate: Candidate) -> float:
                 body = max(1.02 * len(places) * spots, len(touched) * load) / rate + len(places) + 3
                 cycles += share * chunk * body + min(1.0, share * chunk) * 15
             total += row_tiles * col_tiles * chunks * cycles
-    return total * workload.filters * workload.batch / workload.threads
+    total = total * workload.filters * workload.batch + _traffic_cycles(workload, candidate, chunks)
+    return total / workload.threads
 
 
 def _parts(extent: int, tile: int) -> list[tuple[int, int]]:
@@ -86,7 +89,22 @@ def _parts(extent: int, tile: int) -> list[tuple[int, int]]:
 
 
 def _load_cycles(workload: Workload, chunk: int, rows: int, v: int) -> float:
-    """Cycles for one vector load: one from L1, about two from L2, by whether a tile's input planes fit."""
+    """Cycles for one vector load: one from L1, two from L2, between them as the planes of a tile outgrow L1."""
     kh, kw = workload.kernel_size
     touched = (rows * workload.stride[0] + kh - 1) * (v * workload.stride[1] + kw - 1)
-    return 1.05 if chunk * touched * workload.vectors.lanes * 4 <= L1_BYTES else 2.1
+    outgrown = chunk * touched * workload.vectors.lanes * 4 / L1_BYTES
+    return 1.05 + 1.05 * min(1.0, max(0.0, math.log2(outgrown) / 2))
+
+
+def _traffic_cycles(workload: Workload, candidate: Candidate, chunks: int) -> float:
+    """Cycles in which maps that do not fit the L2 cache travel; loads of a tap kernel hide little of them."""
+    p = candidate.parameters
+    source = workload.channels * workload.height * workload.width * 4
+    result = workload.filters * workload.out_height * workload.out_width * 4
+    passes = 1 if p.get("order", 0) == 2 else chunks
+    moved = sum(
+        size * times
+        for size, times in ((source, 1), (result, 2 * passes - 1 + workload.residual))
+        if size > L2_BYTES
+    )
+    return workload.batch * moved / MAP_BYTES_PER_CYCLE
