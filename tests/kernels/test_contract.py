@@ -269,7 +269,15 @@ def test_patterns(
     structure: str, stride: int, batch: int, threads: int, compile_kernels: Any, dense_reference: Any
 ) -> None:
     workload = conv(
-        40, (11, 14), 9, 3, batch=batch, stride=(stride, stride), padding=(1, 1, 1, 1), threads=threads, bias=True
+        40,
+        (11, 14),
+        9,
+        3,
+        batch=batch,
+        stride=(stride, stride),
+        padding=(1, 1, 1, 1),
+        threads=threads,
+        bias=True,
     )
     density = 4 / 9 if structure == "pattern:4" else 0.3
     case = Case(workload, pruned(workload, structure, density, 3), 3, dense_reference)
@@ -357,7 +365,10 @@ def test_a_template_says_what_it_reads(name: str) -> None:
 
 @pytest.mark.parametrize("name", [n for n, t in TEMPLATES.items() if t.layout == "lanes"])
 def test_lane_templates_refuse_to_build_without_layouts(name: str) -> None:
-    found = (conv(8, (8, 8), 8).with_zeros_of(pruned(conv(8, (8, 8), 8), s, 0.1, 0)) for s in ("connectivity", "dense"))
+    found = (
+        conv(8, (8, 8), 8).with_zeros_of(pruned(conv(8, (8, 8), 8), s, 0.1, 0))
+        for s in ("connectivity", "dense")
+    )
     workload = next(w for w in found if TEMPLATES[name].rejects(w) is None)
     candidate = TEMPLATES[name].candidates(workload)[0]
     with pytest.raises(ValueError, match="lane layouts"):

@@ -51,7 +51,9 @@ class Patterns(LaneConvolution):
         """The tiles that fill the registers, with and without chunks of channels."""
         order = 2 if large_map(workload) else 0
         found = [
-            Candidate(self.name, {"R": 1, "rows": rows, "V": v, "chunk": chunk, "order": order if chunk else 0})
+            Candidate(
+                self.name, {"R": 1, "rows": rows, "V": v, "chunk": chunk, "order": order if chunk else 0}
+            )
             for rows, v in tile_choices(workload, 1)
             for chunk in (0, 32)
             if chunk < workload.channels

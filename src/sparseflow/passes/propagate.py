@@ -8,7 +8,7 @@ out of storage and work. Branches of a residual add keep their own channels, sin
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
