@@ -186,3 +186,17 @@ def test_pipeline_phases_are_ordinary_passes(build: Any, same: Any, tmp_path: Pa
         after = tvm.transform.Sequential([relax.transform.Normalize(), *phases[name]])(mod)
         same(mod, after)
         mod = after
+
+
+def _small_strided(bb: Any, x: Any) -> Any:
+    y = bb.emit(op.nn.relu(_conv(bb, x, 16)))
+    return _conv(bb, y, 24, size=1, name="down", strides=2, padding=0)
+
+
+def test_a_strided_1x1_takes_only_its_pixels_along(lowered: Any, build: Any, agree: Any) -> None:
+    """28x28 and 14x14 have other lane grids: the change of layout leaves out what the stride skips."""
+    _, after = lowered(_small_strided, (1, 8, 28, 28))
+    sizes = [int(b.value.ty.shape[1]) for b in Graph(after).bindings if "to_lanes" in str(b.value)]
+    assert len(sizes) == 2
+    assert sizes[1] == 16 * 14 * 16  # channels, vectors of a 14x14 map on a 2x8 grid, lanes
+    agree(build({"x": (2, 8, 28, 28)}, _small_strided))

@@ -39,9 +39,12 @@ class Strides:
         return cls(1, 0, features)
 
 
-def lane_table(layout: LaneLayout, source: Strides | LaneLayout) -> Array:
-    """int32 (plane * lanes,): offset in the source's channel of each element; -1 outside the map."""
-    h, w = layout.coordinates()
+def lane_table(layout: LaneLayout, source: Strides | LaneLayout, step: tuple[int, int] = (1, 1)) -> Array:
+    """int32 (plane * lanes,): offset in the source's channel of each element; -1 outside the map.
+
+    With ``step`` the layout holds every so many-th row and column of the source's map only.
+    """
+    h, w = (np.where(c >= 0, c * s, -1) for c, s in zip(layout.coordinates(), step, strict=True))
     offsets = h * source.height + w * source.width if isinstance(source, Strides) else _element(source, h, w)
     return np.asarray(np.where(h >= 0, offsets, -1).reshape(-1), np.int32)
 

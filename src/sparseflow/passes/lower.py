@@ -46,7 +46,7 @@ class _Lowering:
         self.nodes = decide_layouts(self.rebuild.graph, vectors.lanes)
         self.threads, self.vectors = threads, vectors
         self.lanes: dict[Expr, Expr] = {}  # old variable → its lane tensor
-        self.changed: dict[tuple[Expr, LaneLayout], Expr] = {}
+        self.changed: dict[tuple[Expr, LaneLayout, tuple[int, int]], Expr] = {}
         self.kernels: dict[str, Any] = {}
         self.attrs = mod.attrs
 
@@ -67,7 +67,14 @@ class _Lowering:
         return [v for v in inputs_of(value) if v in self.lanes and v not in self.rebuild.env]
 
     def _lane_node(self, var: Expr, value: Expr, node: Node) -> Any:
-        inputs = [self._in_lanes(x, need, node.view) for x, need in zip(node.inputs, node.needs, strict=True)]
+        step = self._step(node)
+        if step != (1, 1):
+            node = _stepped(node)
+        inputs = [self._in_lanes(node.inputs[0], node.needs[0], node.view, step)]
+        inputs += [
+            self._in_lanes(x, need, node.view)
+            for x, need in zip(node.inputs[1:], node.needs[1:], strict=True)
+        ]
         tensors, layouts = [t for t, _ in inputs], [layout for _, layout in inputs]
         batch = images(shape_of(node.inputs[0]), node.view)
         if node.kind == "mean":
@@ -185,16 +192,41 @@ class _Lowering:
         result = self._call(kernel, tensors, (workload.width, workload.filters))
         return self._reshape(result, attrs.out_shape)
 
-    def _in_lanes(self, var: Expr, need: LaneLayout, view: str) -> tuple[Expr, LaneLayout]:
+    def _step(self, node: Node) -> tuple[int, int]:
+        """The stride of a 1x1 layer whose input has to change its layout, so that it may be left out on the way."""
+        if (
+            node.kind != "layer"
+            or node.detail.workload.kernel_size != (1, 1)
+            or any(node.detail.workload.padding)
+        ):
+            return (1, 1)
+        x = node.inputs[0]
+        if x not in self.lanes or self._ready(x, node.needs[0], node.view) is not None:
+            return (1, 1)
+        stride: tuple[int, int] = node.detail.workload.stride
+        return stride
+
+    def _ready(self, var: Expr, need: LaneLayout, view: str) -> LaneLayout | None:
+        """The layout in which ``var`` lies in lanes, if that serves ``need``."""
+        node = self.nodes.get(var)
+        if node is None or node.view != view or node.layout is None or var not in self.lanes:
+            return None
+        serves = node.layout.serves(need) or (
+            node.non_negative and node.layout.serves(replace(need, fill=0.0))
+        )
+        return node.layout if serves else None
+
+    def _in_lanes(
+        self, var: Expr, need: LaneLayout, view: str, step: tuple[int, int] = (1, 1)
+    ) -> tuple[Expr, LaneLayout]:
         """``var`` in a layout that serves ``need``: as its producer left it, or converted (once)."""
+        ready = self._ready(var, need, view)
+        if ready is not None:
+            return self.lanes[var], ready
         node = self.nodes.get(var)
         source: Strides | LaneLayout
         have = node.layout if node is not None and node.view == view else None
         if have is not None and var in self.lanes:
-            if have.serves(need) or (
-                node is not None and node.non_negative and have.serves(replace(need, fill=0.0))
-            ):
-                return self.lanes[var], have
             source, tensor, batch = have, self.lanes[var], int(shape_of(self.lanes[var])[0])
         else:
             plain = self._row_major(var, shape_of(var))
@@ -202,15 +234,15 @@ class _Lowering:
             batch = images(shape, view)
             source = Strides.nchw(*shape[2:]) if view == "nchw" else Strides.matrix(shape[-1])
             tensor = self._reshape(plain, (batch, math.prod(shape) // batch))
-        if (var, need) not in self.changed:
+        if (var, need, step) not in self.changed:
             kernel = self._kernel(
                 "to_lanes",
                 repr((batch, source, need)),
                 lambda n: relayout.to_lanes(batch, source, need, self.threads, n),
             )
-            table = constant(relayout.lane_table(need, source))
-            self.changed[var, need] = self._call(kernel, [tensor, table], (batch, need.size))
-        return self.changed[var, need], need
+            table = constant(relayout.lane_table(need, source, step))
+            self.changed[var, need, step] = self._call(kernel, [tensor, table], (batch, need.size))
+        return self.changed[var, need, step], need
 
     def _plain(self, var: Expr) -> Expr:
         """The row-major form of a tensor that lives in lanes."""
@@ -247,3 +279,13 @@ class _Lowering:
         return (
             tensor if shape_of(tensor) == tuple(shape) else self.rebuild.emit(relax.op.reshape(tensor, shape))
         )
+
+
+def _stepped(node: Node) -> Node:
+    """A strided 1x1 layer as one without stride on the pixels that it reads."""
+    w = node.detail.workload
+    workload = replace(w, height=w.out_height, width=w.out_width, stride=(1, 1))
+    if node.layout is None:
+        raise ValueError("a layer has a layout")
+    needs = [workload.input_layout(node.layout), *node.needs[1:]]
+    return replace(node, detail=node.detail.with_(workload=workload), needs=needs)
