@@ -34,7 +34,7 @@ class Taps(LaneConvolution):
 
     def rejects(self, workload: Workload) -> str | None:
         """See `KernelTemplate.rejects`."""
-        if workload.density() > 0.7:
+        if workload.density() > 0.7 and dict(workload.covers).get(4, 1.0) > 0.9:
             return f"density {workload.density():.2f} is above 0.7: indices cost more than the zeros save"
         return super().rejects(workload)
 

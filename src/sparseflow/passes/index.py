@@ -17,9 +17,7 @@ from sparseflow.passes.graph import Rebuild
 from sparseflow.passes.ops import INDEX_ARRAYS, LayerAttrs, constant, is_layer, layer_call, weight_of
 
 Expr = Any
-DENSE_ABOVE = (
-    0.7  # above this density an index stores more than the zeros it saves (fp32 values, int32 indices)
-)
+DENSE_ABOVE = 0.9  # no kernel takes a sparse weight above this density
 
 
 @tvm.transform.module_pass(opt_level=0, name="sparseflow.Index")
