@@ -124,6 +124,7 @@ def markdown(records: Sequence[Any]) -> str:
         *peers,
         "× best dense",
         "× best sparse",
+        "planned / measured",
         "max relative error",
     ]
     lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
@@ -136,6 +137,7 @@ def markdown(records: Sequence[Any]) -> str:
             *(f"{times[name]:.2f} ms" if name in times else "–" for name in (OURS, *peers)),
             _against_dense(record, times),
             _times(min((times[p] for p in SPARSE_PEERS if p in times), default=None), times[OURS]),
+            _planned(record, times[OURS]),
             f"{record['results'][0]['max_relative_error']:.0e}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -147,7 +149,8 @@ def markdown(records: Sequence[Any]) -> str:
         "numbers; sparse ones are pruned by magnitude without retraining, stem, depthwise and classifier "
         "dense. All engines get the same weights and input; ratios are within one run; ✓ goal reached, ✗ missed. "
         f"The best dense peer of vgg16 is at least as fast as OpenVINO's time / {FULL_MNN_VGG16}, what a full MNN "
-        "build takes; the MNN of the package index lacks AVX-512."
+        "build takes; the MNN of the package index lacks AVX-512. Planned: the sum of the chosen kernels' times, each "
+        "measured alone, without the operators between them."
     )
     return "\n".join([*lines, "", notes, ""])
 
@@ -163,6 +166,12 @@ def _against_dense(record: Any, times: Mapping[str, float]) -> str:
     if best is None or wanted is None:
         return _times(best, times[OURS])
     return f"{_times(best, times[OURS])} {'✓' if best / times[OURS] >= wanted else '✗'} (≥ {wanted:g}×)"
+
+
+def _planned(record: Any, ours: float) -> str:
+    """The sum of the layers' times in the plan, each measured alone, over the whole engine's time."""
+    layers = record.get("plan", {}).get("layers", ())
+    return f"{1e3 * sum(layer['chosen']['time_s'] for layer in layers) / ours:.0%}" if layers else "–"
 
 
 def target(model: str, sparsify: str | None) -> float | None:

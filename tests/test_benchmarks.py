@@ -50,16 +50,16 @@ def record(ours_ms: float, peer_ms: float, sparsify: str | None) -> dict[str, An
         ],
         "speedup_vs_best_peer": peer_ms / ours_ms,
         "versions": {"sparseflow": "1", "onnxruntime": "2"},
+        "plan": {"layers": [{"chosen": {"time_s": ours_ms * share}} for share in (4e-4, 5e-4)]},
     }
 
 
 def test_table(whole_networks: ModuleType) -> None:
     lines = whole_networks.markdown([record(40, 44, None), record(10, 44, "block:4x1@0.9")]).splitlines()
     assert lines[0].startswith("| model | weights | threads | sparseflow | onnxruntime | × best dense")
-    assert lines[2] == "| resnet50 | dense | 1 | 40.00 ms | 44.00 ms | **1.10×** | – | 2e-06 |"
-    assert (
-        lines[3] == "| resnet50 | block:4x1@0.9 | 1 | 10.00 ms | 44.00 ms | **4.40×** ✗ (≥ 6×) | – | 2e-06 |"
-    )
+    assert lines[2] == "| resnet50 | dense | 1 | 40.00 ms | 44.00 ms | **1.10×** | – | 90% | 2e-06 |"
+    wanted = "| resnet50 | block:4x1@0.9 | 1 | 10.00 ms | 44.00 ms | **4.40×** ✗ (≥ 6×) | – | 90% | 2e-06 |"
+    assert lines[3] == wanted
     assert "seeded random" in lines[-1]
     assert [whole_networks.target("vgg16", s) for s in (None, "block:4x1@0.9", whole_networks.PATTERN)] == [
         None,
