@@ -229,9 +229,5 @@ class ConvBody:
     def _finish(self, tile: Tile, r: int, i: int, value: Expr) -> Expr:
         if self.other is not None and self.residual is not None:
             value = value + self.other[tile.image, self._y(self.residual, tile, r, i)]
-        value = emit.activate(self.workload.activation, value, self.lanes)
-        if self.output.ragged:
-            row, col = divmod(i, tile.cols)
-            inside = emit.inside_map(self.output, tile.row + row, tile.col + col)
-            value = tirx.Select(inside, value, emit.const(self.output.fill, self.lanes))
-        return value
+        row, col = divmod(i, tile.cols)
+        return emit.finish(value, self.workload.activation, self.output, tile.row + row, tile.col + col)

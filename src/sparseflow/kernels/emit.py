@@ -131,6 +131,14 @@ def activate(kind: str, x: Expr, lanes: int) -> Expr:
     raise ValueError(f"activation {kind!r} has no code")
 
 
+def finish(value: Expr, activation: str, layout: LaneLayout, row: Expr, col: Expr) -> Expr:
+    """The end of an epilogue: the activation, and the fill value in the lanes whose pixel lies outside the map."""
+    value = activate(activation, value, layout.lanes)
+    if not layout.ragged:
+        return value
+    return tirx.Select(inside_map(layout, row, col), value, const(layout.fill, layout.lanes))
+
+
 def exp_vector(x: Expr, lanes: int) -> Expr:
     """exp(x) to about 2e-7 relative: 2**n times a polynomial on [-ln2/2, ln2/2] (Cephes expf, Cody-Waite reduction)."""
     x = T.bind(tirx.max(tirx.min(x, const(88.3762626647949, lanes)), const(-87.3365447505531, lanes)))

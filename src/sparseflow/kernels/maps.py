@@ -206,9 +206,7 @@ def _get(x: Any, n: Expr, c: Expr, row: Expr, col: Expr, layout: LaneLayout) -> 
 
 
 def _put(y: Any, n: Expr, c: Expr, row: Expr, col: Expr, value: Expr, layout: LaneLayout) -> None:
-    if layout.ragged:
-        inside = emit.inside_map(layout, row, col)
-        value = tirx.Select(inside, value, emit.const(layout.fill, layout.lanes))
+    value = emit.finish(value, "none", layout, row, col)
     at = (c * layout.plane + layout.position(row, col)) * layout.lanes
     T.buffer_store(y, value, [n, emit.ramp(at, layout.lanes)])
 

@@ -18,7 +18,7 @@ import tvm
 import sparseflow
 from sparseflow.core.plan import CandidateTime, Rejection
 from sparseflow.errors import CompileError
-from sparseflow.kernels import direct, few_rows, patterns, taps  # noqa: F401  (they register their templates)
+from sparseflow.kernels import direct, few_rows, patterns, taps, winograd  # noqa: F401  (they register)
 from sparseflow.kernels.workload import (
     TEMPLATES,
     Array,

@@ -180,11 +180,15 @@ class KernelTemplate(ABC):
         ``lanes`` when input and output are in a `LaneLayout`, ``rows`` when they are row-major matrices.
     format : str
         The index format it reads; ``dense`` if none.
+    exact : bool
+        False when the error is larger than that of adding up the products; such a template states its bound, and
+        the option ``exact`` leaves it out.
     """
 
     name: str
     layout: str
     format: str
+    exact: bool = True
 
     @abstractmethod
     def rejects(self, workload: Workload) -> str | None:
