@@ -34,6 +34,12 @@ ThreadsOption = Annotated[int, typer.Option("--threads", "-t", min=1, help="Thre
 NoMeasureOption = Annotated[
     bool, typer.Option("--no-measure", help="Choose kernels by the cost model instead of timing them here.")
 ]
+ExactOption = Annotated[
+    bool,
+    typer.Option(
+        "--exact", help="Leave out kernels with a larger rounding error than direct sums (Winograd)."
+    ),
+]
 JsonOption = Annotated[
     Path | None,
     typer.Option("--json", metavar="FILE", help="Write the result as JSON too; - for standard output alone."),

@@ -122,7 +122,13 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every layer with weights and what runs it."""
+    """Every layer with weights and what runs it.
+
+    Attributes
+    ----------
+    exact : bool
+        Whether kernels with a larger rounding error than adding up the products were left out.
+    """
 
     layers: tuple[LayerPlan, ...]
     target: str
@@ -130,6 +136,7 @@ class Plan:
     measured: bool
     sparsify: str = ""
     notes: tuple[str, ...] = field(default=())
+    exact: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary that `from_json` reads back."""
@@ -156,7 +163,13 @@ class Plan:
             for d in data["layers"]
         )
         return cls(
-            layers, data["target"], data["threads"], data["measured"], data["sparsify"], tuple(data["notes"])
+            layers,
+            data["target"],
+            data["threads"],
+            data["measured"],
+            data["sparsify"],
+            tuple(data["notes"]),
+            data.get("exact", False),  # engines saved before the option existed
         )
 
 

@@ -40,6 +40,8 @@ class BenchOptions:
         Turns of each engine; engines alternate within a round.
     measure : bool
         Whether our kernels are chosen by measurement.
+    exact : bool
+        Whether kernels with a larger rounding error than direct sums are left out of ours.
     tolerance : float
         Largest relative difference of outputs that is still timed.
     """
@@ -48,6 +50,7 @@ class BenchOptions:
     against: tuple[str, ...] = tuple(PEERS)
     rounds: int = 9
     measure: bool = True
+    exact: bool = False
     tolerance: float = 1e-3
 
     def __post_init__(self) -> None:
@@ -234,7 +237,12 @@ def _ours(
         examples = torch_inputs(subject.inputs) if hasattr(subject.model, "forward") else None
         imported = import_model(subject.model, examples)
     engine = compile_model(
-        imported, threads=options.threads, measure=options.measure, sparsify=subject.sparsify, progress=say
+        imported,
+        threads=options.threads,
+        measure=options.measure,
+        exact=options.exact,
+        sparsify=subject.sparsify,
+        progress=say,
     )
 
     def run(inputs: Sequence[Array]) -> list[Array]:

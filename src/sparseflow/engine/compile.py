@@ -32,6 +32,7 @@ def compile(
     *,
     threads: int = 1,
     measure: bool = True,
+    exact: bool = False,
     target: str | Mapping[str, Any] = "native",
     shapes: Mapping[str, Sequence[int]] | None = None,
     sparsify: str = "",
@@ -50,6 +51,8 @@ def compile(
     measure : bool
         Choose kernels by measurement on this machine (kept on disk); False, or a target that this machine cannot
         run: by the cost model.
+    exact : bool
+        Leave out kernels whose rounding error is larger than that of adding up the products (Winograd).
     target : str or mapping
         ``native`` (this machine), ``avx512``, ``avx2``, ``neon``, or TVM's target as a dictionary,
         ``{"kind": "llvm", "mcpu": "znver4"}``.
@@ -84,7 +87,7 @@ def compile(
     if foreign and measure:
         say(f"the cost model chooses: {foreign}")
         measure = False
-    selector = Selector(built, machine_name(), measure, lambda name: say(f"measure {name}"))
+    selector = Selector(built, machine_name(), measure, lambda name: say(f"measure {name}"), exact)
 
     def observe(phase: str, mod: tvm.IRModule) -> None:
         say(phase)

@@ -251,12 +251,18 @@ def fill_halo(buffer: Any, image: Expr, channel_base: Expr, layout: LaneLayout) 
 
 
 @contextmanager
+def share(extent: int, threads: int) -> Iterator[tuple[Expr, Expr]]:
+    """Pieces of work in contiguous parts over ``threads``: yields a part's first piece and their number."""
+    if threads == 1 or extent < threads:
+        yield T.int32(0), T.int32(extent)
+        return
+    part = -(-extent // threads)
+    with T.parallel(threads) as t:
+        yield t * part, tirx.min(T.int32(part), T.int32(extent) - t * part)
+
+
+@contextmanager
 def channel_loop(channels: int, threads: int) -> Iterator[Expr]:
     """A loop over channels, in contiguous parts over ``threads``."""
-    if threads == 1 or channels < threads:
-        with T.serial(channels) as c:
-            yield c
-        return
-    part = -(-channels // threads)
-    with T.parallel(threads) as t, T.serial(tirx.min(T.int32(part), T.int32(channels) - t * part)) as i:
-        yield t * part + i
+    with share(channels, threads) as (first, count), T.serial(count) as i:
+        yield first + i

@@ -70,6 +70,8 @@ class Selector:
         Name of the machine, part of the cache's key.
     measure : bool
         False ranks by the cost model alone.
+    exact : bool
+        Leaves out the templates whose rounding error is larger than that of adding up the products.
     progress : callable, optional
         Told the name of each workload before it is measured.
     """
@@ -78,6 +80,7 @@ class Selector:
     machine: str
     measure: bool = True
     progress: Callable[[str], None] | None = None
+    exact: bool = False
     folder: Path = field(default_factory=cache_folder)
     _seen: dict[str, Choice] = field(default_factory=dict)
 
@@ -110,6 +113,7 @@ class Selector:
                 "workload": workload.key(),
                 "target": str(self.target),
                 "machine": self.machine,
+                "exact": self.exact,
                 "tvm": tvm.__version__,
                 "sparseflow": sparseflow.__version__,
                 "code": code_fingerprint(),
@@ -122,6 +126,8 @@ class Selector:
         rejected, lists = [], []
         for name, template in TEMPLATES.items():
             reason = template.rejects(workload)
+            if reason is None and self.exact and not template.exact:
+                reason = "left out by --exact"
             if reason is not None:
                 rejected.append(Rejection(name, reason))
                 continue

@@ -1,26 +1,27 @@
-"""Winograd's minimal filtering for dense 3x3 convolutions with stride 1: fewer multiplications, a little more rounding.
+"""Winograd's minimal filtering for dense 3x3 convolutions with stride 1: fewer products, a little more rounding.
 
-An output tile of mh x mw pixels comes from (mh+2)(mw+2) multiplications a channel instead of 9 mh mw. In the lane layout
-each lane holds its own block with its own halo, so a tile is a set of whole vectors and every transform a sum of vectors:
+An output tile of mh x mw pixels comes from (mh+2)(mw+2) multiplications a channel instead of 9 mh mw. In the lane
+layout each lane holds its own block with its own halo, so a tile is a set of whole vectors and every transform a sum
+of vectors, without a shuffle:
 
-for each group of T tiles (of 16 lanes each):
-  V[position][channel][T] = B'xB, the transformed input, channels in parallel
-  for each block of R filters, in parallel:
+for each group of T tiles (of one vector of lanes each):
+  V[position][channel][T] = B'xB, the transformed input; channels in parallel
+  for each position and block of R filters, the blocks in parallel:
     M[position][filter][T] = sum over channels of U[position][block][channel][R] * V    (acc[R][T] in registers)
   y = A'MA, then bias, residual, activation; filters in parallel
 fill the halo
 
 The last tile of a row or column that mh or mw does not divide overlaps the one before it.
 
-Error: with float32 rounding u, ``max |y - exact| <= bound(mh, mw) * max over outputs of sum |w||x|`` (`error_bound`),
-where exact is float64. It is measured on random operands (tests/kernels/test_winograd.py), not proved: the proven bounds of
-Barabasz et al. hold for every operand but are too wide to be of use.
+Error: ``max |y - exact| <= error_bound(mh, mw) * max over outputs of sum |w||x|``, with exact in float64 and all
+values in float32. It is what random operands give, with a margin (tests/kernels/test_winograd.py); the proven bounds
+of Barabasz et al. hold for all operands and are wider.
 
 References
 ----------
-Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, section 4: the algorithm. Barabasz, Anderson,
-Soodhalter & Gregg, "Error Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural Networks", ACM
-TOMS 46(4), 2020, sections 4 and 6: error and choice of points. The matrices are Toom-Cook's from the points `POINTS`.
+Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, section 4: the algorithm. Barabasz,
+Anderson, Soodhalter & Gregg, "Error Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural
+Networks", ACM TOMS 46(4), 2020: how the choice of points decides the error. The matrices are Toom-Cook's from `POINTS`.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from sparseflow.kernels import emit
-from sparseflow.kernels.cost import MAX_ACCUMULATORS
-from sparseflow.kernels.lanes import LaneLayout, canonical
+from sparseflow.kernels.cost import L1_BYTES, L2_BYTES
+from sparseflow.kernels.lanes import LaneLayout
 from sparseflow.kernels.workload import Array, Candidate, KernelTemplate, Layouts, Workload, register
 
 Expr = Any
@@ -54,6 +55,8 @@ POINTS: dict[int, tuple[float, ...]] = {
 SIZES = (1, *POINTS)
 ERRORS = {1: 3e-7, 2: 3e-7, 3: 1e-6, 4: 2e-6, 5: 6e-6, 6: 8e-6}  # of F(m x m); the larger m of a tile decides
 LEAST_CHANNELS = 8
+SUMS = {1: 0, 2: 4, 3: 9, 4: 12, 5: 20, 6: 24}  # vector operations of a transform along one axis, about
+L3_BYTES = 8 << 20  # one core's part of the L3 cache
 
 
 @dataclass(frozen=True)
@@ -118,46 +121,45 @@ class Winograd(KernelTemplate):
         if min(w.channels, w.filters) < LEAST_CHANNELS:
             few = min(w.channels, w.filters)
             return f"{few} channels: fewer than {LEAST_CHANNELS} do not pay for the transforms"
-        bh, bw = canonical(w.filters, w.out_height, w.out_width).block
+        bh, bw = w.output_layout.block
         if bh * bw == 1:
             return "one pixel in a lane: a tile would save no multiplication"
         return None
 
     def candidates(self, workload: Workload) -> list[Candidate]:
         """The tile sizes with the fewest predicted cycles, each with some shapes of the register block."""
-        bh, bw = canonical(workload.filters, workload.out_height, workload.out_width).block
-        found = []
+        bh, bw = workload.output_layout.block
+        most, found = workload.vectors.accumulators, []
         for mh in _sizes(bh):
             for mw in _sizes(bw):
                 tiles = workload.batch * math.ceil(bh / mh) * math.ceil(bw / mw)
-                shapes = {(r, _even(tiles, MAX_ACCUMULATORS // r)) for r in (4, 6, 8, 12)} | {(8, 1), (8, 2)}
+                shapes = {(r, _even(tiles, most // r)) for r in (4, 6, 8, 12)} | {(8, 1), (8, 2)}
                 found += [
                     Candidate("winograd", {"mh": mh, "mw": mw, "R": r, "T": t})
                     for r, t in sorted(shapes)
-                    if t <= tiles and r <= workload.filters
+                    if t <= tiles and r <= workload.filters and r * t <= most
                 ]
         return sorted(found, key=lambda c: self.predict_cycles(workload, c))
 
     def predict_cycles(self, workload: Workload, candidate: Candidate) -> float:
-        """Multiply-adds, vector loads and sums of the transforms, and reading the weights once for each group."""
+        """Multiply-adds and vector loads, the sums of the transforms, and the weights read once for each group."""
         w, p = workload, candidate.parameters
         mh, mw, r, t = p["mh"], p["mw"], p["R"], p["T"]
-        bh, bw = canonical(w.filters, w.out_height, w.out_width).block
-        tiles = w.batch * math.ceil(bh / mh) * math.ceil(bw / mw)
+        bh, bw = w.output_layout.block
+        rate = w.vectors.per_cycle
+        groups = math.ceil(w.batch * math.ceil(bh / mh) * math.ceil(bw / mw) / t)
         positions, blocks = (mh + 2) * (mw + 2), math.ceil(w.filters / r)
-        per_channel = max(1.03 * r * t, 0.5 * r + t * (1.0 if w.channels * t * 64 <= 24 * 1024 else 2.0), 4.2)
-        groups = math.ceil(tiles / t)
-        product = positions * blocks * (w.channels * per_channel + 2 * r * t + 12)
-        weights = positions * w.filters * w.channels * 4
-        stream = weights / (64.0 if weights < 1 << 19 else 10.0)
-        sums = 2.2 * positions + (mh + 2) * _sums(mw) + (mw + 2) * _sums(mh)
-        transforms = t * (w.channels + w.filters) * sums
-        return (groups * (max(product, stream) + transforms)) / w.threads
+        load = 1.0 if w.channels * t * w.vectors.lanes * 4 <= L1_BYTES else 2.0
+        per_channel = max(1.03 * r * t / rate, t * load / rate + 0.5 * r, 4.2)
+        product = positions * blocks * (w.channels * per_channel + 2 * r * t / rate + 12)
+        sums = 2.2 * positions + (mh + 2) * SUMS[mw] + (mw + 2) * SUMS[mh]
+        transforms = t * (w.channels + w.filters) * sums / rate
+        return groups * (product + transforms + _stream(positions * blocks * r * w.channels * 4)) / w.threads
 
     def pack(
         self, workload: Workload, candidate: Candidate, weight: Array, layouts: Layouts
     ) -> dict[str, Array]:
-        """U = G w G' in float64, rounded once: (positions, blocks, channels, R), flattened, zeros after the last filter."""
+        """U = G w G' in float64, rounded once: (positions, blocks, channels, R) flattened, padded with zero filters."""
         p = candidate.parameters
         r, (gh, gw) = p["R"], (matrices(p["mh"]).weights, matrices(p["mw"]).weights)
         filters, channels = weight.shape[:2]
@@ -195,9 +197,11 @@ def _even(tiles: int, most: int) -> int:
     return math.ceil(tiles / math.ceil(tiles / max(1, most)))
 
 
-def _sums(m: int) -> float:
-    """Vector operations of one transform along one axis, about."""
-    return {1: 0, 2: 4, 3: 9, 4: 12, 5: 20, 6: 24}[m]
+def _stream(nbytes: int) -> float:
+    """Cycles lost to reading the transformed weights once: none from L2, and a part of the time from L3 or memory."""
+    if nbytes <= L2_BYTES:
+        return 0.0
+    return nbytes / (16.0 if nbytes <= L3_BYTES else 7.0)
 
 
 class _Body:
@@ -214,8 +218,8 @@ class _Body:
         self.grid = (math.ceil(output.block[0] / p["mh"]), math.ceil(output.block[1] / p["mw"]))
         self.positions = (p["mh"] + 2) * (p["mw"] + 2)
         self.blocks = math.ceil(workload.filters / self.R)
-        self.v_plane = _odd(workload.channels * self.T) * self.lanes
-        self.m_plane = _odd(self.blocks * self.R * self.T) * self.lanes
+        self.v_plane = _odd(workload.channels * self.T, self.lanes) * self.lanes
+        self.m_plane = _odd(self.blocks * self.R * self.T, self.lanes) * self.lanes
 
     def write(self) -> None:
         """The whole kernel."""
@@ -238,8 +242,12 @@ class _Body:
         w = self.workload
         with emit.channel_loop(w.channels, w.threads) as c, emit.loop(count) as t:
             self._transform_input(c, t, first + t, count)
-        with emit.channel_loop(self.blocks, w.threads) as b, emit.loop(self.positions) as p:
-            self._product(b, p, count)
+        with (  # all blocks of a thread for a position, so that its V stays in the L1 or L2 cache
+            emit.share(self.blocks, w.threads) as (start, blocks),
+            emit.loop(self.positions) as p,
+            emit.loop(blocks) as b,
+        ):
+            self._product(start + b, p, count)
         with emit.channel_loop(w.filters, w.threads) as f, emit.loop(count) as t:
             self._transform_output(f, t, first + t, count)
 
@@ -319,14 +327,14 @@ class _Body:
         return emit.ramp((f * layout.plane + layout.position(row, col)) * self.lanes, self.lanes)
 
 
-def _odd(vectors: int) -> int:
+def _odd(vectors: int, lanes: int) -> int:
     """One vector more where a multiple of 4,096 bytes would put all positions into the same set of the L1 cache."""
-    return vectors + 1 if vectors * 64 % 4096 == 0 else vectors
+    return vectors + 1 if vectors * lanes * 4 % 4096 == 0 else vectors
 
 
-def _combine(terms: Sequence[tuple[float, Expr]], lanes: int) -> Expr | None:
-    """The sum of factor * vector; None if all factors are zero."""
-    total = None
+def _combine(terms: Sequence[tuple[float, Expr]], lanes: int) -> Expr:
+    """The sum of factor * vector; at least one factor is not zero."""
+    total: Expr = None
     for factor, x in sorted((term for term in terms if term[0] != 0.0), key=lambda term: abs(term[0]) != 1.0):
         if total is None:
             total = x if factor == 1.0 else emit.const(factor, lanes) * x
@@ -334,7 +342,7 @@ def _combine(terms: Sequence[tuple[float, Expr]], lanes: int) -> Expr | None:
             total = total + x if factor > 0 else total - x
         else:
             total = total + emit.const(factor, lanes) * x
-    return None if total is None else T.bind(total)
+    return T.bind(total)
 
 
 def _by_rows(matrix: Array, x: Sequence[Expr], lanes: int) -> list[Expr]:

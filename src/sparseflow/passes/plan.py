@@ -46,8 +46,8 @@ class PlanKernels:
             return layer_call(chosen, *(rebuild.old(a) for a in value.args))
 
         mod = Rebuild(mod).run(visit)
-        measured = self.selector.measure
-        self.plan = Plan(tuple(layers), str(self.selector.target), self.threads, measured)
+        chosen = self.selector
+        self.plan = Plan(tuple(layers), str(chosen.target), self.threads, chosen.measure, exact=chosen.exact)
         return mod.with_attr("sparseflow.plan", json.dumps(self.plan.to_json()))
 
 

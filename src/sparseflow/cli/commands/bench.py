@@ -32,6 +32,7 @@ def command(
     ] = "torch,onnxruntime,openvino",
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each engine; engines alternate.")] = 9,
     no_measure: options.NoMeasureOption = False,
+    exact: options.ExactOption = False,
     json: options.JsonOption = None,
 ) -> None:
     """Time MODEL in our engine and in others, interleaved in one run, outputs compared first.
@@ -49,7 +50,7 @@ def command(
     from sparseflow.engine.bench import BenchOptions, bench
     from sparseflow.engine.peers import Subject
 
-    wanted = BenchOptions(threads, options.parse_names(against), rounds, not no_measure)
+    wanted = BenchOptions(threads, options.parse_names(against), rounds, not no_measure, exact)
     shapes = options.parse_shapes(shape)
     with output.progress("bench") as say:
         loaded = load_model(ModelRequest(model, sparsify, tuple(include or ()), shapes, batch))

@@ -28,6 +28,7 @@ def command(
     batch: options.BatchOption = 1,
     threads: options.ThreadsOption = 1,
     no_measure: options.NoMeasureOption = False,
+    exact: options.ExactOption = False,
     target: Annotated[
         str, typer.Option(metavar="NAME", help="native (this machine), avx512, avx2 or neon (aarch64).")
     ] = "native",
@@ -66,6 +67,7 @@ def command(
             loaded.imported(),
             threads=threads,
             measure=not no_measure,
+            exact=exact,
             target=target,
             sparsify=loaded.sparsified.label if loaded.sparsified is not None else "",
             dump=dump,

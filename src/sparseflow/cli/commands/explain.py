@@ -63,6 +63,8 @@ def layer_table(plan: Plan) -> Table:
     """One row for each layer with weights."""
     how = "measured" if plan.measured else "predicted"
     title = f"{len(plan.layers)} layers with weights, {plan.threads} thread(s), {how} on {plan.target}"
+    if plan.exact:
+        title += ", --exact"
     if plan.sparsify:
         title += f"\nsparsified: {plan.sparsify}"
     columns = ("layer", "weight", "structure", "density", "kernel", "values", "index", "tiles", "ms")

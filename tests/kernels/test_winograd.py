@@ -1,0 +1,200 @@
+"""Winograd: its matrices, its error against the stated bound, awkward shapes, and the option that leaves it out."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+tvm = pytest.importorskip("tvm")
+torch = pytest.importorskip("torch")
+
+from sparseflow.kernels.select import Selector  # noqa: E402
+from sparseflow.kernels.target import AVX2  # noqa: E402
+from sparseflow.kernels.winograd import ERRORS, SIZES, Winograd, error_bound, matrices  # noqa: E402
+from sparseflow.kernels.workload import (  # noqa: E402
+    TEMPLATES,
+    Candidate,
+    Layouts,
+    Workload,
+    dense_covers,
+    natural_layouts,
+)
+
+WINOGRAD = Winograd()
+
+
+def conv(channels: int, size: tuple[int, int], filters: int, **more: Any) -> Workload:
+    """A 3x3 convolution that keeps the map's size unless told otherwise."""
+    fields: dict[str, Any] = {"batch": 1, "padding": (1, 1, 1, 1), "covers": dense_covers(), **more}
+    return Workload("conv2d", channels=channels, height=size[0], width=size[1], filters=filters,
+                    kernel_size=(3, 3), **fields)  # fmt: skip
+
+
+def candidate(mh: int, mw: int, r: int = 4, t: int = 2) -> Candidate:
+    """A candidate by its parameters."""
+    return Candidate("winograd", {"mh": mh, "mw": mw, "R": r, "T": t})
+
+
+class Run:
+    """Operands of a workload with the dense reference in float64 and the sums of |w||x|."""
+
+    def __init__(self, w: Workload, reference: Any, seed: int = 0, positive: bool = False) -> None:
+        random = np.random.default_rng(seed)
+        out = (w.batch, w.filters, w.out_height, w.out_width)
+        self.w = w
+        self.x = random.standard_normal((w.batch, w.channels, w.height, w.width)).astype(np.float32)
+        self.x = np.maximum(self.x, 0) if positive else self.x
+        self.weight = random.standard_normal(w.weight_shape).astype(np.float32)
+        self.bias = random.standard_normal(w.filters).astype(np.float32) if w.bias else None
+        self.residual = random.standard_normal(out).astype(np.float32) if w.residual else None
+        self.expected = reference(w, self.x, self.weight, self.bias, self.residual)
+        plain = replace(w, activation="none")
+        self.sums = reference(plain, np.abs(self.x), np.abs(self.weight), None, None)
+
+    def function(self, chosen: Candidate, layouts: Layouts, name: str) -> Any:
+        """The kernel."""
+        return WINOGRAD.build(self.w, chosen, layouts, name)
+
+    def error(self, kernels: Any, name: str, chosen: Candidate, layouts: Layouts) -> float:
+        """The largest difference relative to the largest sum of |w||x|; checks the output's halo on the way."""
+        assert layouts.input is not None
+        assert layouts.output is not None
+        packed = WINOGRAD.pack(self.w, chosen, self.weight, layouts)
+        extra = [a for a in (self.bias,) if a is not None]
+        if self.residual is not None and layouts.residual is not None:
+            extra.append(layouts.residual.pack(self.residual))
+        out = layouts.output
+        y = kernels(name, [layouts.input.pack(self.x), *packed.values(), *extra], (self.w.batch, out.size))
+        shape = (self.w.batch, out.channels, out.plane, out.lanes)
+        used = out.rows * out.cols
+        expected = out.pack(self.expected.astype(np.float32)).reshape(shape)[:, :, :used]
+        difference = np.abs(y.reshape(shape)[:, :, :used] - expected)
+        return float(difference.max() / self.sums.max())
+
+
+@pytest.mark.parametrize("m", SIZES)
+def test_the_matrices_are_an_exact_correlation(m: int) -> None:
+    random = np.random.default_rng(m)
+    x, w = random.standard_normal(m + 2), random.standard_normal(3)
+    f = matrices(m)
+    y = f.outputs @ ((f.weights @ w) * (f.inputs @ x))
+    np.testing.assert_allclose(y, np.correlate(x, w, "valid"), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("positive", [False, True], ids=["any sign", "after a relu"])
+def test_the_error_keeps_the_stated_bound(positive: bool, compile_kernels: Any, dense_reference: Any) -> None:
+    run = Run(conv(64, (48, 48), 16), dense_reference, positive=positive)
+    layouts = natural_layouts(run.w)
+    chosen = {f"m{m}": candidate(m, m) for m in SIZES}
+    kernels = compile_kernels({name: run.function(c, layouts, name) for name, c in chosen.items()})
+    errors = {m: run.error(kernels, f"m{m}", chosen[f"m{m}"], layouts) for m in SIZES}
+    assert all(errors[m] <= ERRORS[m] for m in SIZES), errors
+    assert errors[6] > errors[2]  # the bound is not empty: larger tiles do lose digits
+
+
+def test_the_bound_of_a_mixed_tile_is_that_of_its_longer_side() -> None:
+    assert error_bound(2, 4) == error_bound(4, 2) == error_bound(4, 4) == ERRORS[4]
+    assert sorted(ERRORS.values()) == list(ERRORS.values())
+
+
+AWKWARD = {
+    "odd everything": conv(11, (29, 23), 13, bias=True, residual=True, activation="relu"),
+    "batch 2": conv(9, (15, 27), 10, batch=2, bias=True, activation="silu"),
+    "no padding": conv(8, (22, 18), 9, padding=(0, 0, 0, 0), residual=True),
+    "lopsided padding": conv(8, (21, 30), 12, padding=(0, 2, 1, 0), bias=True),
+    "wide padding": conv(8, (16, 16), 8, padding=(3, 4, 3, 4), activation="relu6"),
+    "two threads": conv(17, (28, 28), 19, threads=2, bias=True, activation="relu"),
+    "two threads, batch 3": conv(8, (14, 14), 21, batch=3, threads=2, residual=True),
+    "eight lanes": conv(12, (28, 20), 12, batch=2, bias=True, vectors=AVX2),
+}
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_awkward_shapes(name: str, compile_kernels: Any, dense_reference: Any) -> None:
+    run = Run(AWKWARD[name], dense_reference, seed=len(name))
+    w = run.w
+    natural = natural_layouts(w)
+    assert natural.input is not None
+    assert natural.output is not None
+    top, left, bottom, right = natural.input.halo
+    wide = natural.output.with_halo((1, 0, 1, 1))
+    layouts = Layouts(
+        natural.input.with_halo((top + 1, left, bottom, right + 2)),
+        wide if wide.can_fill_halo() else natural.output,
+        natural.output.with_halo((0, 1, 0, 0)) if w.residual else None,
+    )
+    bh, bw = natural.output.block
+    pairs = [(mh, mw) for mh, mw in itertools.product((1, 2, 3, 4, 6), repeat=2) if mh <= bh and mw <= bw]
+    shapes = itertools.cycle([(4, 2), (5, 3), (8, 1), (1, 5)])
+    chosen = {f"k{i}": candidate(*pair, *next(shapes)) for i, pair in enumerate(pairs[::3])}
+    kernels = compile_kernels({n: run.function(c, layouts, n) for n, c in chosen.items()})
+    for n, c in chosen.items():
+        bound = error_bound(c.parameters["mh"], c.parameters["mw"]) + 2e-7  # and the epilogue's rounding
+        assert run.error(kernels, n, c, layouts) <= bound, c
+
+
+@pytest.mark.parametrize("size", [(56, 56), (28, 28), (14, 14), (7, 7), (1, 40), (224, 224), (13, 9)])
+def test_tiles_lie_in_the_block_and_fit_the_registers(size: tuple[int, int]) -> None:
+    w = conv(32, size, 48)
+    bh, bw = w.output_layout.block
+    for vectors in (w.vectors, AVX2):
+        for c in WINOGRAD.candidates(replace(w, vectors=vectors)):
+            p = c.parameters
+            assert p["R"] * p["T"] <= vectors.accumulators
+            if vectors == w.vectors:
+                assert p["mh"] <= bh
+                assert p["mw"] <= bw
+
+
+def test_large_maps_prefer_large_tiles() -> None:
+    best = WINOGRAD.candidates(conv(64, (224, 224), 64))[0].parameters
+    assert best["mh"] >= 4
+    assert best["mw"] >= 4
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"kernel_size": (3, 1)}, "3x3"),
+        ({"stride": (2, 1)}, r"stride \(2, 1\)"),
+        ({"dilation": (1, 2)}, r"dilation \(1, 2\)"),
+        ({"groups": 2}, "2 groups"),
+        ({"channels": 3}, "3 channels"),
+        ({"filters": 5}, "5 channels"),
+        ({"height": 3, "width": 3}, "one pixel"),
+    ],
+)
+def test_what_it_does_not_take_has_a_reason(change: dict[str, Any], reason: str) -> None:
+    w = conv(32, (28, 28), 32)
+    assert WINOGRAD.rejects(w) is None
+    with pytest.raises(AssertionError, match=reason):
+        assert not WINOGRAD.rejects(replace(w, **change)), WINOGRAD.rejects(replace(w, **change))
+
+
+@pytest.mark.parametrize("density", [1.0, 0.1])
+def test_it_competes_in_every_3x3_layer(density: float, tmp_path: Path, host: Any) -> None:
+    w = conv(64, (28, 28), 64, covers=tuple((r, density) for r in (1, 2, 4, 8, 16)))
+    selector = Selector(host, "test machine", measure=False, folder=tmp_path)
+    choice = selector.choose(w, np.ones(w.weight_shape, np.float32))
+    assert "winograd" in {t.template for t in choice.times}
+    if density == 1.0:
+        assert choice.best.template == "winograd"
+
+
+def test_exact_leaves_it_out_and_says_so(tmp_path: Path, host: Any) -> None:
+    w = conv(64, (28, 28), 64)
+    weight = np.ones(w.weight_shape, np.float32)
+    exact = Selector(host, "test machine", measure=False, folder=tmp_path, exact=True)
+    choice = exact.choose(w, weight)
+    assert "winograd" not in {t.template for t in choice.times}
+    assert {r.template: r.reason for r in choice.rejected}["winograd"] == "left out by --exact"
+    free = Selector(host, "test machine", measure=False, folder=tmp_path)
+    assert exact._key(w) != free._key(w)
+    strided = {r.template: r.reason for r in exact.choose(replace(w, stride=(2, 2)), weight).rejected}
+    assert "stride" in strided["winograd"]
+    assert [name for name, t in TEMPLATES.items() if not t.exact] == ["winograd"]
