@@ -198,3 +198,22 @@ def test_exact_leaves_it_out_and_says_so(tmp_path: Path, host: Any) -> None:
     strided = {r.template: r.reason for r in exact.choose(replace(w, stride=(2, 2)), weight).rejected}
     assert "stride" in strided["winograd"]
     assert [name for name, t in TEMPLATES.items() if not t.exact] == ["winograd"]
+
+
+def test_the_option_reaches_the_saved_plan(tmp_path: Path) -> None:
+    from sparseflow.engine.compile import compile as compile_model
+    from sparseflow.engine.runtime import read_manifest
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(16, 16, 3, padding=1), torch.nn.ReLU()).eval()
+    x = torch.randn(1, 16, 28, 28)
+    for exact in (False, True):
+        engine = compile_model(model, (x,), measure=False, exact=exact)
+        np.testing.assert_allclose(engine(x.numpy()), model(x).detach().numpy(), rtol=0, atol=1e-4)
+        engine.save(tmp_path / str(exact))
+        plan = read_manifest(tmp_path / str(exact)).plan
+        assert plan.exact is exact
+        (layer,) = plan.layers
+        left_out = ("winograd", "left out by --exact") in {(r.template, r.reason) for r in layer.rejected}
+        assert left_out is exact
+        assert any(c.template == "winograd" for c in layer.candidates) is not exact
