@@ -73,6 +73,7 @@ def layouts_of(template: KernelTemplate, w: Workload, halo: tuple[int, int, int,
     top, left, bottom, right = need.halo
     wider = need.with_halo((top + slack, left, bottom, right + slack))
     residual = w.output_layout.with_halo((slack, 0, 0, slack))
+    residual = replace(residual, channels=w.residual_channels or w.filters)
     return Layouts(wider, out, residual if w.residual else None)
 
 
@@ -85,21 +86,41 @@ class Case:
     """A workload with operands, its expected result, and all kernels that take it in one module."""
 
     def __init__(self, workload: Workload, weight: np.ndarray, seed: int, reference: Any) -> None:
+        weight[workload.live :] = 0.0
         self.w = workload.with_zeros_of(weight)
         self.weight = weight
         random = np.random.default_rng(seed + 1)
         w = self.w
-        out = (w.batch, w.filters, w.out_height, w.out_width)
+        out = (w.batch, w.residual_channels or w.filters, w.out_height, w.out_width)
         self.x = random.standard_normal((w.batch, w.channels, w.height, w.width)).astype(np.float32)
         self.bias = random.standard_normal(w.filters).astype(np.float32) if w.bias else None
         self.residual = random.standard_normal(out).astype(np.float32) if w.residual else None
-        self.expected = reference(w, self.x, weight, self.bias, self.residual)
+        self.picks = self._draw_picks(random)
+        self.expected = reference(w, self.x, weight, self.bias, self._picked())
+
+    def _draw_picks(self, random: np.random.Generator) -> np.ndarray | None:
+        """For each filter its channel of the residual, each at most once, in any order; the first and others: none."""
+        w = self.w
+        if not w.residual_channels:
+            return None
+        picks = np.full(w.filters, -1, np.int32)
+        count = min(w.filters - 1, w.residual_channels)
+        picks[1 + random.permutation(w.filters - 1)[:count]] = random.permutation(w.residual_channels)[:count]
+        return picks
+
+    def _picked(self) -> np.ndarray | None:
+        """The residual in the output's channels."""
+        if self.picks is None or self.residual is None:
+            return self.residual
+        return np.where((self.picks >= 0)[:, None, None], self.residual[:, self.picks], 0.0).astype(
+            np.float32
+        )
 
     def check(self, compile_kernels: Any, halo: tuple[int, int, int, int], slack: int) -> int:
         """Runs every template's candidates; returns how many there were."""
         runs, functions = [], {}
         for name, template in TEMPLATES.items():
-            reason = template.rejects(self.w)
+            reason = template.refusal(self.w)
             if reason is not None:
                 assert isinstance(reason, str)
                 assert reason.strip()
@@ -151,6 +172,8 @@ class Case:
         if layouts.input is None:
             other = [] if self.residual is None else [as_rows(self.residual)]
             return [as_rows(self.x), *extra, *other]
+        if self.picks is not None:
+            extra.append(self.picks)
         residual = [] if layouts.residual is None else [layouts.residual.pack(self.residual)]
         return [layouts.input.pack(self.x), *extra, *residual]
 
@@ -209,6 +232,38 @@ CASES = {
     "two threads, one filter": (conv(8, (9, 9), 1, threads=2, bias=True), "unstructured", 0.4),
     "two threads, batch 2": (conv(6, (9, 9), 10, threads=2, batch=2, residual=True), "dense", 1.0),
     "two threads, all zero": (conv(6, (9, 9), 10, threads=2, bias=True), "zero", 0.0),
+    "passed filters": (
+        conv(12, (13, 9), 24, bias=True, residual=True, activation="relu", passed=10),
+        "dense",
+        1.0,
+    ),
+    "passed filters, chunks, threads": (
+        conv(160, (8, 8), 24, 1, batch=2, bias=True, passed=11, threads=2),
+        "unstructured",
+        0.2,
+    ),
+    "all passed": (
+        conv(9, (9, 7), 12, 1, bias=True, residual=True, residual_channels=9, passed=12),
+        "zero",
+        0.0,
+    ),
+    "picked residual": (
+        conv(12, (14, 14), 16, bias=True, residual=True, activation="relu", residual_channels=10),
+        "block:4x1",
+        0.25,
+    ),
+    "picked from more": (
+        conv(150, (9, 10), 13, 1, residual=True, residual_channels=20, activation="silu", threads=2),
+        "dense",
+        1.0,
+    ),
+    "picked, passed, strided": (
+        conv(
+            13, (15, 15), 24, stride=(2, 2), batch=2, bias=True, residual=True, residual_channels=17, passed=9
+        ),
+        "filter",
+        0.7,
+    ),
     "classifier": (linear(1, 100, 37, bias=True), "unstructured", 0.2),
     "few outputs": (linear(1, 50, 10, bias=True, activation="gelu"), "dense", 1.0),
     "one output": (linear(3, 33, 1, bias=True, residual=True), "dense", 1.0),
@@ -311,14 +366,16 @@ def cases(draw: Any) -> tuple[Workload, str, float, tuple[int, int, int, int], i
         channels=groups * draw(st.integers(1, 20)),
         height=height,
         width=width,
-        filters=groups * draw(st.integers(1, 12)),
+        filters=groups * draw(st.integers(1, 12)) + (7 if groups == 1 else 0),
         kernel_size=kernel,
         stride=(draw(st.integers(1, 3)), draw(st.integers(1, 3))),
         padding=padding,  # type: ignore[arg-type]
         dilation=dilation,
         groups=groups,
+        passed=draw(st.sampled_from([0, 0, 1, 7])) if groups == 1 else 0,
         bias=draw(st.booleans()),
-        residual=draw(st.booleans()),
+        residual=(residual := draw(st.booleans())),
+        residual_channels=draw(st.sampled_from([0, 0, 1, 7, 30])) if residual else 0,
         activation=draw(st.sampled_from(ACTIVATIONS)),
         threads=draw(st.integers(1, 2)),
     )
@@ -351,7 +408,7 @@ def test_some_case_reaches_every_template() -> None:
     reached = set()
     for workload, structure, density in CASES.values():
         w = workload.with_zeros_of(pruned(workload, structure, density, 0))
-        reached |= {name for name, template in TEMPLATES.items() if template.rejects(w) is None}
+        reached |= {name for name, template in TEMPLATES.items() if template.refusal(w) is None}
     assert reached == set(TEMPLATES)
 
 

@@ -45,6 +45,10 @@ def _layer(call: Any, values: list[Any]) -> Any:
     else:
         y = x @ weight.T
         y = y + bias[0] if bias else y
+    if len(residual) == 2:
+        index = residual[1].long()
+        picked = residual[0][:, index.clamp(min=0)]
+        residual = [torch.where((index >= 0)[:, None, None], picked, torch.zeros(()))]
     y = y + residual[0] if residual else y
     functions = {"none": lambda v: v, "relu": F.relu, "relu6": F.relu6, "silu": F.silu}
     return {**functions, "gelu": F.gelu, "hardswish": F.hardswish}[w.activation](y)
@@ -71,6 +75,11 @@ def _conv2d(call: Any, values: list[Any]) -> Any:
     )
 
 
+def _window(call: Any) -> tuple[list[int], ...]:
+    a = call.attrs
+    return tuple([int(n) for n in s] for s in (a.pool_size, a.strides, list(a.padding)[:2]))
+
+
 MEANING: dict[str, Callable[[Any, list[Any]], Any]] = {
     "sparseflow.conv2d": _layer,
     "sparseflow.linear": _layer,
@@ -85,10 +94,20 @@ MEANING: dict[str, Callable[[Any, list[Any]], Any]] = {
     "relax.permute_dims": lambda _, v: v[0].permute(*reversed(range(v[0].ndim))),
     "relax.clip": lambda c, v: v[0].clip(float(c.args[1].value), float(c.args[2].value)),
     "relax.exp": lambda _, v: torch.exp(v[0]),
+    "relax.tanh": lambda _, v: torch.tanh(v[0]),
     "relax.sigmoid": lambda _, v: torch.sigmoid(v[0]),
     "relax.nn.relu": lambda _, v: F.relu(v[0]),
     "relax.nn.silu": lambda _, v: F.silu(v[0]),
     "relax.nn.gelu": lambda _, v: F.gelu(v[0]),
+    "relax.nn.softmax": lambda c, v: torch.softmax(v[0], int(c.attrs.axis)),
+    "relax.nn.max_pool2d": lambda c, v: F.max_pool2d(v[0], *_window(c)),
+    "relax.nn.avg_pool2d": lambda c, v: F.avg_pool2d(
+        v[0], *_window(c), False, bool(c.attrs.count_include_pad)
+    ),
+    "relax.mean": lambda c, v: v[0].mean([int(a) for a in c.attrs.axis], bool(c.attrs.keepdims)),
+    "relax.concat": lambda c, v: torch.cat(v[0], int(c.attrs.axis)),
+    "relax.reshape": lambda c, v: v[0].reshape([int(n) for n in c.ty.shape.values]),
+    "relax.maximum": lambda _, v: torch.maximum(v[0], v[1]),
 }
 """What the operators mean: the oracle of the passes above the kernels, in float64."""
 

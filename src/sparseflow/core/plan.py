@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,8 +122,72 @@ class LayerPlan:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """What propagation took from one layer; pairs are (before, after).
+
+    Attributes
+    ----------
+    name : str
+        The weight's name in the model.
+    filters : (int, int)
+        Filters that are computed.
+    channels : (int, int)
+        Input channels that are read.
+    macs : (int, int)
+        Multiply-accumulates of one call, zeros among the weights included.
+    weight_bytes : (int, int)
+        Size of the dense float32 weight.
+    dropped : int
+        Weights other than zero that could not matter: they met a constant channel, or nobody read their result.
+    held : int
+        Channels of the result; more than the filters where the union of a residual add has channels that this layer
+        does not make.
+    added : int
+        Channels of the result to which a residual is added; fewer than are held where the residual lacks some.
+    """
+
+    name: str
+    filters: tuple[int, int]
+    channels: tuple[int, int]
+    macs: tuple[int, int]
+    weight_bytes: tuple[int, int]
+    dropped: int
+    held: int
+    added: int
+
+    @property
+    def union(self) -> str:
+        """How the sum's channels come together, ``128 + 112 passed, 236 added``; empty where both sides hold all."""
+        if not self.added or self.added == self.held == self.filters[1]:
+            return ""
+        return f"{self.filters[1]} + {self.held - self.filters[1]} passed, {self.added} added"
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Cut:
+        """The inverse of `dataclasses.asdict`, lists for tuples."""
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**fields)
+
+
+def cut_summary(cuts: Sequence[Cut]) -> str:
+    """All cuts in a sentence."""
+
+    def total(pairs: Iterable[tuple[int, int]]) -> tuple[int, int]:
+        before, after = zip(*pairs, strict=True)
+        return sum(before), sum(after)
+
+    filters, macs = total(c.filters for c in cuts), total(c.macs for c in cuts)
+    nbytes = total(c.weight_bytes for c in cuts)
+    return (
+        f"propagation cut {len(cuts)} layers from {filters[0]:,} to {filters[1]:,} filters, "
+        f"{macs[0] / 1e6:,.1f} to {macs[1] / 1e6:,.1f} million multiply-accumulates, "
+        f"{nbytes[0] / 1e6:,.1f} to {nbytes[1] / 1e6:,.1f} MB of dense weights"
+    )
+
+
+@dataclass(frozen=True)
 class Plan:
-    """Every layer with weights and what runs it.
+    """Every layer with weights and what runs it; and what was cut from which layer before that.
 
     Attributes
     ----------
@@ -137,6 +202,7 @@ class Plan:
     sparsify: str = ""
     notes: tuple[str, ...] = field(default=())
     exact: bool = False
+    cuts: tuple[Cut, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary that `from_json` reads back."""
@@ -170,6 +236,7 @@ class Plan:
             data["sparsify"],
             tuple(data["notes"]),
             data.get("exact", False),  # engines saved before the option existed
+            tuple(Cut.from_json(c) for c in data.get("cuts", ())),
         )
 
 

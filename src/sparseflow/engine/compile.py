@@ -12,6 +12,7 @@ import tvm
 from tvm import relax
 
 import sparseflow
+from sparseflow.core.plan import cut_summary
 from sparseflow.engine.importer import Imported, import_model
 from sparseflow.engine.machine import machine_name
 from sparseflow.engine.runtime import Engine, Manifest, Signature
@@ -21,7 +22,7 @@ from sparseflow.kernels.select import Selector
 from sparseflow.passes import pipeline
 from sparseflow.passes.hoist import call_labels, hoist_constants
 from sparseflow.passes.plan import plan_of
-from sparseflow.passes.propagate import removed_weights
+from sparseflow.passes.propagate import cuts_of
 
 Progress = Callable[[str], None]
 
@@ -97,11 +98,8 @@ def compile(
 
     with _inside_tvm("lowering"):
         mod = pipeline.run(imported.mod, selector, threads, observe)
-    removed = removed_weights(mod)
-    total = (
-        f"propagation removed {sum(removed.values())} weights that could not matter, in {len(removed)} layers"
-    )
-    plan = replace(plan_of(mod), sparsify=sparsify, notes=(total,) if removed else ())
+    cuts = cuts_of(mod)
+    plan = replace(plan_of(mod), sparsify=sparsify, cuts=cuts, notes=(cut_summary(cuts),) if cuts else ())
     calls = call_labels(mod)
     mod, constants = hoist_constants(mod)
     say("generate code")

@@ -54,6 +54,7 @@ class LaneConvolution(KernelTemplate):
     """A convolution template on lane layouts; subclasses say how the taps of a block are stored and walked."""
 
     layout = "lanes"
+    unions = True
 
     @abstractmethod
     def arguments(self, kernel: ConvBody) -> list[Any]:
@@ -102,7 +103,7 @@ class ConvBody:
         self.R, self.rows, self.V = p["R"], p["rows"], p["V"]
         self.chunk = p.get("chunk", 0) or workload.channels // workload.groups
         self.chunks = math.ceil(workload.channels // workload.groups / self.chunk)
-        self.blocks = math.ceil(workload.filters / self.R)
+        self.blocks = workload.blocks(self.R)
 
     def write(self) -> None:
         """The whole kernel."""
@@ -111,23 +112,39 @@ class ConvBody:
         self.packed = self.template.arguments(self)
         self.bounds = emit.arg("bounds", (w.threads + 1,), "int32") if w.threads > 1 else None
         self.bias = emit.arg("bias", (w.filters,)) if w.bias else None
-        self.other = emit.arg("residual", (w.batch, self.residual.size)) if self.residual else None
+        self.picks: Any = emit.arg("residual_index", (w.filters,), "int32") if w.residual_channels else None
+        self.other: Any = emit.arg("residual", (w.batch, self.residual.size)) if self.residual else None
         self.y = emit.arg("y", (w.batch, self.output.size))
         if self.bounds is None:
             self._group(0, self.blocks)
         else:
             with emit.loop(w.threads, parallel=True) as g:
                 self._group(T.bind(self.bounds[g]), T.bind(self.bounds[g + 1]))
+        self._pass()
 
     def _group(self, first: Expr, last: Expr) -> None:
         order = ORDERS[self.candidate.parameters.get("order", 0)]
         with emit.loop(self.workload.batch) as n:
             self._loops(order, (first, last), {"image": n})
             if any(self.output.halo):
-                filters = tirx.min(T.int32(self.workload.filters), T.int32(0) + last * self.R)
-                with emit.loop(filters - first * self.R) as f:
+                with emit.loop((last - first) * self.R) as f:
                     base = T.bind((first * self.R + f) * (self.output.plane * self.lanes))
                     emit.fill_halo(self.y, n, base, self.output)
+
+    def _pass(self) -> None:
+        """The channels behind the blocks, without weights: bias and residual."""
+        first = self.blocks * self.R
+        if first >= self.workload.filters:
+            return
+        with emit.channel_loop(self.workload.filters - first, self.workload.threads) as c:
+            f = first + c
+            bias = T.float32(0) if self.bias is None else self.bias[f]
+            with emit.loop(self.workload.batch) as n:
+                with emit.loop(self.output.block[0]) as row, emit.loop(self.output.block[1]) as col:
+                    value = self._finish(n, (f, row, col), emit.splat(bias, self.lanes))
+                    T.buffer_store(self.y, value, [n, self._vector(self.output, f, row, col)])
+                if any(self.output.halo):
+                    emit.fill_halo(self.y, n, T.bind(f * (self.output.plane * self.lanes)), self.output)
 
     def _loops(self, order: tuple[str, ...], group: tuple[Expr, Expr], at: dict[str, Any]) -> None:
         """The loops named by ``order``, outermost first, around one tile."""
@@ -192,10 +209,14 @@ class ConvBody:
         dh, dw = self.workload.dilation
         return (channel * self.input.plane + ky * (dh * self.input.cols) + kx * dw) * self.lanes
 
-    def _y(self, layout: LaneLayout, tile: Tile, r: int, i: int) -> Expr:
+    def _vector(self, layout: LaneLayout, channel: Expr, row: Expr, col: Expr) -> Expr:
+        """The indices of the vector at block position ``(row, col)``."""
+        return emit.ramp((channel * layout.plane + layout.position(row, col)) * self.lanes, self.lanes)
+
+    def _place(self, tile: Tile, r: int, i: int) -> tuple[Expr, Expr, Expr]:
+        """Channel, row and column of the ``i``-th vector of a block's filter ``r``."""
         row, col = divmod(i, tile.cols)
-        vector = (tile.block * self.R + r) * layout.plane + layout.position(tile.row + row, tile.col + col)
-        return emit.ramp(vector * self.lanes, self.lanes)
+        return tile.block * self.R + r, tile.row + row, tile.col + col
 
     def _initialise(self, tile: Tile, acc: emit.Accumulators) -> None:
         spots = tile.rows * tile.cols
@@ -215,19 +236,32 @@ class ConvBody:
             with T.Else():
                 for r in range(self.R):
                     for i in range(spots):
-                        acc[r * spots + i] = self.y[tile.image, self._y(self.output, tile, r, i)]
+                        acc[r * spots + i] = self.y[
+                            tile.image, self._vector(self.output, *self._place(tile, r, i))
+                        ]
 
     def _store(self, tile: Tile, acc: emit.Accumulators, last: bool) -> None:
         spots = tile.rows * tile.cols
         for r in range(self.R):
             for i in range(spots):
-                value = acc[r * spots + i]
+                place, value = self._place(tile, r, i), acc[r * spots + i]
                 if last:
-                    value = self._finish(tile, r, i, value)
-                T.buffer_store(self.y, value, [tile.image, self._y(self.output, tile, r, i)])
+                    value = self._finish(tile.image, place, value)
+                T.buffer_store(self.y, value, [tile.image, self._vector(self.output, *place)])
 
-    def _finish(self, tile: Tile, r: int, i: int, value: Expr) -> Expr:
+    def _finish(self, image: Expr, place: tuple[Expr, Expr, Expr], value: Expr) -> Expr:
+        """The epilogue of one vector: residual, activation, and the fill outside the map."""
+        _, row, col = place
         if self.other is not None and self.residual is not None:
-            value = value + self.other[tile.image, self._y(self.residual, tile, r, i)]
-        row, col = divmod(i, tile.cols)
-        return emit.finish(value, self.workload.activation, self.output, tile.row + row, tile.col + col)
+            value = self._add_residual(image, place, value, self.residual)
+        return emit.finish(value, self.workload.activation, self.output, row, col)
+
+    def _add_residual(
+        self, image: Expr, place: tuple[Expr, Expr, Expr], value: Expr, layout: LaneLayout
+    ) -> Expr:
+        channel, row, col = place
+        if self.picks is None:
+            return value + self.other[image, self._vector(layout, channel, row, col)]
+        picked = T.bind(self.picks[channel])
+        added = value + self.other[image, self._vector(layout, tirx.max(picked, T.int32(0)), row, col)]
+        return tirx.Select(emit.splat(picked >= 0, self.lanes), added, value)

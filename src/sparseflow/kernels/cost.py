@@ -9,6 +9,7 @@ from sparseflow.kernels.workload import Candidate, Workload
 L2_BYTES = 1 << 20
 L1_BYTES = 48 * 1024  # a tile's planes may be larger than the cache: a block of filters reads a part of them
 MAP_BYTES_PER_CYCLE = 20.0  # between a core and the L3 cache, as far as it is not hidden
+PASSED_CYCLES = 1.5  # for one vector of a channel that only bias and residual reach
 
 
 def tile_choices(workload: Workload, r: int) -> list[tuple[int, int]]:
@@ -30,7 +31,7 @@ def large_map(workload: Workload) -> bool:
 
 
 def tile_cycles(workload: Workload, candidate: Candidate, taps_per_block: float) -> float:
-    """Cycles for a whole layer whose blocks of R filters have ``taps_per_block`` taps on average."""
+    """Cycles for a whole layer whose blocks of R filters have ``taps_per_block`` taps on average; passed ones none."""
     p = candidate.parameters
     r, rows, v = p["R"], p["rows"], p["V"]
     bh, bw = workload.output_layout.block
@@ -47,9 +48,8 @@ def tile_cycles(workload: Workload, candidate: Candidate, taps_per_block: float)
             per_tap = max(r * spots * 1.02 / rate, spots * load / rate + 0.5 * r + 1.0, 4.2 * 1.0)
             partial = (2 * r * spots * 1.2 if chunks > 1 else r * spots) / rate
             total += row_tiles * col_tiles * chunks * (taps * per_tap + partial + 14)
-    blocks = math.ceil(workload.filters / r)
-    total = total * blocks * workload.batch + _traffic_cycles(workload, candidate, chunks)
-    return total / workload.threads
+    image = total * workload.blocks(r) + _passed_cycles(workload, r)
+    return (image * workload.batch + _traffic_cycles(workload, candidate, chunks)) / workload.threads
 
 
 def pattern_cycles(workload: Workload, candidate: Candidate) -> float:
@@ -78,8 +78,14 @@ def pattern_cycles(workload: Workload, candidate: Candidate) -> float:
                 body = max(1.02 * len(places) * spots, len(touched) * load) / rate + len(places) + 3
                 cycles += share * chunk * body + min(1.0, share * chunk) * 15
             total += row_tiles * col_tiles * chunks * cycles
-    total = total * workload.filters * workload.batch + _traffic_cycles(workload, candidate, chunks)
-    return total / workload.threads
+    image = total * workload.blocks(1) + _passed_cycles(workload, 1)
+    return (image * workload.batch + _traffic_cycles(workload, candidate, chunks)) / workload.threads
+
+
+def _passed_cycles(workload: Workload, r: int) -> float:
+    """Cycles of one image's channels behind the blocks of ``r`` filters."""
+    bh, bw = workload.output_layout.block
+    return (workload.filters - workload.blocks(r) * r) * bh * bw * PASSED_CYCLES / workload.vectors.per_cycle
 
 
 def _parts(extent: int, tile: int) -> list[tuple[int, int]]:

@@ -26,8 +26,7 @@ class Direct(LaneConvolution):
 
     def candidates(self, workload: Workload) -> list[Candidate]:
         """Blocks of 8, 4, 2 or 1 filters (the two largest that divide a group) with tiles that fill the registers."""
-        per_group = workload.filters // workload.groups
-        heights = [r for r in (8, 6, 5, 4, 3, 2, 1) if per_group % r == 0][:3]
+        heights = [r for r in (8, 6, 5, 4, 3, 2, 1) if workload.fits(r)][:3]
         orders = (0, 1) if math.prod(workload.weight_shape) * 4 > L2_BYTES // 2 else (0,)
         found = [
             Candidate("direct", {"R": r, "rows": rows, "V": v, "chunk": chunk, "order": order})
@@ -49,14 +48,16 @@ class Direct(LaneConvolution):
         p = candidate.parameters
         r, per_group = p["R"], workload.channels // workload.groups
         chunk = p["chunk"] or per_group
-        blocked = weight.reshape(-1, r, *weight.shape[1:]).transpose(0, 2, 3, 4, 1)
+        blocks = workload.blocks(r)
+        blocked = weight[: blocks * r].reshape(-1, r, *weight.shape[1:]).transpose(0, 2, 3, 4, 1)
         parts = [blocked[:, c : c + chunk].reshape(-1) for c in range(0, per_group, chunk)]
-        work = np.ones(workload.filters // r)
+        work = np.ones(blocks)
         return {"data": np.concatenate(parts).astype(np.float32), **self.partition(workload, candidate, work)}
 
     def arguments(self, kernel: ConvBody) -> list[Any]:
         """See `LaneConvolution.arguments`."""
-        return [emit.arg("data", (math.prod(kernel.workload.weight_shape),))]
+        rows = kernel.blocks * kernel.R
+        return [emit.arg("data", (rows * math.prod(kernel.workload.weight_shape[1:]),))]
 
     def taps(self, kernel: ConvBody, tile: Tile, add: Callable[[Expr, Callable[[int], Expr]], None]) -> None:
         """See `LaneConvolution.taps`."""

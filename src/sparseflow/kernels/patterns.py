@@ -72,7 +72,8 @@ class Patterns(LaneConvolution):
         if layout is None:
             raise ValueError("patterns needs lane layouts")
         masks = [m for m, _ in workload.patterns]
-        flat = weight.reshape(*weight.shape[:2], -1)
+        blocks = workload.blocks(1)
+        flat = weight[:blocks].reshape(blocks, workload.channels, -1)
         assigned = assign_patterns(flat != 0, masks)
         chunk = candidate.parameters["chunk"] or workload.channels
         filters, channels = np.nonzero(assigned >= 0)
@@ -80,11 +81,11 @@ class Patterns(LaneConvolution):
         order = np.lexsort((channels, pattern, filters, channels // chunk))
         filters, channels, pattern = filters[order], channels[order], pattern[order]
         chunks = math.ceil(workload.channels / chunk)
-        run = ((channels // chunk) * workload.filters + filters) * len(masks) + pattern
-        counts = np.bincount(run, minlength=chunks * workload.filters * len(masks))
+        run = ((channels // chunk) * blocks + filters) * len(masks) + pattern
+        counts = np.bincount(run, minlength=chunks * blocks * len(masks))
         entries = np.array([m.bit_count() for m in masks])
         positions = [np.flatnonzero([m >> i & 1 for i in range(flat.shape[2])]) for m in masks]
-        sizes = counts * np.tile(entries, chunks * workload.filters)
+        sizes = counts * np.tile(entries, chunks * blocks)
         ends = np.cumsum(entries[pattern]) if len(pattern) else np.zeros(0, np.int64)
         data = np.zeros(max(int(sizes.sum()), 1), np.float32)
         for p, where in enumerate(positions):
@@ -92,7 +93,7 @@ class Patterns(LaneConvolution):
             at = (ends[chosen] - len(where))[:, None] + np.arange(len(where))
             data[at] = flat[filters[chosen][:, None], channels[chosen][:, None], where]
         offsets = (channels % chunk) * layout.plane
-        work = sizes.reshape(chunks, workload.filters, -1).sum(axis=(0, 2)) + 2.0
+        work = sizes.reshape(chunks, blocks, -1).sum(axis=(0, 2)) + 2.0
         return {
             "indptr": _pointers(counts),
             "starts": _pointers(sizes.reshape(-1, len(masks)).sum(axis=1)),

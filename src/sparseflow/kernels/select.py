@@ -125,7 +125,7 @@ class Selector:
         """The most promising candidates, best predicted first: those of each template, then the rest by prediction."""
         rejected, lists = [], []
         for name, template in TEMPLATES.items():
-            reason = template.rejects(workload)
+            reason = template.refusal(workload)
             if reason is None and self.exact and not template.exact:
                 reason = "left out by --exact"
             if reason is not None:
@@ -238,9 +238,12 @@ class Trial:
             x = filled((workload.width, workload.channels))
             out = (workload.width, workload.filters)
         packed = template.pack(workload, candidate, weight.reshape(workload.weight_shape), layouts)
-        extra = ([filled((workload.filters,))] if workload.bias else []) + (
-            [filled(out)] if workload.residual else []
-        )
+        extra = [filled((workload.filters,))] if workload.bias else []
+        if workload.residual_channels:
+            picks = np.arange(workload.filters, dtype=np.int32) % workload.residual_channels
+            extra.append(tensor(picks))
+        if workload.residual:
+            extra.append(filled(out if layouts.residual is None else (workload.batch, layouts.residual.size)))
         self.arguments = [x, *(tensor(a) for a in packed.values()), *extra, filled(out)]
         self.module, self.name = module, name
 

@@ -43,8 +43,7 @@ class Taps(LaneConvolution):
         useful = workload.density()
         found = []
         for r in (1, 2, 4, 8):
-            per_group = workload.filters // workload.groups
-            if per_group % r or workload.density(r) > useful * (1.0 + 0.6 * math.log2(r)):
+            if not workload.fits(r) or workload.density(r) > useful * (1.0 + 0.6 * math.log2(r)):
                 continue
             found += [
                 Candidate("taps", {"R": r, "rows": rows, "V": v, "chunk": chunk, "order": order})
@@ -66,7 +65,9 @@ class Taps(LaneConvolution):
         if layouts.input is None:
             raise ValueError("taps needs lane layouts")
         p = candidate.parameters
-        index = TapList(rows=p["R"], chunk=p["chunk"] or None).encode(weight)
+        index = TapList(rows=p["R"], chunk=p["chunk"] or None).encode(
+            weight[: workload.blocks(p["R"]) * p["R"]]
+        )
         return self.bind(workload, candidate, index.arrays, layouts)
 
     def bind(
@@ -81,7 +82,7 @@ class Taps(LaneConvolution):
         channel, position = np.divmod(columns.astype(np.int64), kh * kw)
         ky, kx = np.divmod(position, kw)
         vector = channel * layout.plane + ky * workload.dilation[0] * layout.cols + kx * workload.dilation[1]
-        blocks = math.ceil(workload.filters / candidate.parameters["R"])
+        blocks = workload.blocks(candidate.parameters["R"])
         counts = np.diff(indptr).reshape(-1, blocks)
         chunk = candidate.parameters["chunk"]
         if chunk:

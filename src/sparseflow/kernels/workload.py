@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -45,10 +46,15 @@ class Workload:
     activation : str
         One of `ACTIVATIONS`, applied last.
     covers : tuple of (int, float)
-        For R in 1, 2, 4, 8, 16: the density of the taps when R consecutive filters share them.
+        For R in 1, 2, 4, 8, 16: the density of the taps when R consecutive filters share them, `passed` ones left out.
     threads : int
     vectors : VectorUnit
         Registers of the target, so that the key is complete.
+    passed : int
+        The last filters, which have no weights: only bias and residual reach their channels.
+    residual_channels : int
+        Channels of a residual whose channels an index picks, one int32 for each filter, -1 where nothing is added;
+        0 when the residual has the output's channels in order.
     """
 
     op: str
@@ -69,6 +75,23 @@ class Workload:
     patterns: tuple[tuple[int, float], ...] = ()
     threads: int = 1
     vectors: VectorUnit = AVX512
+    passed: int = 0
+    residual_channels: int = 0
+
+    @property
+    def live(self) -> int:
+        """Filters that have weights; they come first."""
+        return self.filters - self.passed
+
+    def blocks(self, r: int) -> int:
+        """Blocks of ``r`` filters that hold all filters with weights; at least one."""
+        return max(1, math.ceil(self.live / r))
+
+    def fits(self, r: int) -> bool:
+        """Whether the filters of each group can be cut into blocks of ``r``."""
+        if self.groups > 1:
+            return self.filters // self.groups % r == 0
+        return self.blocks(r) * r <= self.filters
 
     @property
     def out_height(self) -> int:
@@ -106,8 +129,9 @@ class Workload:
         return self.groups == self.channels and self.groups > 1
 
     def with_zeros_of(self, weight: Array) -> Workload:
-        """This workload with the covers and patterns of ``weight`` (OIHW)."""
-        return replace(self, covers=covers_of(weight), patterns=patterns_of(weight))
+        """This workload with the covers and patterns of ``weight`` (OIHW), those of `passed` filters left out."""
+        live = weight[: self.live]
+        return replace(self, covers=covers_of(live), patterns=patterns_of(live))
 
     def without_densities(self) -> Workload:
         """What the code of a kernel depends on: equal ones with equal candidates and layouts share a kernel."""
@@ -183,12 +207,22 @@ class KernelTemplate(ABC):
     exact : bool
         False when the error is larger than that of adding up the products; such a template states its bound, and
         the option ``exact`` leaves it out.
+    unions : bool
+        Whether it takes a residual through an index (`Workload.residual_channels`), and leaves out `Workload.passed`
+        filters; templates that do not compute them as zeros.
     """
 
     name: str
     layout: str
     format: str
     exact: bool = True
+    unions: bool = False
+
+    def refusal(self, workload: Workload) -> str | None:
+        """`rejects`, and before it what no template but those that pick the residual's channels can do."""
+        if workload.residual_channels and not self.unions:
+            return "the residual has other channels than the result; this kernel adds it in order only"
+        return self.rejects(workload)
 
     @abstractmethod
     def rejects(self, workload: Workload) -> str | None:
@@ -210,7 +244,7 @@ class KernelTemplate(ABC):
 
     @abstractmethod
     def build(self, workload: Workload, candidate: Candidate, layouts: Layouts, name: str) -> tirx.PrimFunc:
-        """The kernel: parameters input, packed constants, bias, residual (those that the workload has), output."""
+        """The kernel: parameters input, packed constants, bias, residual index, residual (those it has), output."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +259,8 @@ class Layouts:
 def natural_layouts(workload: Workload) -> Layouts:
     """The layouts used to measure a workload alone: the output's canonical one, and what follows from it."""
     output = workload.output_layout
-    return Layouts(workload.input_layout(output), output, output if workload.residual else None)
+    residual = replace(output, channels=workload.residual_channels or workload.filters)
+    return Layouts(workload.input_layout(output), output, residual if workload.residual else None)
 
 
 TEMPLATES: Registry[KernelTemplate] = Registry("kernel template")
@@ -244,7 +279,7 @@ def dense_covers() -> tuple[tuple[int, float], ...]:
 
 def covers_of(weight: Array) -> tuple[tuple[int, float], ...]:
     """For R in 1, 2, 4, 8, 16: the density of the taps when R consecutive filters of ``weight`` share them."""
-    flat = np.asarray(weight).reshape(weight.shape[0], -1) != 0
+    flat = np.asarray(weight).reshape(weight.shape[0], math.prod(weight.shape[1:])) != 0
     found = []
     for r in (1, 2, 4, 8, 16):
         pad = -len(flat) % r
@@ -259,7 +294,7 @@ def patterns_of(weight: Array) -> tuple[tuple[int, float], ...]:
     A kernel whose non-zeros are a part of another's counts as that one's; empty if more than `MAX_PATTERNS` are left,
     or a kernel has one position only.
     """
-    keep = np.asarray(weight).reshape(*weight.shape[:2], -1) != 0
+    keep = np.asarray(weight).reshape(*weight.shape[:2], math.prod(weight.shape[2:])) != 0
     if not 1 < keep.shape[2] < 32:
         return ()
     bits = keep @ (1 << np.arange(keep.shape[2], dtype=np.int64))

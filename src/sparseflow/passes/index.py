@@ -38,13 +38,14 @@ def _visit(rebuild: Rebuild, _var: Expr, value: Expr) -> Any:
         return None
     attrs = LayerAttrs.of(value)
     weight = weight_of(value)
-    found = detect(weight)
+    live = weight[: attrs.workload.live or None]  # what a residual passes has no structure to find
+    found = detect(live)
     # what is left without dead filters and channels says more, unless they are all there is to find
     structure = (found.live and found.live.structure) or found.structure
     attrs = attrs.with_(
         detection={
             "structure": "Dense" if structure is None else structure.brief,
-            "density": float((weight != 0).mean()),
+            "density": float((live != 0).mean()),
         }
     )
     tensors = value.args[1]

@@ -128,8 +128,9 @@ def _layer(value: Expr) -> Node | None:
         return None
     w: Workload = attrs.workload
     layout = w.output_layout
-    residual = list(value.args[3].fields)
-    needs = [w.input_layout(layout)] + [layout for _ in residual]
+    residual = list(value.args[3].fields)[:1]
+    added = replace(layout, channels=w.residual_channels or w.filters)
+    needs = [w.input_layout(layout)] + [added for _ in residual]
     view = "nchw" if w.op == "conv2d" else "matrix"
     positive = w.activation in NON_NEGATIVE
     return Node("layer", [value.args[0], *residual], attrs, layout, view, needs, positive)

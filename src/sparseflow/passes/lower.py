@@ -119,7 +119,7 @@ class _Lowering:
         weight = weight_of(value).reshape(workload.weight_shape)
         packed = template.pack(workload, candidate, weight, layouts)
         constants = [constant(a, f"{attrs.name}.{k}") for k, a in packed.items()]
-        return kernel, constants + list(value.args[2].fields)
+        return kernel, [*constants, *value.args[2].fields, *value.args[3].fields[1:]]
 
     def _map(
         self, node: Node, batch: int, inputs: list[LaneLayout], out: LaneLayout

@@ -2,9 +2,10 @@
 
 ``sparseflow.conv2d(x, weight, bias, residual)`` and ``sparseflow.linear(...)`` take tuples: ``weight`` is ``(dense,)``
 or the arrays of a kernel index ``(indptr, indices, data)``; ``bias`` and ``residual`` hold one tensor or none. What
-they compute is ``activation(layer(x, weight) + bias + residual)``. ``sparseflow.attention(q, k, v, mask)`` takes
-(batch, tokens, features) matrices and a tuple of one additive mask or none. All parameters stand in the attributes, so
-that passes match attributes, never names.
+they compute is ``activation(layer(x, weight) + bias + residual)``. A residual with other channels than the result comes
+with their index, ``(residual, index)``: int32 (filters,), the channel that each filter adds, -1 for none.
+``sparseflow.attention(q, k, v, mask)`` takes (batch, tokens, features) matrices and a tuple of one additive mask or
+none. All parameters stand in the attributes, so that passes match attributes, never names.
 """
 
 from __future__ import annotations

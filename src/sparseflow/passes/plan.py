@@ -60,13 +60,15 @@ def describe(attrs: LayerAttrs, weight: Array, choice: Choice) -> LayerPlan:
     """The record of one decision."""
     workload, best = attrs.workload, choice.times[0]
     template = TEMPLATES[best.template]
-    density = float((weight != 0).mean())
     rows = best.parameters.get("R", 1)
+    live = weight[: workload.blocks(rows) * rows] if template.unions else weight
+    density = float((live != 0).mean())
     columns = math.prod(workload.weight_shape[1:])
     total = math.ceil(workload.filters / rows) * columns
     positions = workload.batch * workload.out_height * workload.out_width
     if template.format == "dense":
-        computed, value_bytes, index_bytes = total, weight.size * 4, 0
+        computed = math.ceil(len(live) / rows) * columns
+        value_bytes, index_bytes = live.size * 4, 0
     else:
         packed = template.pack(
             workload, choice.best, weight.reshape(workload.weight_shape), layouts_for(template, workload)

@@ -1,216 +1,225 @@
-"""Phase 2: zeros follow the graph, forward and backward.
+"""Phase 2: what cannot matter is cut out of the tensors, forward and backward through the graph.
 
-A filter without weights makes a channel of zeros, so whoever reads that channel needs no weights for it; a channel that
-nobody reads needs no filter. Both are written as zeros into the neighbours' weights: the index phase then leaves them
-out of storage and work. Branches of a residual add keep their own channels, since nothing is cut from any tensor.
+A filter without weights makes a constant channel: its response joins the biases of those who read it. A channel that
+nobody reads needs no filter. What is left is cut: fewer filters, fewer input channels, narrower feature maps.
+The two sides of a residual add are free to hold different channels: the sum holds their union, and an index says for
+each of its channels where the residual has it.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import tvm
 from tvm import relax
 
+from sparseflow.core.plan import Cut
 from sparseflow.kernels.workload import Array, Workload
-from sparseflow.passes.graph import Graph, Rebuild, inputs_of, op_name, shape_of
-from sparseflow.passes.ops import LayerAttrs, constant, is_layer, layer_call, weight_of
+from sparseflow.passes.channels import Channels, Layer
+from sparseflow.passes.demand import Demand
+from sparseflow.passes.graph import Graph, Rebuild, is_constant, op_name, shape_of
+from sparseflow.passes.ops import constant, layer_call, weight_of
 
 Expr = Any
-CHANNELWISE = (
-    "relax.nn.max_pool2d",
-    "relax.nn.avg_pool2d",
-    "relax.nn.relu",
-    "relax.nn.silu",
-    "relax.nn.gelu",
-)
-ZERO_AT_ZERO = ("none", "relu", "relu6", "silu", "gelu", "hardswish")
-
-
-@dataclass
-class _Weights:
-    """A layer's weight and bias, as far as they are still needed."""
-
-    attrs: LayerAttrs
-    weight: Array
-    bias: Array | None
-
-    @property
-    def workload(self) -> Workload:
-        return self.attrs.workload
-
-    def columns(self, kept: Array) -> Array:
-        """``kept`` input channels (C,) as a mask that broadcasts against the OIHW or (out, in) weight."""
-        groups = self.workload.groups
-        filters = self.weight.shape[0]
-        per_filter = np.repeat(kept.reshape(groups, -1), filters // groups, axis=0)
-        return per_filter.reshape(per_filter.shape + (1,) * (self.weight.ndim - 2))
-
-    def reads(self) -> Array:
-        """Input channels (C,) that some weight reads."""
-        groups = self.workload.groups
-        used = (self.weight != 0).reshape(groups, self.weight.shape[0] // groups, self.weight.shape[1], -1)
-        return np.asarray(used.any(axis=(1, 3)).reshape(-1))
 
 
 @tvm.transform.module_pass(opt_level=0, name="sparseflow.Propagate")
 class Propagate:
-    """Zeroes the weights that only meet zeros and those whose results nobody reads, until nothing changes.
+    """Cuts out the filters and channels that cannot matter.
 
-    The module's attribute ``sparseflow.removed`` tells how many each layer lost: `removed_weights` reads it.
+    Before: ``conv2d(x[64], (w[64, 64, 3, 3],), …)`` of which half the filters are zero. After: ``conv2d(x[64],
+    (w[32, 64, 3, 3],), …)``, and its readers' weights have 32 input channels. The module's attribute
+    ``sparseflow.cuts`` tells what each layer lost: `cuts_of` reads it.
     """
 
     def transform_module(self, mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
         """See the class."""
-        graph = Graph(mod)
-        layers = {b.var: _read(b.value) for b in graph.bindings if is_layer(b.value)}
-        before = now = _counts(layers)
-        while True:
-            _forward(graph, layers)
-            _backward(graph, layers)
-            last, now = now, _counts(layers)
-            if now == last:
-                break
-        lost = {var: before[var] - now[var] for var in layers}
-        removed = {layers[var].attrs.name: int(n) for var, n in lost.items() if n}
-
-        def visit(rebuild: Rebuild, var: Expr, value: Expr) -> Any:
-            return _emit(rebuild, layers[var], value) if var in layers and lost[var] else None
-
-        if not removed:
-            return mod
-        return Rebuild(mod).run(visit).with_attr("sparseflow.removed", json.dumps(removed))
+        return _Cutting(mod).run()
 
 
-def _counts(layers: dict[Expr, _Weights]) -> dict[Expr, int]:
-    return {var: int(np.count_nonzero(layer.weight)) for var, layer in layers.items()}
+def cuts_of(mod: tvm.IRModule) -> tuple[Cut, ...]:
+    """What `Propagate` took from the layers of a module that it has gone over."""
+    text = (mod.attrs or {}).get("sparseflow.cuts")
+    return tuple(Cut.from_json(d) for d in json.loads(str(text))) if text else ()
 
 
-def removed_weights(mod: tvm.IRModule) -> dict[str, int]:
-    """What `Propagate` took from each layer of a module that it has gone over."""
-    text = (mod.attrs or {}).get("sparseflow.removed")
-    return dict(json.loads(str(text))) if text else {}
+class _Cutting:
+    """One run: what is known of the channels, which are kept, and what was cut so far."""
+
+    def __init__(self, mod: tvm.IRModule) -> None:
+        self.mod = mod
+        self.graph = Graph(mod)
+        self.channels = Channels.of(self.graph)
+        self.demand = Demand.of(self.channels)
+        self.cuts: list[Cut] = []
+
+    def run(self) -> tvm.IRModule:
+        """The cut module; the same module if there is nothing to cut."""
+        mod = Rebuild(self.mod).run(self._visit)
+        if not self.cuts:
+            return self.mod
+        mod = relax.transform.DeadCodeElimination()(mod)
+        return mod.with_attr("sparseflow.cuts", json.dumps([asdict(c) for c in self.cuts]))
+
+    def _visit(self, rebuild: Rebuild, var: Expr, value: Expr) -> Any:
+        if var in self.channels.layers:
+            return self._layer(rebuild, var, value)
+        if var not in self.channels.links:
+            return None
+        return self._link(rebuild, var, value) if len(self.demand.keep[var]) else Rebuild.DROP
+
+    def _link(self, rebuild: Rebuild, var: Expr, value: Expr) -> Expr:
+        keep, axis, count = self.demand.keep[var], self.channels.axis[var], self.channels.count[var]
+        name = op_name(value)
+        if len(keep) == count:
+            return None
+        if name == "relax.concat":
+            left = [rebuild.old(v) for v in value.args[0].fields if len(self.demand.keep[v])]
+            return left[0] if len(left) == 1 else relax.op.concat(left, axis=axis)
+        if name == "relax.reshape":
+            shape = list(shape_of(var))
+            shape[axis] = len(keep)
+            return relax.op.reshape(rebuild.old(value.args[0]), shape)
+        rank = len(shape_of(var))
+        operands = [
+            _sliced(a, keep, axis - rank, count) if is_constant(a) else rebuild.old(a) for a in value.args
+        ]
+        return relax.Call(value.op, operands, value.attrs, value.ty_args)
+
+    def _layer(self, rebuild: Rebuild, var: Expr, value: Expr) -> Any:
+        layer, rows = self.channels.layers[var], self.demand.keep[var]
+        if not len(rows):
+            self.cuts.append(_record(layer, value, None, None))
+            return Rebuild.DROP
+        bare = self.demand.bare(var)
+        weight, groups = self._weight(layer, rows, bare)
+        residual, index = self._residual(layer, rows)
+        out_shape = list(layer.attrs.out_shape)
+        out_shape[self.channels.axis[var]] = len(rows)
+        bias = layer.bias[rows]
+        has_bias = bool(value.args[2].fields) or bool(bias.any())
+        workload = replace(
+            layer.workload,
+            channels=weight.shape[1] * groups,
+            filters=len(rows),
+            groups=groups,
+            bias=has_bias,
+            residual=residual is not None,
+            passed=self.demand.passed[var],
+            residual_channels=0 if index is None else len(self._kept(layer, layer.residual)),
+        )
+        workload = (_pointwise(workload) if bare else workload).with_zeros_of(weight)
+        if self._unchanged(layer, value, workload, weight, rows):
+            return None
+        self.cuts.append(_record(layer, value, workload, rows))
+        name = layer.attrs.name
+        attrs = layer.attrs.with_(workload=workload, out_shape=tuple(out_shape))
+        return layer_call(
+            attrs,
+            rebuild.old(layer.residual if bare else layer.x),
+            relax.Tuple([constant(weight, name)]),
+            relax.Tuple([constant(bias, f"{name}.bias")] if has_bias else []),
+            relax.Tuple(
+                []
+                if residual is None
+                else [
+                    rebuild.old(residual),
+                    *([] if index is None else [constant(index, f"{name}.residual_index")]),
+                ]
+            ),
+        )
+
+    def _kept(self, layer: Layer, x: Expr) -> Array:
+        """The channels that an operand of ``layer`` holds, in its order."""
+        if self.channels.tracked(x, layer):
+            return self.demand.keep[x]
+        return np.arange(shape_of(x)[1 if layer.workload.op == "conv2d" else -1])
+
+    def _weight(self, layer: Layer, rows: Array, bare: bool) -> tuple[Array, int]:
+        """The weight on kept filters and channels, and the groups left."""
+        groups = layer.workload.groups
+        if bare:
+            channels = len(self._kept(layer, layer.residual))
+            return np.zeros((len(rows), channels, 1, 1), np.float32), 1
+        columns = self._kept(layer, layer.x)
+        if groups == 1:
+            return np.ascontiguousarray(layer.weight[rows][:, columns]), 1
+        filters, per_group = layer.weight.shape[:2]
+        left = np.unique(columns // per_group)
+        members = (columns % per_group).reshape(len(left), -1)
+        mine = members[np.searchsorted(left, rows // (filters // groups))]
+        return np.ascontiguousarray(layer.weight[rows[:, None], mine]), len(left)
+
+    def _residual(self, layer: Layer, rows: Array) -> tuple[Expr | None, Array | None]:
+        """What is still added, and which of its channels meets each filter; no index if all do in order."""
+        if layer.residual is None or not layer.open[rows].any():
+            return None, None
+        have = self._kept(layer, layer.residual)
+        if not layer.free:
+            return layer.residual, None
+        place = np.full(layer.workload.filters, -1, np.int32)
+        place[have] = np.arange(len(have))
+        index = np.where(layer.open[rows], place[rows], -1).astype(np.int32)
+        in_order = len(have) == len(rows) and bool((index == np.arange(len(rows))).all())
+        return layer.residual, None if in_order else index
+
+    def _unchanged(self, layer: Layer, call: Expr, workload: Workload, weight: Array, rows: Array) -> bool:
+        in_order = bool((rows == np.arange(len(rows))).all())
+        same = workload.without_densities() == layer.workload.without_densities()
+        return same and in_order and bool((weight == weight_of(call)).all())
 
 
-def _read(call: Expr) -> _Weights:
-    bias = [b.value.numpy().copy() for b in call.args[2].fields]
-    return _Weights(LayerAttrs.of(call), weight_of(call).copy(), bias[0] if bias else None)
+def _sliced(operand: Expr, keep: Array, axis: int, count: int) -> Expr:
+    """A constant operand on the kept channels; as it is where it has one value for all."""
+    array = operand.value.numpy()
+    if array.ndim < -axis or array.shape[axis] != count or count == 1:
+        return operand
+    return constant(np.ascontiguousarray(np.take(array, keep, axis)))
 
 
-def _emit(rebuild: Rebuild, layer: _Weights, value: Expr) -> Expr:
-    name = layer.attrs.name
-    attrs = layer.attrs.with_(workload=layer.workload.with_zeros_of(layer.weight))
-    bias = [] if layer.bias is None else [constant(layer.bias, f"{name}.bias")]
-    weight = relax.Tuple([constant(layer.weight, name)])
-    return layer_call(
-        attrs, rebuild.old(value.args[0]), weight, relax.Tuple(bias), rebuild.old(value.args[3])
+def _pointwise(workload: Workload) -> Workload:
+    """A layer of which only the residual is left, as a 1x1 convolution without weights over the residual itself."""
+    return replace(
+        workload,
+        height=workload.out_height,
+        width=workload.out_width,
+        kernel_size=(1, 1),
+        stride=(1, 1),
+        padding=(0, 0, 0, 0),
+        dilation=(1, 1),
     )
 
 
-def _forward(graph: Graph, layers: dict[Expr, _Weights]) -> None:
-    """Finds the channels that are zero everywhere, and zeroes the weights that read them."""
-    zero: dict[Expr, Array] = {}
-    for b in graph.bindings:
-        if b.var in layers:
-            layer = layers[b.var]
-            source = zero.get(b.value.args[0])
-            if source is not None:
-                layer.weight *= ~layer.columns(source)
-            zero[b.var] = _silent(layer, [zero.get(r) for r in b.value.args[3].fields])
-            continue
-        found = _through(b.value, zero)
-        if found is not None:
-            zero[b.var] = found
+def _record(layer: Layer, call: Expr, after: Workload | None, rows: Array | None) -> Cut:
+    before = layer.workload
+    lost = int(np.count_nonzero(weight_of(call)) - np.count_nonzero(layer.weight))
+    if after is None or rows is None:
+        return Cut(
+            layer.attrs.name,
+            (before.filters, 0),
+            (before.channels, 0),
+            (before.macs, 0),
+            (_nbytes(before), 0),
+            lost,
+            0,
+            0,
+        )
+    return Cut(
+        name=layer.attrs.name,
+        filters=(before.filters, after.live),
+        channels=(before.channels, after.channels if after.live else 0),
+        macs=(before.macs, after.macs * after.live // after.filters),
+        weight_bytes=(_nbytes(before), _nbytes(after)),
+        dropped=lost,
+        held=after.filters,
+        added=int(np.count_nonzero(layer.open[rows])),
+    )
 
 
-def _silent(layer: _Weights, residual: list[Array | None]) -> Array:
-    """Output channels of a layer that are zero at every position."""
-    dead = ~(layer.weight != 0).reshape(layer.weight.shape[0], -1).any(axis=1)
-    if layer.bias is not None:
-        clipped = layer.workload.activation in ("relu", "relu6")
-        dead &= layer.bias <= 0 if clipped else layer.bias == 0
-    if layer.workload.activation not in ZERO_AT_ZERO:
-        return np.zeros_like(dead)
-    for other in residual:
-        dead = np.zeros_like(dead) if other is None else dead & other
-    return np.asarray(dead)
-
-
-def _through(value: Expr, zero: dict[Expr, Array]) -> Array | None:
-    """The zero channels after an operator that is no layer; None if it is not known."""
-    name = op_name(value)
-    operands = [zero.get(v) for v in inputs_of(value)]
-    if not operands or any(o is None for o in operands):
-        return None
-    known = [o for o in operands if o is not None]
-    if name in CHANNELWISE or (name == "relax.mean" and _spatial_mean(value)):
-        return known[0]
-    if name == "relax.add" and len(known) == 2 and known[0].shape == known[1].shape:
-        return np.asarray(known[0] & known[1])
-    if name == "relax.reshape" and _flattens(value):
-        return np.repeat(known[0], int(np.prod(shape_of(value.args[0])[2:])))
-    return None
-
-
-def _spatial_mean(value: Expr) -> bool:
-    rank = len(shape_of(value.args[0]))
-    return rank == 4 and sorted(int(a) % 4 for a in value.attrs.axis or []) == [2, 3]
-
-
-def _flattens(value: Expr) -> bool:
-    shape, out = shape_of(value.args[0]), shape_of(value)
-    return len(shape) == 4 and out == (shape[0], int(np.prod(shape[1:])))
-
-
-def _backward(graph: Graph, layers: dict[Expr, _Weights]) -> None:
-    """Finds the channels that nobody reads, and zeroes the filters that make them."""
-    read: dict[Expr, Array] = {}
-
-    def need(var: Expr, channels: Array | None) -> None:
-        """``None`` stands for all channels."""
-        if channels is None:
-            read[var] = np.ones(1, bool)
-        elif var not in read:
-            read[var] = channels.copy()
-        elif read[var].shape == channels.shape:
-            read[var] |= channels
-        else:
-            read[var] = np.ones(1, bool)
-
-    for var in inputs_of(graph.output):
-        need(var, None)
-    for b in reversed(graph.bindings):
-        wanted = read.get(b.var, np.zeros(1, bool))
-        everything = wanted.size == 1 and bool(wanted.all())
-        if b.var in layers:
-            _drop_unread(layers[b.var], None if everything else wanted)
-            need(b.value.args[0], layers[b.var].reads())
-            for r in b.value.args[3].fields:
-                need(r, None if everything else wanted)
-            continue
-        passes = op_name(b.value) in CHANNELWISE or op_name(b.value) == "relax.add"
-        if op_name(b.value) == "relax.mean" and _spatial_mean(b.value):
-            passes = True
-        for v in inputs_of(b.value):
-            if passes and not everything and wanted.size > 1 and shape_of(v)[:2] == shape_of(b.var)[:2]:
-                need(v, wanted)
-            elif (
-                op_name(b.value) == "relax.reshape"
-                and not everything
-                and wanted.size > 1
-                and _flattens(b.value)
-            ):
-                need(v, np.asarray(wanted.reshape(shape_of(v)[1], -1).any(axis=1)))
-            else:
-                need(v, None)
-
-
-def _drop_unread(layer: _Weights, wanted: Array | None) -> None:
-    if wanted is None or wanted.shape != (layer.weight.shape[0],):
-        return
-    layer.weight[~wanted] = 0
-    if layer.bias is not None:
-        layer.bias[~wanted] = 0
+def _nbytes(w: Workload) -> int:
+    """Bytes of the dense float32 weight of the filters that have weights."""
+    return 4 * w.live * math.prod(w.weight_shape[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,7 @@ from sparseflow.errors import InputError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from sparseflow.core.plan import LayerPlan, OperatorTime, Plan
+    from sparseflow.core.plan import Cut, LayerPlan, OperatorTime, Plan
 
 
 def register(app: typer.Typer) -> None:
@@ -55,6 +56,8 @@ def command(
             console.print(drawn)
         return
     console.print(layer_table(plan))
+    if plan.cuts:
+        console.print(cut_table(plan.cuts))
     if operators:
         console.print(operator_table(operators))
 
@@ -89,6 +92,26 @@ def layer_table(plan: Plan) -> Table:
     drawn.add_row(
         "all", "", "", "", "", output.size(values), output.size(index), "", output.milliseconds(total)
     )
+    return drawn
+
+
+def cut_table(cuts: Sequence[Cut]) -> Table:
+    """What propagation took from each layer, before → after, and how residual sums come together."""
+    from sparseflow.core.plan import cut_summary
+
+    columns = ("layer", "filters", "channels", "million MACs", "weight", "sum: made + passed, added")
+    numbers = ("filters", "channels", "million MACs", "weight")
+    drawn = output.table(cut_summary(cuts), *columns, numbers=numbers)
+    for cut in cuts:
+        macs, weight = (n / 1e6 for n in cut.macs), (output.size(n) for n in cut.weight_bytes)
+        drawn.add_row(
+            output.layer_name(cut.name),
+            " → ".join(map(str, cut.filters)),
+            " → ".join(map(str, cut.channels)),
+            " → ".join(f"{n:,.1f}" for n in macs),
+            " → ".join(weight),
+            cut.union,
+        )
     return drawn
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sparseflow.cli import options, output
-from sparseflow.cli.commands.explain import brief
+from sparseflow.cli.commands.explain import brief, cut_table
 from sparseflow.cli.models import ModelRequest, load_model
 from sparseflow.errors import InputError
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from sparseflow.cli.models import LoadedModel
     from sparseflow.core import StorageRow
+    from sparseflow.core.plan import Cut
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,9 @@ def command(
     sparsify: options.SparsifyOption = None,
     include: options.IncludeOption = None,
     layer: Annotated[str | None, typer.Option(metavar="NAME", help="All formats of one layer.")] = None,
+    cut: Annotated[
+        bool, typer.Option("--cut", help="Show which filters and channels the compiler would cut out.")
+    ] = False,
     json: options.JsonOption = None,
 ) -> None:
     """List every layer with weights: shape, structure found in its zeros, density, bytes in each format.
@@ -75,16 +79,20 @@ def command(
         sparseflow inspect pruned.onnx
         sparseflow inspect zoo:vgg16 --sparsify pattern:4+connectivity@0.877
         sparseflow inspect pruned.pt2 --layer layer1.0.conv2.weight
+        sparseflow inspect zoo:resnet18 --sparsify filter@0.5 --cut
     """
     with output.progress("inspect") as say:
         loaded = load_model(ModelRequest(model, sparsify, tuple(include or ())))
         layers = inspect_layers(loaded, say)
+        cuts = _cuts(loaded, say) if cut else ()
     data: dict[str, Any] = {
         "model": model,
         "weights": loaded.weights,
         "sparsify": loaded.sparsified.label if loaded.sparsified is not None else None,
         "layers": [asdict(one) for one in layers],
     }
+    if cut:
+        data["cuts"] = [asdict(one) for one in cuts]
     chosen = _find(layers, layer, model) if layer is not None else None
     if output.write_json(data, json):
         return
@@ -95,6 +103,10 @@ def command(
     console.print(layer_table(loaded, layers))
     for line in left_dense(loaded):
         console.print(line, markup=False)
+    if cuts:
+        console.print(cut_table(cuts))
+    elif cut:
+        console.print("nothing to cut: no filter and no channel is dead")
 
 
 def inspect_layers(loaded: LoadedModel, say: Any) -> list[InspectedLayer]:
@@ -130,6 +142,18 @@ def inspect_layers(loaded: LoadedModel, say: Any) -> list[InspectedLayer]:
             )
         )
     return found
+
+
+def _cuts(loaded: LoadedModel, say: Any) -> tuple[Cut, ...]:
+    """What propagation through the graph would take from each layer."""
+    import tvm
+
+    from sparseflow.passes.canonicalise import Canonicalise
+    from sparseflow.passes.propagate import Propagate, cuts_of
+
+    say("propagate")
+    passes = tvm.transform.Sequential([Canonicalise(), Propagate()])
+    return cuts_of(passes(loaded.imported().mod))
 
 
 def layer_table(loaded: LoadedModel, layers: list[InspectedLayer]) -> Table:

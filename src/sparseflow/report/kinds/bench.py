@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from sparseflow.core.plan import Plan
 from sparseflow.report import words
 from sparseflow.report.document import REPORTS, Bar, Bars, Block, Cell, Column, Document, Section, Table
-from sparseflow.report.kinds.layers import candidates, layer_table
+from sparseflow.report.kinds.layers import candidates, cuts, layer_table
 from sparseflow.studies.results import OURS, read
 
 _MS = 1e-3
@@ -79,11 +79,8 @@ def build(data: dict[str, Any], where: str) -> Document:
     sections: list[Section] = []
     if result.plan:
         plan = Plan.from_json(result.plan)
-        sections.append(
-            Section(
-                "Layer by layer", (layer_table(plan, "What the compiler found and chose"), candidates(plan))
-            )
-        )
+        blocks: list[Block] = [layer_table(plan, "What the compiler found and chose"), candidates(plan)]
+        sections.append(Section("Layer by layer", (*blocks, *((cuts(plan),) if plan.cuts else ()))))
     facts = {
         "Model": result.model,
         "Weights": result.weights,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from sparseflow.core.plan import LayerPlan, Plan
+from sparseflow.core.plan import LayerPlan, Plan, cut_summary
 from sparseflow.report import words
 from sparseflow.report.document import Cell, Column, Fold, Table
 
@@ -29,6 +29,30 @@ def layer_table(plan: Plan, caption: str) -> Table:
     if not any(layer.note for layer in plan.layers):
         columns, rows = columns[:-1], tuple(row[:-1] for row in rows)
     return Table(caption, columns, rows)
+
+
+def cuts(plan: Plan) -> Fold:
+    """What propagation took from each layer, and how residual sums come together."""
+    columns = (
+        Column("Layer", number=False),
+        Column("Filters"),
+        Column("Channels"),
+        Column("Million multiply-accumulates"),
+        Column("Dense weight"),
+        Column("Residual sum: made + passed, added", number=False),
+    )
+    rows = tuple(
+        (
+            Cell(cut.name),
+            Cell(" → ".join(map(str, cut.filters))),
+            Cell(" → ".join(map(str, cut.channels))),
+            Cell(" → ".join(f"{n / 1e6:,.1f}" for n in cut.macs)),
+            Cell(" → ".join(words.nbytes(n) for n in cut.weight_bytes)),
+            Cell(cut.union),
+        )
+        for cut in plan.cuts
+    )
+    return Fold("What propagation cut", (Table(cut_summary(plan.cuts), columns, rows),))
 
 
 def _layer(layer: LayerPlan, size: float, longest: float) -> tuple[Cell, ...]:

@@ -23,7 +23,7 @@ from sparseflow.report.document import (
     Table,
     Text,
 )
-from sparseflow.report.kinds.layers import candidates, layer_table
+from sparseflow.report.kinds.layers import candidates, cuts, layer_table
 from sparseflow.studies.results import DENSE, OURS, QuickstartResult, Timing, Variant
 
 _SERIES = ("neutral", "s1", "s2", "s3", "s4")
@@ -345,6 +345,7 @@ def _layers(result: QuickstartResult) -> tuple[Block, ...]:
         fold = candidates(variant.plan)
         blocks.append(Fold(f"{_title(variant)}: {fold.title[0].lower()}{fold.title[1:]}", fold.blocks))
         blocks.extend(Text(note) for note in variant.plan.notes)
+        blocks.extend([cuts(variant.plan)] if variant.plan.cuts else [])
     return tuple(blocks)
 
 
