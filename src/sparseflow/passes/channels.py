@@ -215,7 +215,7 @@ class Channels:
         """How an operator that is no layer treats channels, and along which axis; None if it mixes them."""
         name, operands = op_name(value), inputs_of(value)
         axes = {self.axis.get(v) for v in operands}
-        if len(axes) != 1 or None in axes:
+        if len(axes) != 1 or None in axes or getattr(var.ty, "shape", None) is None:
             return None, 0
         axis, source = self.axis[operands[0]], operands[0]
         shape, out = shape_of(source), shape_of(var)
