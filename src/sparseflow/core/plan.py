@@ -187,12 +187,14 @@ def cut_summary(cuts: Sequence[Cut]) -> str:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every layer with weights and what runs it; and what was cut from which layer before that.
+    """Every layer with weights and what runs it.
 
     Attributes
     ----------
     exact : bool
         Whether kernels with a larger rounding error than adding up the products were left out.
+    cuts : tuple of Cut
+        What propagation took from which layer before that.
     """
 
     layers: tuple[LayerPlan, ...]

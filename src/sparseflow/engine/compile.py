@@ -12,7 +12,7 @@ import tvm
 from tvm import relax
 
 import sparseflow
-from sparseflow.core.plan import cut_summary
+from sparseflow.core.plan import Cut, cut_summary
 from sparseflow.engine.importer import Imported, import_model
 from sparseflow.engine.machine import machine_name
 from sparseflow.engine.runtime import Engine, Manifest, Signature
@@ -20,9 +20,10 @@ from sparseflow.engine.targets import architecture, instruction_sets, not_here, 
 from sparseflow.errors import CompileError, SparseflowError
 from sparseflow.kernels.select import Selector
 from sparseflow.passes import pipeline
+from sparseflow.passes.canonicalise import Canonicalise
 from sparseflow.passes.hoist import call_labels, hoist_constants
 from sparseflow.passes.plan import plan_of
-from sparseflow.passes.propagate import cuts_of
+from sparseflow.passes.propagate import Propagate, cuts_of
 
 Progress = Callable[[str], None]
 
@@ -119,6 +120,18 @@ def compile(
         sparseflow_version=sparseflow.__version__,
     )
     return Engine(executable, constants, manifest)
+
+
+def cuts(imported: Imported) -> tuple[Cut, ...]:
+    """What propagation takes from each layer of a model, without compiling it.
+
+    Raises
+    ------
+    CompileError
+        If the model's graph cannot be read.
+    """
+    with _inside_tvm("propagation"):
+        return cuts_of(tvm.transform.Sequential([Canonicalise(), Propagate()])(imported.mod))
 
 
 @contextmanager

@@ -146,14 +146,10 @@ def inspect_layers(loaded: LoadedModel, say: Any) -> list[InspectedLayer]:
 
 def _cuts(loaded: LoadedModel, say: Any) -> tuple[Cut, ...]:
     """What propagation through the graph would take from each layer."""
-    import tvm
-
-    from sparseflow.passes.canonicalise import Canonicalise
-    from sparseflow.passes.propagate import Propagate, cuts_of
+    from sparseflow.engine.compile import cuts
 
     say("propagate")
-    passes = tvm.transform.Sequential([Canonicalise(), Propagate()])
-    return cuts_of(passes(loaded.imported().mod))
+    return cuts(loaded.imported())
 
 
 def layer_table(loaded: LoadedModel, layers: list[InspectedLayer]) -> Table:
