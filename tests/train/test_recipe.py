@@ -107,3 +107,14 @@ def test_fingerprint_counts_what_matters_up_to_the_stage() -> None:
     assert base.fingerprint(1) != rules.fingerprint(1)
     assert base.fingerprint(0) != parse_recipe(changed(("seed",), 7)).fingerprint(0)
     assert base.fingerprint(0) == parse_recipe(changed(("data", "folder"), "elsewhere")).fingerprint(0)
+
+
+def test_runs_of_earlier_versions_stay_reusable() -> None:
+    """Fingerprints as they were recorded with finished runs; a new optional key must not change them."""
+    recorded = {
+        "cifar10_pattern_connectivity": ("c18aa9aafe124445", "3474b6807f3236e8", "304790cb8a6d1379"),
+        "mnist5k_block": ("726f1c3fcc0b4a1a", "85fbac860c0ca6b6", "01a0a8f4e3e50e29"),
+    }
+    for name, starts in recorded.items():
+        recipe = load_recipe(RECIPES / f"{name}.toml")
+        assert [recipe.fingerprint(i)[:16] for i in range(3)] == list(starts)

@@ -6,7 +6,8 @@ from sparseflow.train.progress import LogProgress, RichProgress, TrainEvent
 from sparseflow.train.recipe import Recipe, load_recipe, parse_recipe
 from sparseflow.train.results import LayerSparsity, PruneResult
 from sparseflow.train.rules import Rule
-from sparseflow.train.run import Workspace, run_recipe
+from sparseflow.train.run import run_recipe
+from sparseflow.train.sources import Workspace
 from sparseflow.train.trainer import Session, Trainer, TrainSettings, evaluate
 
 __all__ = [

@@ -170,12 +170,48 @@ class Recipe(BaseModel):
         """
         upto = self.stages[: stage + 1]
         content: dict[str, Any] = {"seed": self.seed}  # paths are left out: what they hold counts
-        content["data"] = None if self.data is None else self.data.model_dump(mode="json", exclude={"folder"})
+        content["data"] = None if self.data is None else _counted(self.data)
+        if self.data is not None:
+            content["data"].pop("folder", None)
         content["model"] = None if self.model is None else self.model.name
-        content["stages"] = [s.model_dump(mode="json") for s in upto]
+        content["stages"] = [_counted(s) for s in upto]
         if any(s.kind in ("admm", "magnitude") for s in upto):
             content["rules"] = [r.model_dump(mode="json") for r in self.rules]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+_FIRST_KEYS = frozenset(
+    [
+        "name",
+        "batch_size",
+        "flip",
+        "crop",
+        "kind",
+        "epochs",
+        "learning_rate",
+        "momentum",
+        "weight_decay",
+        "warmup",
+        "final",
+        "label_smoothing",
+        "mixup",
+        "precision",
+        "channels_last",
+        "evaluate_every",
+        "freeze",
+        "rho",
+        "rho_factor",
+        "rho_steps",
+        "update_every",
+    ]
+)
+"""Keys that count in a fingerprint at their defaults too; any other counts only where it is set."""
+
+
+def _counted(config: BaseModel) -> dict[str, Any]:
+    """What of a section decides about results, so that a new optional key does not disown earlier runs."""
+    always = config.model_dump(mode="json", include=set(_FIRST_KEYS))
+    return always | config.model_dump(mode="json", exclude_defaults=True)
 
 
 def load_recipe(path: str | Path) -> Recipe:

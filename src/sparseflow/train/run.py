@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from sparseflow.core.mask import Mask
 from sparseflow.core.structures import parse_structure
-from sparseflow.data import Augment, Batches, ImageData, load_data
 from sparseflow.errors import CheckpointError, RecipeError
 from sparseflow.train.checkpoint import (
     BROKEN_FILE,
@@ -23,32 +22,12 @@ from sparseflow.train.checkpoint import (
     write_json,
 )
 from sparseflow.train.methods import ADMM, Magnitude, MaskedWeights
-from sparseflow.train.models import MODELS
 from sparseflow.train.progress import ProgressCallback
 from sparseflow.train.recipe import AdmmStage, MagnitudeStage, Recipe, RetrainStage
 from sparseflow.train.results import PruneResult, layer_table
 from sparseflow.train.rules import Rule, select_targets
-from sparseflow.train.trainer import Hook, Loader, Session, Trainer, evaluate
-
-
-@dataclass
-class Workspace:
-    """What a recipe runs on, when it is not named in the recipe.
-
-    Parameters
-    ----------
-    model : nn.Module, optional
-        Any classifier; the recipe's model otherwise.
-    train, test : Loader, optional
-        Any loaders of (x, labels); the recipe's data otherwise.
-    example_inputs : tuple of Tensor, optional
-        For the export; the first test sample otherwise.
-    """
-
-    model: nn.Module | None = None
-    train: Loader | None = None
-    test: Loader | None = None
-    example_inputs: tuple[Tensor, ...] | None = None
+from sparseflow.train.sources import Sources, Workspace
+from sparseflow.train.trainer import Hook, Session, Trainer, evaluate
 
 
 def run_recipe(
@@ -111,10 +90,12 @@ class _Run:
 
     def _run(self) -> PruneResult:
         self._check_folder()
-        self.data = self._load_data()
-        self.test = self._test_loader()
+        self.sources = Sources(self.recipe, self.workspace)
+        self.test = self.sources.test()
         torch.manual_seed(self.recipe.seed)
-        model = self._build_model()
+        model = self.sources.model()
+        if self.workspace.model is None and self.recipe.model is not None and self.recipe.model.weights:
+            load_weights(model, self.recipe.model.weights)
         self._check_early(model)
         self.origin = _weights_hash(model)
         if torch.cuda.is_available():
@@ -154,7 +135,7 @@ class _Run:
             earlier = sum(s.kind == stage.kind for s in self.recipe.stages[:index])
             title = f"{stage.kind} {earlier + 1}" if earlier else stage.kind
             session = Session(title, running, self._fingerprint(index), self.progress)
-            trainer = Trainer(model, self._train_loader(index), self.test, stage.settings(), hook, session)
+            trainer = Trainer(model, self.sources.train(index), self.test, stage.settings(), hook, session)
             self.history[name] = trainer.fit()
             if admm is not None:
                 self.masks = admm.finish()
@@ -208,58 +189,7 @@ class _Run:
     def _fingerprint(self, index: int) -> str:
         return f"{self.recipe.fingerprint(index)}:{self.origin}"
 
-    # ------------------------------------------------------------------ model and data
-    def _load_data(self) -> ImageData | None:
-        own = self.workspace
-        if own.train is not None and own.test is not None and own.model is not None:
-            return None
-        if self.recipe.data is None:
-            raise RecipeError(
-                f"{self.recipe.name}: data: missing; add a [data] section or give model and loaders in Python"
-            )
-        return load_data(self.recipe.data.name, self.recipe.data.folder)
-
-    def _build_model(self) -> nn.Module:
-        if self.workspace.model is not None:
-            return self.workspace.model
-        config = self.recipe.model
-        if config is None or self.data is None:
-            raise RecipeError(
-                f"{self.recipe.name}: model: missing; add a [model] section or give a model in Python"
-            )
-        model = MODELS[config.name](self.data)
-        if config.weights is not None:
-            load_weights(model, config.weights)
-        return model
-
-    def _train_loader(self, index: int) -> Loader:
-        if self.workspace.train is not None:
-            return self.workspace.train
-        config, data = self.recipe.data, self.data
-        if config is None or data is None:
-            raise RecipeError(
-                f"{self.recipe.name}: data: missing; add a [data] section or give a train loader"
-            )
-        return Batches(
-            data.train_images,
-            data.train_labels,
-            config.batch_size,
-            data.statistics(),
-            Augment(config.flip, config.crop),
-            seed=self.recipe.seed + index,
-        )
-
-    def _test_loader(self) -> Loader:
-        if self.workspace.test is not None:
-            return self.workspace.test
-        data = self.data
-        if data is None:
-            raise RecipeError(
-                f"{self.recipe.name}: data: missing; add a [data] section or give a test loader"
-            )
-        size = min(500, len(data.test_images))
-        return Batches(data.test_images, data.test_labels, size, data.statistics())
-
+    # ------------------------------------------------------------------ checks
     def _check_early(self, model: nn.Module) -> None:
         """What later stages would trip over is said before the first one is trained."""
         select_targets(model, self._rules())
