@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparseflow.data import ImageData
+from sparseflow.errors import RecipeError
 from sparseflow.registry import Registry
 
-MODELS: Registry[Callable[[ImageData], nn.Module]] = Registry("model")
-"""Builders ``build(data) -> nn.Module``; weights come from torch's generator, so seed it first."""
+MODELS: Registry[Callable[..., nn.Module]] = Registry("model")
+"""Builders ``build(data, **arguments) -> nn.Module``; weights come from torch's generator, so seed it first."""
 
 
 class ConvBlock(nn.Sequential):
@@ -144,10 +147,31 @@ class MnistCnn(nn.Module):
         return logits
 
 
+def build_model(name: str, data: ImageData, arguments: Mapping[str, Any] | None = None) -> nn.Module:
+    """The registered model ``name`` for ``data``.
+
+    Raises
+    ------
+    RecipeError
+        If its builder takes no such arguments.
+    """
+    build, given = MODELS[name], dict(arguments or {})
+    allowed = list(inspect.signature(build).parameters)[1:]
+    for key in given:
+        if key not in allowed:
+            known = ", ".join(allowed) or "none"
+            raise RecipeError(f"model.arguments.{key}: {name} has no such argument; known: {known}")
+    try:
+        return build(data, **given)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"model.arguments: {name} cannot be built with {given} ({error})") from error
+
+
 @MODELS.register("cifar_net")
-def cifar_net(data: ImageData) -> nn.Module:
+def cifar_net(data: ImageData, widths: Sequence[int] = (64, 128, 256)) -> nn.Module:
     """`CifarNet` with its stem whitened on the first 5,000 training images."""
-    model = CifarNet(len(data.classes))
+    a, b, c = widths
+    model = CifarNet(len(data.classes), (a, b, c))
     mean, std = data.statistics()
     images = data.train_images[:5000].float() / 255
     model.whiten((images - torch.tensor(mean).view(1, -1, 1, 1)) / torch.tensor(std).view(1, -1, 1, 1))
@@ -155,6 +179,7 @@ def cifar_net(data: ImageData) -> nn.Module:
 
 
 @MODELS.register("mnist_cnn")
-def mnist_cnn(data: ImageData) -> nn.Module:
+def mnist_cnn(data: ImageData, widths: Sequence[int] = (48, 96)) -> nn.Module:
     """`MnistCnn` for the classes of ``data``."""
-    return MnistCnn(len(data.classes))
+    a, b = widths
+    return MnistCnn(len(data.classes), (a, b))

@@ -32,11 +32,12 @@ class DataConfig(BaseModel):
 
 
 class ModelConfig(BaseModel):
-    """``[model]``: a registered model; ``weights`` names a state dictionary to start from."""
+    """``[model]``: a registered model and its builder's arguments; ``weights`` is a state dictionary to start from."""
 
     model_config = _STRICT
     name: str
     weights: str | None = None
+    arguments: dict[str, Any] = Field(default_factory=dict)
 
 
 class RuleConfig(BaseModel):
@@ -174,6 +175,8 @@ class Recipe(BaseModel):
         if self.data is not None:
             content["data"].pop("folder", None)
         content["model"] = None if self.model is None else self.model.name
+        if self.model is not None and self.model.arguments:
+            content["arguments"] = self.model.arguments
         content["stages"] = [_counted(s) for s in upto]
         if any(s.kind in ("admm", "magnitude") for s in upto):
             content["rules"] = [r.model_dump(mode="json") for r in self.rules]

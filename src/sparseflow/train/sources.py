@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sparseflow.data import Augment, Batches, ImageData, load_data
 from sparseflow.errors import RecipeError
-from sparseflow.train.models import MODELS
+from sparseflow.train.models import build_model
 from sparseflow.train.recipe import Recipe
 from sparseflow.train.trainer import Loader
 
@@ -69,7 +69,7 @@ class Sources:
         config = self.recipe.model
         if config is None or self.data is None:
             raise self._missing("model", "a model")
-        return MODELS[config.name](self.data)
+        return build_model(config.name, self.data, config.arguments)
 
     def train(self, stage: int) -> Loader:
         """Training batches of a stage, which each have a seed of their own."""
