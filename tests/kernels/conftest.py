@@ -28,9 +28,13 @@ class Kernels:
         self.module = tvm.compile(tvm.IRModule(dict(functions)), target=target)
 
     def __call__(self, name: str, inputs: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-        out = self.tensor(np.full(shape, np.nan, np.float32))
-        self.module[name](*(self.tensor(x) for x in inputs), out)
-        return np.asarray(out.numpy())
+        return self.run(name, inputs, [np.full(shape, np.nan, np.float32)])[0]
+
+    def run(self, name: str, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """All outputs; what ``outputs`` hold is there before the kernel runs."""
+        made = [self.tensor(y) for y in outputs]
+        self.module[name](*(self.tensor(x) for x in inputs), *made)
+        return [np.asarray(y.numpy()) for y in made]
 
     @staticmethod
     def tensor(array: np.ndarray) -> Any:

@@ -18,6 +18,7 @@ from sparseflow.core import parse_structure  # noqa: E402
 from sparseflow.kernels import select  # noqa: E402,F401  (registers every template)
 from sparseflow.kernels.lanes import LaneLayout  # noqa: E402
 from sparseflow.kernels.patterns import assign_patterns  # noqa: E402
+from sparseflow.kernels.pixels import PixelLayout  # noqa: E402
 from sparseflow.kernels.target import AVX2, NEON, VectorUnit  # noqa: E402
 from sparseflow.kernels.workload import (  # noqa: E402
     ACTIVATIONS,
@@ -64,8 +65,13 @@ def thinned(found: list[Candidate]) -> list[Candidate]:
 
 def layouts_of(template: KernelTemplate, w: Workload, halo: tuple[int, int, int, int], slack: int) -> Layouts:
     """Lane layouts with an output halo, and an input that has ``slack`` more halo than the kernel reads."""
-    if template.layout != "lanes":
+    if template.layout == "rows":
         return Layouts()
+    if template.layout == "pixels":
+        source, out, residual = w.pixel_layouts().in_pixels(template.name)
+        top, left, bottom, right = source.halo
+        wider = source.with_halo((top + slack, left, bottom, right + slack))
+        return Layouts(wider, out.with_halo(halo), residual)
     out = w.output_layout
     if out.with_halo(halo).can_fill_halo():
         out = out.with_halo(halo)
@@ -93,6 +99,7 @@ class Case:
         w = self.w
         out = (w.batch, w.residual_channels or w.filters, w.out_height, w.out_width)
         self.x = random.standard_normal((w.batch, w.channels, w.height, w.width)).astype(np.float32)
+        self.x *= random.random(self.x.shape) < w.map_density
         self.bias = random.standard_normal(w.filters).astype(np.float32) if w.bias else None
         self.residual = random.standard_normal(out).astype(np.float32) if w.residual else None
         self.picks = self._draw_picks(random)
@@ -150,13 +157,22 @@ class Case:
     ) -> None:
         packed = template.pack(self.w, candidate, self.weight, layouts)
         operands = self._operands(layouts)
-        inputs = [operands[0], *packed.values(), *operands[1:]]
-        self._check_parameters(function, inputs)
+        maps = 2 if template.layout == "pixels" else 1
+        inputs = [*operands[:maps], *packed.values(), *operands[maps:]]
+        self._check_parameters(function, inputs, 3 if template.layout == "pixels" else 1)
         scale = max(1.0, float(np.abs(self.expected).max()))
         where = f"{candidate.to_json()} on {self.w}"
         if layouts.output is None:
             y = kernels(kernel, inputs, (self.w.width, self.w.filters))
             np.testing.assert_allclose(y, as_rows(self.expected), rtol=0, atol=1e-4 * scale, err_msg=where)
+            return
+        if isinstance(layouts.output, PixelLayout):
+            outputs = [np.full(shape, 7, dtype) for shape, dtype in layouts.output.tensors(self.w.batch)]
+            values, bits, count = kernels.run(kernel, inputs, outputs)
+            shown = layouts.output.unpack(values)
+            np.testing.assert_allclose(shown, self.expected, rtol=0, atol=1e-4 * scale, err_msg=where)
+            for have, true in zip((values, bits, count), layouts.output.pack(shown), strict=True):
+                np.testing.assert_array_equal(have, true, err_msg=where)
             return
         out: LaneLayout = layouts.output
         y = kernels(kernel, inputs, (self.w.batch, out.size))
@@ -175,13 +191,16 @@ class Case:
         if self.picks is not None:
             extra.append(self.picks)
         residual = [] if layouts.residual is None else [layouts.residual.pack(self.residual)]
+        if isinstance(layouts.input, PixelLayout):
+            values, bits, _ = layouts.input.pack(self.x)
+            return [values, bits, *extra, *(values for values, _, _ in residual)]
         return [layouts.input.pack(self.x), *extra, *residual]
 
     @staticmethod
-    def _check_parameters(function: Any, inputs: list[np.ndarray]) -> None:
+    def _check_parameters(function: Any, inputs: list[np.ndarray], outputs: int) -> None:
         """What `pack` gives has the number, ranks, sizes and types of the kernel's parameters."""
         buffers = list(function.params)
-        assert len(buffers) == len(inputs) + 1
+        assert len(buffers) == len(inputs) + outputs
         for buffer, array in zip(buffers, inputs, strict=False):
             assert str(buffer.dtype) == str(array.dtype)
             assert len(buffer.shape) == array.ndim
@@ -264,6 +283,27 @@ CASES = {
         "filter",
         0.7,
     ),
+    "sparse map": (
+        conv(70, (9, 11), 24, bias=True, residual=True, activation="relu", map_density=0.3),
+        "dense",
+        1.0,
+    ),
+    "sparse map, two words, threads, batch": (
+        conv(128, (6, 5), 130, batch=2, threads=2, bias=True, activation="silu", map_density=0.2),
+        "block:16x1",
+        0.25,
+    ),
+    "sparse map, stride, dilation": (
+        conv(20, (15, 14), 9, stride=(2, 1), dilation=(1, 2), padding=(1, 0, 2, 3), map_density=0.4),
+        "dense",
+        1.0,
+    ),
+    "sparse map, 1x1": (
+        conv(150, (7, 7), 64, 1, bias=True, activation="relu", map_density=0.1),
+        "dense",
+        1.0,
+    ),
+    "empty map": (conv(64, (5, 6), 33, bias=True, activation="relu", map_density=0.0), "block:16x1", 0.5),
     "classifier": (linear(1, 100, 37, bias=True), "unstructured", 0.2),
     "few outputs": (linear(1, 50, 10, bias=True, activation="gelu"), "dense", 1.0),
     "one output": (linear(3, 33, 1, bias=True, residual=True), "dense", 1.0),
@@ -378,6 +418,7 @@ def cases(draw: Any) -> tuple[Workload, str, float, tuple[int, int, int, int], i
         residual_channels=draw(st.sampled_from([0, 0, 1, 7, 30])) if residual else 0,
         activation=draw(st.sampled_from(ACTIVATIONS)),
         threads=draw(st.integers(1, 2)),
+        map_density=draw(st.sampled_from([1.0, 0.5, 0.1])),
     )
     structure = draw(
         st.sampled_from(["unstructured", "block:2x1", "block:4x1", "filter", "channel", "dense"])
@@ -416,7 +457,7 @@ def test_some_case_reaches_every_template() -> None:
 def test_a_template_says_what_it_reads(name: str) -> None:
     template = TEMPLATES[name]
     assert template.name == name
-    assert template.layout in ("lanes", "rows")
+    assert template.layout in ("lanes", "pixels", "rows")
     assert template.format in ("dense", "tap-list", "fkw")
 
 

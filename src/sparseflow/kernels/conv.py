@@ -92,12 +92,8 @@ class ConvBody:
     def __init__(
         self, template: LaneConvolution, workload: Workload, candidate: Candidate, layouts: Layouts
     ) -> None:
-        if layouts.input is None or layouts.output is None:
-            raise ValueError(f"{template.name} needs lane layouts")
         self.template, self.workload, self.candidate = template, workload, candidate
-        self.input: LaneLayout = layouts.input
-        self.output: LaneLayout = layouts.output
-        self.residual = layouts.residual
+        self.input, self.output, self.residual = layouts.in_lanes(template.name)
         self.lanes = self.output.lanes
         p = candidate.parameters
         self.R, self.rows, self.V = p["R"], p["rows"], p["V"]

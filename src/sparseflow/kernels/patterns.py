@@ -68,9 +68,7 @@ class Patterns(LaneConvolution):
         self, workload: Workload, candidate: Candidate, weight: Array, layouts: Layouts
     ) -> dict[str, Array]:
         """Kernels sorted by (chunk, filter, pattern): pointers to runs of a pattern, channel offsets, values."""
-        layout = layouts.input
-        if layout is None:
-            raise ValueError("patterns needs lane layouts")
+        layout = layouts.in_lanes(self.name)[0]
         masks = [m for m, _ in workload.patterns]
         blocks = workload.blocks(1)
         flat = weight[:blocks].reshape(blocks, workload.channels, -1)

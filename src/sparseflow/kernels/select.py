@@ -18,7 +18,15 @@ import tvm
 import sparseflow
 from sparseflow.core.plan import CandidateTime, Rejection
 from sparseflow.errors import CompileError
-from sparseflow.kernels import direct, few_rows, patterns, taps, winograd  # noqa: F401  (they register)
+from sparseflow.kernels import (  # noqa: F401  (they register)
+    direct,
+    few_rows,
+    patterns,
+    pixel_conv,
+    taps,
+    winograd,
+)
+from sparseflow.kernels.pixels import PixelLayout
 from sparseflow.kernels.workload import (
     TEMPLATES,
     Array,
@@ -210,6 +218,8 @@ class Selector:
 
 def layouts_for(template: KernelTemplate, workload: Workload) -> Layouts:
     """The layouts in which a template is measured alone."""
+    if template.layout == "pixels":
+        return workload.pixel_layouts()
     return natural_layouts(workload) if template.layout == "lanes" else Layouts()
 
 
@@ -231,21 +241,35 @@ class Trial:
         def filled(shape: tuple[int, ...]) -> Any:
             return tensor(random.random(shape, dtype=np.float32))
 
-        if layouts.input is not None and layouts.output is not None:
-            x = filled((workload.batch, layouts.input.size))
-            out = (workload.batch, layouts.output.size)
-        else:
-            x = filled((workload.width, workload.channels))
-            out = (workload.width, workload.filters)
+        inputs, outputs = self._maps(layouts, workload, random)
         packed = template.pack(workload, candidate, weight.reshape(workload.weight_shape), layouts)
         extra = [filled((workload.filters,))] if workload.bias else []
         if workload.residual_channels:
             picks = np.arange(workload.filters, dtype=np.int32) % workload.residual_channels
             extra.append(tensor(picks))
         if workload.residual:
+            out = outputs[0].shape
             extra.append(filled(out if layouts.residual is None else (workload.batch, layouts.residual.size)))
-        self.arguments = [x, *(tensor(a) for a in packed.values()), *extra, filled(out)]
+        self.arguments = [*map(tensor, inputs), *map(tensor, packed.values()), *extra, *map(tensor, outputs)]
         self.module, self.name = module, name
+
+    @staticmethod
+    def _maps(
+        layouts: Layouts, workload: Workload, random: np.random.Generator
+    ) -> tuple[list[Array], list[Array]]:
+        """The tensors of the input map, random and as dense as calibrated, and of the output."""
+        batch = workload.batch
+        if isinstance(layouts.input, PixelLayout) and isinstance(layouts.output, PixelLayout):
+            shape = (batch, workload.channels, workload.height, workload.width)
+            x = random.random(shape, dtype=np.float32) + np.float32(0.5)
+            x *= random.random(shape, dtype=np.float32) < workload.map_density
+            return list(layouts.input.pack(x)), [np.zeros(*t) for t in layouts.output.tensors(batch)]
+        if layouts.input is not None and layouts.output is not None:
+            shapes = (batch, layouts.input.size), (batch, layouts.output.size)
+        else:
+            shapes = (workload.width, workload.channels), (workload.width, workload.filters)
+        x, y = (random.random(shape, dtype=np.float32) for shape in shapes)
+        return [x], [y]
 
     def seconds(self, number: int) -> float:
         """Mean time of ``number`` calls in a row."""

@@ -62,8 +62,6 @@ class Taps(LaneConvolution):
         self, workload: Workload, candidate: Candidate, weight: Array, layouts: Layouts
     ) -> dict[str, Array]:
         """The tap list with its column ids replaced by element offsets into the input layout."""
-        if layouts.input is None:
-            raise ValueError("taps needs lane layouts")
         p = candidate.parameters
         index = TapList(rows=p["R"], chunk=p["chunk"] or None).encode(
             weight[: workload.blocks(p["R"]) * p["R"]]
@@ -74,9 +72,7 @@ class Taps(LaneConvolution):
         self, workload: Workload, candidate: Candidate, arrays: Mapping[str, Array], layouts: Layouts
     ) -> dict[str, Array]:
         """A tap list's arrays bound to a layout: offsets for column ids, boundaries for threads."""
-        layout = layouts.input
-        if layout is None:
-            raise ValueError("taps needs lane layouts")
+        layout = layouts.in_lanes(self.name)[0]
         indptr, columns, data = arrays["indptr"], arrays["indices"], arrays["data"]
         kh, kw = workload.kernel_size
         channel, position = np.divmod(columns.astype(np.int64), kh * kw)

@@ -174,10 +174,8 @@ class Winograd(KernelTemplate):
 
     def build(self, workload: Workload, candidate: Candidate, layouts: Layouts, name: str) -> tirx.PrimFunc:
         """See `KernelTemplate.build`."""
-        if layouts.input is None or layouts.output is None:
-            raise ValueError("winograd needs lane layouts")
         with emit.prim_func(name) as finish:
-            _Body(workload, candidate, layouts.input, layouts.output, layouts.residual).write()
+            _Body(workload, candidate, *layouts.in_lanes(self.name)).write()
         return finish()
 
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from tvm import tirx
 
 from sparseflow.kernels.lanes import LaneLayout, canonical
+from sparseflow.kernels.pixels import PixelLayout
 from sparseflow.kernels.target import AVX512, VectorUnit
 from sparseflow.registry import Registry
 
@@ -55,6 +56,8 @@ class Workload:
     residual_channels : int
         Channels of a residual whose channels an index picks, one int32 for each filter, -1 where nothing is added;
         0 when the residual has the output's channels in order.
+    map_density : float
+        Fraction of the input map that is not zero, from calibration; 1.0 when it is not calibrated.
     """
 
     op: str
@@ -77,6 +80,7 @@ class Workload:
     vectors: VectorUnit = AVX512
     passed: int = 0
     residual_channels: int = 0
+    map_density: float = 1.0
 
     @property
     def live(self) -> int:
@@ -135,7 +139,8 @@ class Workload:
 
     def without_densities(self) -> Workload:
         """What the code of a kernel depends on: equal ones with equal candidates and layouts share a kernel."""
-        return replace(self, covers=(), patterns=tuple((mask, 0.0) for mask, _ in self.patterns))
+        patterns = tuple((mask, 0.0) for mask, _ in self.patterns)
+        return replace(self, covers=(), patterns=patterns, map_density=1.0)
 
     def density(self, rows: int = 1) -> float:
         """Density of the taps when ``rows`` consecutive filters share them."""
@@ -156,10 +161,21 @@ class Workload:
             (top, left, bottom, right),
         )
 
+    def pixel_layouts(self) -> Layouts:
+        """The layouts of a kernel on indexed maps: the input's bits have the halo that it reads, the output's none."""
+        (sh, sw), (kh, kw), (dh, dw) = self.stride, self.kernel_size, self.dilation
+        top, left = self.padding[:2]
+        bottom = max(0, (self.out_height - 1) * sh + dh * (kh - 1) - top - (self.height - 1))
+        right = max(0, (self.out_width - 1) * sw + dw * (kw - 1) - left - (self.width - 1))
+        source = PixelLayout(self.channels, self.height, self.width, (top, left, bottom, right))
+        output = PixelLayout(self.filters, self.out_height, self.out_width)
+        return Layouts(source, output, output if self.residual else None)
+
     def key(self) -> str:
         """A canonical string: equal keys, equal best kernel. Densities are rounded to two digits."""
         covers, patterns = (tuple((k, round(d, 2)) for k, d in x) for x in (self.covers, self.patterns))
-        return replace(self, covers=covers, patterns=patterns).key_exact()
+        map_density = round(self.map_density, 2)
+        return replace(self, covers=covers, patterns=patterns, map_density=map_density).key_exact()
 
     def key_exact(self) -> str:
         """Like `key` with the densities as they are; `from_key` reads it."""
@@ -201,7 +217,8 @@ class KernelTemplate(ABC):
     name : str
         The name in the registry.
     layout : str
-        ``lanes`` when input and output are in a `LaneLayout`, ``rows`` when they are row-major matrices.
+        ``lanes`` when input and output are in a `LaneLayout`, ``pixels`` when they are in a `PixelLayout` and carry
+        their index, ``rows`` when they are row-major matrices.
     format : str
         The index format it reads; ``dense`` if none.
     exact : bool
@@ -244,16 +261,46 @@ class KernelTemplate(ABC):
 
     @abstractmethod
     def build(self, workload: Workload, candidate: Candidate, layouts: Layouts, name: str) -> tirx.PrimFunc:
-        """The kernel: parameters input, packed constants, bias, residual index, residual (those it has), output."""
+        """The kernel: parameters input, packed constants, bias, residual index, residual (those it has), output.
+
+        With layout ``pixels`` the input is values and bits, the residual its values, and the output values, bits and
+        count.
+        """
 
 
 @dataclass(frozen=True)
 class Layouts:
     """The layouts of a kernel's tensors; all None for templates on row-major matrices."""
 
-    input: LaneLayout | None = None
-    output: LaneLayout | None = None
-    residual: LaneLayout | None = None
+    input: LaneLayout | PixelLayout | None = None
+    output: LaneLayout | PixelLayout | None = None
+    residual: LaneLayout | PixelLayout | None = None
+
+    def in_lanes(self, reader: str) -> tuple[LaneLayout, LaneLayout, LaneLayout | None]:
+        """Input, output and residual for the template ``reader``, which needs them in lanes.
+
+        Raises
+        ------
+        ValueError
+            If they are not.
+        """
+        source, output, other = self.input, self.output, self.residual
+        if not isinstance(source, LaneLayout) or not isinstance(output, LaneLayout):
+            raise ValueError(f"{reader} needs lane layouts")
+        return source, output, other if isinstance(other, LaneLayout) else None
+
+    def in_pixels(self, reader: str) -> tuple[PixelLayout, PixelLayout, PixelLayout | None]:
+        """Input, output and residual for the template ``reader``, which needs them with their index.
+
+        Raises
+        ------
+        ValueError
+            If they are not.
+        """
+        source, output, other = self.input, self.output, self.residual
+        if not isinstance(source, PixelLayout) or not isinstance(output, PixelLayout):
+            raise ValueError(f"{reader} needs pixel layouts")
+        return source, output, other if isinstance(other, PixelLayout) else None
 
 
 def natural_layouts(workload: Workload) -> Layouts:
