@@ -1,31 +1,24 @@
-"""From a model to an engine: import, the phases of the pipeline, machine code."""
+"""From a model to an engine: import, calibration, and all that `engine.build` does."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import tvm
-from tvm import relax
 
-import sparseflow
-from sparseflow.core.plan import Cut, cut_summary
+from sparseflow.core.map_profile import MapProfile
+from sparseflow.core.plan import Cut
+from sparseflow.engine.build import Build, Progress, build, inside_tvm
+from sparseflow.engine.calibrate import profile_maps
 from sparseflow.engine.importer import Imported, import_model
-from sparseflow.engine.machine import machine_name
-from sparseflow.engine.runtime import Engine, Manifest, Signature
+from sparseflow.engine.runtime import Engine
 from sparseflow.engine.targets import architecture, instruction_sets, not_here, resolve
-from sparseflow.errors import CompileError, SparseflowError
-from sparseflow.kernels.select import Selector
-from sparseflow.passes import pipeline
+from sparseflow.errors import CompileError
 from sparseflow.passes.canonicalise import Canonicalise
-from sparseflow.passes.hoist import call_labels, hoist_constants
-from sparseflow.passes.plan import plan_of
 from sparseflow.passes.propagate import Propagate, cuts_of
-
-Progress = Callable[[str], None]
 
 
 def compile(
@@ -38,6 +31,7 @@ def compile(
     target: str | Mapping[str, Any] = "native",
     shapes: Mapping[str, Sequence[int]] | None = None,
     sparsify: str = "",
+    calibration: MapProfile | Iterable[Any] | None = None,
     dump: Path | None = None,
     progress: Progress | None = None,
 ) -> Engine:
@@ -62,6 +56,9 @@ def compile(
         Shapes of an ONNX model's inputs, to bind free dimensions.
     sparsify : str
         Label of how the weights were pruned, noted in the plan.
+    calibration : MapProfile or iterable of example inputs, optional
+        Real inputs of the compiled shapes, each one array or one for each input: they tell how sparse the feature
+        maps are, and where a map is to carry an index of its zeros. A profile saves counting again.
     dump : Path, optional
         Folder that receives the IR after each phase, constants left out.
     progress : callable, optional
@@ -76,50 +73,27 @@ def compile(
     """
     if threads < 1:
         raise CompileError(f"threads={threads}: at least one thread is needed")
-    say = progress or (lambda _text: None)
-    built = resolve(target)
-    say("import")
+    how = Build(resolve(target), threads, measure, exact, sparsify, dump, progress)
+    how.say("import")
     imported = (
         model
         if isinstance(model, Imported)
         else import_model(model, None if example_inputs is None else tuple(example_inputs), shapes)
     )
-    family, flags = architecture(built), instruction_sets(built)
-    foreign = not_here(family, flags)
+    foreign = not_here(architecture(how.target), instruction_sets(how.target))
     if foreign and measure:
-        say(f"the cost model chooses: {foreign}")
-        measure = False
-    selector = Selector(built, machine_name(), measure, lambda name: say(f"measure {name}"), exact)
+        how.say(f"the cost model chooses: {foreign}")
+        how = replace(how, measure=False)
+    return build(imported, how, _profile(imported, calibration, threads))
 
-    def observe(phase: str, mod: tvm.IRModule) -> None:
-        say(phase)
-        if dump is not None:
-            dump.mkdir(parents=True, exist_ok=True)
-            (dump / f"{phase}.py").write_text(mod.script(show_meta=False))
 
-    with _inside_tvm("lowering"):
-        mod = pipeline.run(imported.mod, selector, threads, observe)
-    cuts = cuts_of(mod)
-    plan = replace(plan_of(mod), sparsify=sparsify, cuts=cuts, notes=(cut_summary(cuts),) if cuts else ())
-    calls = call_labels(mod)
-    mod, constants = hoist_constants(mod)
-    say("generate code")
-    with _inside_tvm("generating code"):
-        executable = relax.build(mod, target=built)
-    manifest = Manifest(
-        inputs=tuple(Signature(s.name, tuple(s.shape), s.dtype) for s in imported.inputs),
-        outputs=tuple(Signature(s.name, tuple(s.shape), s.dtype) for s in imported.outputs),
-        plan=plan,
-        calls=tuple(calls),
-        target=str(built),
-        machine=machine_name(),
-        flags=flags,
-        architecture=family,
-        threads=threads,
-        tvm_version=str(tvm.__version__),
-        sparseflow_version=sparseflow.__version__,
-    )
-    return Engine(executable, constants, manifest)
+def _profile(
+    imported: Imported, calibration: MapProfile | Iterable[Any] | None, threads: int
+) -> MapProfile | None:
+    """What is known of the maps; a model for another machine is calibrated on this one."""
+    if calibration is None or isinstance(calibration, MapProfile):
+        return calibration
+    return profile_maps(imported, calibration, Build(resolve("native"), threads))
 
 
 def cuts(imported: Imported) -> tuple[Cut, ...]:
@@ -130,19 +104,5 @@ def cuts(imported: Imported) -> tuple[Cut, ...]:
     CompileError
         If the model's graph cannot be read.
     """
-    with _inside_tvm("propagation"):
+    with inside_tvm("propagation"):
         return cuts_of(tvm.transform.Sequential([Canonicalise(), Propagate()])(imported.mod))
-
-
-@contextmanager
-def _inside_tvm(doing: str) -> Iterator[None]:
-    """Makes one line of an error inside TVM; ours pass as they are."""
-    try:
-        yield
-    except SparseflowError:
-        raise
-    except (RuntimeError, ValueError) as error:
-        last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        raise CompileError(
-            f"{doing}: TVM cannot compile this model ({last}); --traceback shows where"
-        ) from error

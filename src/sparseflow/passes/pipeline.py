@@ -9,12 +9,14 @@ from typing import Any
 import tvm
 from tvm import relax
 
+from sparseflow.core.map_profile import MapProfile
 from sparseflow.kernels.dense_matmul import legalize_matmul, tile_rows
 from sparseflow.kernels.select import Selector
 from sparseflow.kernels.target import vector_unit
 from sparseflow.passes.attention import FuseAttention
 from sparseflow.passes.canonicalise import Canonicalise
 from sparseflow.passes.decompose import Decompose
+from sparseflow.passes.density import WriteDensities
 from sparseflow.passes.index import Index
 from sparseflow.passes.lower import Lower
 from sparseflow.passes.plan import PlanKernels
@@ -24,7 +26,7 @@ from sparseflow.passes.schedule_rest import ScheduleRest
 Observer = Callable[[str, Any], None]
 
 
-def phases(selector: Selector, threads: int = 1) -> dict[str, list[Any]]:
+def phases(selector: Selector, threads: int = 1, profile: MapProfile | None = None) -> dict[str, list[Any]]:
     """The passes of each phase, in order.
 
     Parameters
@@ -32,6 +34,8 @@ def phases(selector: Selector, threads: int = 1) -> dict[str, list[Any]]:
     selector : Selector
         Chooses the kernels in the phase ``plan``; its target says which vector registers there are.
     threads : int
+    profile : MapProfile, optional
+        How dense the feature maps are; with it they may carry an index.
     """
     vectors = vector_unit(selector.target)
     rows = tile_rows(vectors.registers)
@@ -39,7 +43,7 @@ def phases(selector: Selector, threads: int = 1) -> dict[str, list[Any]]:
     return {
         "canonicalise": [Canonicalise(threads, vectors)],
         "propagate": [Propagate()],
-        "index": [Index()],
+        "index": [Index(), *([WriteDensities(profile)] if profile is not None else [])],
         "plan": [PlanKernels(selector, threads)],
         "lower": [FuseAttention(), Lower(threads, vectors)],
         "finish": [
@@ -57,11 +61,15 @@ def phases(selector: Selector, threads: int = 1) -> dict[str, list[Any]]:
 
 
 def run(
-    mod: tvm.IRModule, selector: Selector, threads: int = 1, observe: Observer | None = None
+    mod: tvm.IRModule,
+    selector: Selector,
+    threads: int = 1,
+    observe: Observer | None = None,
+    profile: MapProfile | None = None,
 ) -> tvm.IRModule:
     """The module after all phases; ``observe(phase, module)`` is called after each, to look or to dump."""
     with selector.target:
-        for name, passes in phases(selector, threads).items():
+        for name, passes in phases(selector, threads, profile).items():
             mod = tvm.transform.Sequential(passes, name=f"sparseflow.{name}")(mod)
             if observe is not None:
                 observe(name, mod)

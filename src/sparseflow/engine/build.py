@@ -1,0 +1,118 @@
+"""From an imported model to an engine: the phases of the pipeline, machine code, the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm import relax
+
+import sparseflow
+from sparseflow.core.map_profile import MapProfile
+from sparseflow.core.plan import cut_summary
+from sparseflow.engine.importer import Imported
+from sparseflow.engine.machine import machine_name
+from sparseflow.engine.runtime import Engine, Manifest, Signature
+from sparseflow.engine.targets import architecture, instruction_sets
+from sparseflow.errors import CompileError, SparseflowError
+from sparseflow.kernels.select import Selector
+from sparseflow.passes import pipeline
+from sparseflow.passes.hoist import call_labels, hoist_constants
+from sparseflow.passes.plan import plan_of
+from sparseflow.passes.propagate import cuts_of
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Build:
+    """How an engine is built; `sparseflow.compile` explains each.
+
+    Attributes
+    ----------
+    target : tvm.target.Target
+    threads : int
+    measure, exact : bool
+    sparsify : str
+    dump : Path or None
+    progress : callable or None
+    """
+
+    target: Any
+    threads: int = 1
+    measure: bool = True
+    exact: bool = False
+    sparsify: str = ""
+    dump: Path | None = None
+    progress: Progress | None = None
+
+    def say(self, text: str) -> None:
+        """Tells what is being done."""
+        if self.progress is not None:
+            self.progress(text)
+
+    def selector(self) -> Selector:
+        """Chooses the kernels."""
+        return Selector(
+            self.target, machine_name(), self.measure, lambda name: self.say(f"measure {name}"), self.exact
+        )
+
+
+def build(imported: Imported, how: Build, profile: MapProfile | None = None) -> Engine:
+    """The engine of ``imported``; with a ``profile`` its feature maps may carry an index.
+
+    Raises
+    ------
+    CompileError
+        If TVM cannot compile the model.
+    """
+
+    def observe(phase: str, mod: tvm.IRModule) -> None:
+        how.say(phase)
+        if how.dump is not None:
+            how.dump.mkdir(parents=True, exist_ok=True)
+            (how.dump / f"{phase}.py").write_text(mod.script(show_meta=False))
+
+    with inside_tvm("lowering"):
+        mod = pipeline.run(imported.mod, how.selector(), how.threads, observe, profile)
+    cuts = cuts_of(mod)
+    plan = plan_of(mod)
+    notes = (*((cut_summary(cuts),) if cuts else ()), *plan.notes)
+    plan = replace(plan, sparsify=how.sparsify, cuts=cuts, notes=notes)
+    calls = call_labels(mod)
+    mod, constants = hoist_constants(mod)
+    how.say("generate code")
+    with inside_tvm("generating code"):
+        executable = relax.build(mod, target=how.target)
+    manifest = Manifest(
+        inputs=tuple(Signature(s.name, tuple(s.shape), s.dtype) for s in imported.inputs),
+        outputs=tuple(Signature(s.name, tuple(s.shape), s.dtype) for s in imported.outputs),
+        plan=plan,
+        calls=tuple(calls),
+        target=str(how.target),
+        machine=machine_name(),
+        flags=instruction_sets(how.target),
+        architecture=architecture(how.target),
+        threads=how.threads,
+        tvm_version=str(tvm.__version__),
+        sparseflow_version=sparseflow.__version__,
+    )
+    return Engine(executable, constants, manifest)
+
+
+@contextmanager
+def inside_tvm(doing: str) -> Iterator[None]:
+    """Makes one line of an error inside TVM; ours pass as they are."""
+    try:
+        yield
+    except SparseflowError:
+        raise
+    except (RuntimeError, ValueError) as error:
+        last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise CompileError(
+            f"{doing}: TVM cannot compile this model ({last}); --traceback shows where"
+        ) from error

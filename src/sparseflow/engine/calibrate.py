@@ -1,0 +1,98 @@
+"""Calibration: a model run on real inputs, the non-zeros of every layer's input counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tvm
+
+from sparseflow.core.map_profile import MapCounter, MapProfile
+from sparseflow.engine.build import Build, build, inside_tvm
+from sparseflow.engine.importer import Imported, TensorSpec
+from sparseflow.engine.targets import resolve
+from sparseflow.errors import InputError
+from sparseflow.passes.canonicalise import Canonicalise
+from sparseflow.passes.density import expose_maps
+from sparseflow.passes.propagate import Propagate
+
+Array = npt.NDArray[Any]
+
+
+def profile_maps(imported: Imported, inputs: Iterable[Any], how: Build | None = None) -> MapProfile:
+    """The density of every layer's input over ``inputs``: mean, spread, spatial structure.
+
+    Parameters
+    ----------
+    imported : Imported
+    inputs : iterable
+        For each call one array, or one for each input of the model, of the shapes that the model was imported with.
+    how : Build, optional
+        Threads and target of the engine that counts; default: one thread, this machine. Its kernels are those that
+        the cost model ranks first.
+
+    Returns
+    -------
+    MapProfile
+        One record for each layer with weights, in order.
+
+    Raises
+    ------
+    InputError
+        If ``inputs`` is empty, or an array does not fit the model.
+    CompileError
+        If the model cannot be compiled.
+    """
+    how = replace(how or Build(resolve("native")), measure=False, dump=None)
+    with inside_tvm("calibration"):
+        mod = tvm.transform.Sequential([Canonicalise(how.threads), Propagate()])(imported.mod)
+        exposed = expose_maps(mod)
+    outputs = tuple(TensorSpec(f"map{i}", shape, "float32") for i, shape in enumerate(exposed.shapes))
+    engine = build(replace(imported, mod=exposed.mod, outputs=outputs), how)
+    counters = [MapCounter(layer.name, layer.shape) for layer in exposed.layers]
+    calls = 0
+    for call in inputs:
+        arrays = _arrays(call)
+        results = engine(*arrays)
+        maps = results if isinstance(results, tuple) else (results,)
+        for counter, layer in zip(counters, exposed.layers, strict=True):
+            counter.add(maps[layer.output] if layer.output is not None else arrays[layer.parameter])
+        calls += 1
+        how.say(f"calibrate: {calls} calls")
+    if not calls:
+        raise InputError("calibration: no inputs given; give at least one example")
+    return MapProfile(tuple(counter.result() for counter in counters), calls)
+
+
+def batches(
+    data: Sequence[Array], shapes: Sequence[tuple[int, ...]], limit: int
+) -> Iterator[tuple[Array, ...]]:
+    """Calls of a model's shapes out of arrays that hold many examples, at most ``limit`` examples.
+
+    A last part that fills no batch is left out, unless there is nothing else: then its examples are repeated.
+
+    Raises
+    ------
+    InputError
+        If the arrays do not fit the model's inputs.
+    """
+    if len(data) != len(shapes) or any(
+        a.shape[1:] != tuple(s[1:]) for a, s in zip(data, shapes, strict=True)
+    ):
+        found = ", ".join(str(a.shape) for a in data)
+        wanted = ", ".join(str(("count", *s[1:])) for s in shapes)
+        raise InputError(f"calibration: arrays of shape {found} given; the model takes {wanted}")
+    count, batch = min(len(data[0]), limit), shapes[0][0]
+    if count == 0:
+        raise InputError("calibration: no examples given; at least one is needed")
+    order = np.arange(max(count // batch, 1) * batch) % count
+    for start in range(0, len(order), batch):
+        yield tuple(np.ascontiguousarray(a[order[start : start + batch]]) for a in data)
+
+
+def _arrays(call: Any) -> tuple[Array, ...]:
+    items = call if isinstance(call, tuple | list) else (call,)
+    return tuple(np.asarray(x.detach() if hasattr(x, "detach") else x) for x in items)
