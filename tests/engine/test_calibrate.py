@@ -112,7 +112,9 @@ def test_examples_are_cut_into_batches() -> None:
 
 def test_a_profile_of_another_model_is_refused(profile: MapProfile) -> None:
     with pytest.raises(CompileError, match="profile this model"):
-        sparseflow.compile(nn.Conv2d(3, 4, 1).eval(), (torch.zeros(1, 3, 4, 4),), measure=False, calibration=profile)
+        sparseflow.compile(
+            nn.Conv2d(3, 4, 1).eval(), (torch.zeros(1, 3, 4, 4),), measure=False, calibration=profile
+        )
 
 
 def test_compile_takes_inputs_or_a_profile(net: Net, data: list[Any], profile: MapProfile) -> None:

@@ -174,7 +174,7 @@ def test_a_sparse_layer_left_dense_says_why(plan_kernels: Any, canonical: Any) -
     times = {c.template: c for c in reversed(plan_of(mod).layers[0].candidates)}
     slower = replace(times["taps"], time_s=3.0, measured=True)
     choice = Choice((replace(times["direct"], time_s=2.0, measured=True), slower), ())
-    layer = describe(LayerAttrs.of(_call(mod)), weight, choice)
+    layer = describe(LayerAttrs.of(_call(mod)), weight, choice, choice.times[0])
     assert layer.format == "dense"
     assert layer.note == f"left dense: {slower.label} is measured 1.50x slower"
     (barely,) = plan_of(plan_kernels(canonical(_pruned((64, 64, 3, 3), "unstructured", 0.8)))).layers

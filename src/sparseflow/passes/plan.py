@@ -8,9 +8,10 @@ from typing import Any
 
 import tvm
 
-from sparseflow.core.plan import LayerPlan, Plan
+from sparseflow.core.plan import CandidateTime, LayerPlan, Plan
+from sparseflow.errors import CompileError
 from sparseflow.kernels.select import Choice, Selector, layouts_for
-from sparseflow.kernels.workload import TEMPLATES, Array, Workload
+from sparseflow.kernels.workload import TEMPLATES, Array, Candidate, Workload
 from sparseflow.passes.graph import Rebuild
 from sparseflow.passes.ops import LayerAttrs, is_layer, layer_call, weight_of
 
@@ -41,8 +42,9 @@ class PlanKernels:
             attrs = LayerAttrs.of(value)
             weight = weight_of(value)
             choice = self.selector.choose(attrs.workload, weight, attrs.name)
-            layers.append(describe(attrs, weight, choice))
-            chosen = attrs.with_(candidate=choice.best.to_json())
+            best = without_map_index(choice)
+            layers.append(describe(attrs, weight, choice, best))
+            chosen = attrs.with_(candidate=Candidate(best.template, best.parameters).to_json())
             return layer_call(chosen, *(rebuild.old(a) for a in value.args))
 
         mod = Rebuild(mod).run(visit)
@@ -56,9 +58,23 @@ def plan_of(mod: tvm.IRModule) -> Plan:
     return Plan.from_json(json.loads(str(mod.attrs["sparseflow.plan"])))
 
 
-def describe(attrs: LayerAttrs, weight: Array, choice: Choice) -> LayerPlan:
-    """The record of one decision."""
-    workload, best = attrs.workload, choice.times[0]
+def without_map_index(choice: Choice) -> CandidateTime:
+    """The fastest kernel that reads its input as it is; whether a map carries an index is decided by `IndexMaps`.
+
+    Raises
+    ------
+    CompileError
+        If there is none.
+    """
+    plain = [t for t in choice.times if TEMPLATES[t.template].layout != "pixels"]
+    if not plain:
+        raise CompileError("no kernel reads this layer's input without its index")
+    return plain[0]
+
+
+def describe(attrs: LayerAttrs, weight: Array, choice: Choice, best: CandidateTime) -> LayerPlan:
+    """The record of one decision, ``best`` being the chosen candidate."""
+    workload, candidate = attrs.workload, Candidate(best.template, best.parameters)
     template = TEMPLATES[best.template]
     rows = best.parameters.get("R", 1)
     live = weight[: workload.blocks(rows) * rows] if template.unions else weight
@@ -71,14 +87,14 @@ def describe(attrs: LayerAttrs, weight: Array, choice: Choice) -> LayerPlan:
         value_bytes, index_bytes = live.size * 4, 0
     else:
         packed = template.pack(
-            workload, choice.best, weight.reshape(workload.weight_shape), layouts_for(template, workload)
+            workload, candidate, weight.reshape(workload.weight_shape), layouts_for(template, workload)
         )
         computed = min(packed["data"].size // rows, total)
         value_bytes = packed["data"].nbytes
         index_bytes = sum(a.nbytes for a in packed.values()) - value_bytes
     note = ""
     if template.format == "dense" and density < 1.0:
-        note = _why_dense(workload, choice)
+        note = _why_dense(workload, choice, best)
     return LayerPlan(
         name=attrs.name,
         op=workload.op,
@@ -102,9 +118,10 @@ def describe(attrs: LayerAttrs, weight: Array, choice: Choice) -> LayerPlan:
     )
 
 
-def _why_dense(workload: Workload, choice: Choice) -> str:
-    sparse = [t for t in choice.times if TEMPLATES[t.template].format != "dense"]
+def _why_dense(workload: Workload, choice: Choice, best: CandidateTime) -> str:
+    templates = [(t, TEMPLATES[t.template]) for t in choice.times]
+    sparse = [t for t, template in templates if template.format != "dense" and template.layout != "pixels"]
     if not sparse:
         return f"left dense: no sparse kernel takes density {workload.density():.2f}"
     verb = "measured" if sparse[0].measured else "predicted"
-    return f"left dense: {sparse[0].label} is {verb} {sparse[0].time_s / choice.times[0].time_s:.2f}x slower"
+    return f"left dense: {sparse[0].label} is {verb} {sparse[0].time_s / best.time_s:.2f}x slower"
