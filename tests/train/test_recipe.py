@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import Field
 
 from sparseflow.data import load_data
 from sparseflow.errors import RecipeError
 from sparseflow.train import load_recipe, parse_recipe
+from sparseflow.train.methods import METHODS, Magnitude, MethodSettings
 from sparseflow.train.models import build_model
 from sparseflow.train.quickstart import TITLES, quickstart_recipe
 
@@ -133,3 +135,25 @@ def test_arguments_reach_the_models_builder_and_count_in_the_fingerprint() -> No
         build_model("mnist_cnn", data, {"depth": 3})
     with pytest.raises(RecipeError, match="cannot be built with"):
         build_model("mnist_cnn", data, {"widths": [3]})
+
+
+def test_a_registered_method_is_a_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    class SleepSettings(MethodSettings):
+        strength: float = Field(default=0.5, gt=0)
+
+    class Sleep(Magnitude):
+        Settings = SleepSettings
+
+    monkeypatch.setitem(METHODS._entries, "sleep", Sleep)
+    stages = [{"kind": "dense", "epochs": 2, "learning_rate": 0.1}, {"kind": "sleep", "strength": 2.0}]
+    recipe = parse_recipe(GOOD | {"stages": stages})
+    assert recipe.stages[1].method_settings() == SleepSettings(strength=2.0)
+    assert recipe.fingerprint(0) == parse_recipe(GOOD | {"stages": stages[:1]}).fingerprint(0)
+    for key, value, message in (
+        ("strength", -1.0, r"stages\[1\]\.strength: found -1\.0"),
+        ("epochs", 3, r"stages\[1\]\.epochs: unknown key; known here: kind, strength"),
+        ("kind", 3, r"stages\[1\]\.kind: .*dense, retrain, admm"),
+        ("kind", "nap", r"stages\[1\]\.kind: unknown method 'nap'; known: .*sleep"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            parse_recipe(GOOD | {"stages": [stages[0], stages[1] | {key: value}]})

@@ -5,15 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    SerializeAsAny,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from sparseflow.core.structures import parse_sparsify
 from sparseflow.errors import RecipeError, SparseflowError
-from sparseflow.train.methods import AdmmSettings
+from sparseflow.train.methods import METHODS, Method, MethodSettings, Need
 from sparseflow.train.rules import Rule
 from sparseflow.train.trainer import TrainSettings
 
@@ -66,10 +77,16 @@ class RuleConfig(BaseModel):
         return Rule(self.layers, spec.structure, spec.density, self.include)
 
 
-class _Trained(BaseModel):
-    """What every stage that trains has; see `TrainSettings`."""
+class Stage(BaseModel):
+    """``[[stages]]``: its ``kind`` is ``dense``, ``retrain`` or the name of a registered method."""
 
     model_config = _STRICT
+    kind: str
+
+
+class TrainedStage(Stage):
+    """What every stage that trains has; see `TrainSettings`."""
+
     epochs: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
@@ -84,51 +101,73 @@ class _Trained(BaseModel):
     freeze: tuple[str, ...] = Field(default=(), strict=False)
 
     @model_validator(mode="after")
-    def _warm_in_time(self) -> _Trained:
+    def _warm_in_time(self) -> TrainedStage:
         if self.warmup > self.epochs:
             raise ValueError(f"warmup is {self.warmup} epochs, but the stage has {self.epochs}")
         return self
 
     def settings(self) -> TrainSettings:
         """As the trainer takes them."""
-        return TrainSettings(**{name: getattr(self, name) for name in _Trained.model_fields})
+        names = TrainedStage.model_fields.keys() - {"kind"}
+        return TrainSettings(**{name: getattr(self, name) for name in names})
 
 
-class DenseStage(_Trained):
+class DenseStage(TrainedStage):
     """``kind = "dense"``: ordinary training."""
 
     kind: Literal["dense"]
 
 
-class AdmmStage(_Trained):
-    """``kind = "admm"``: training with the ADMM penalty; ends with the masks."""
-
-    kind: Literal["admm"]
-    rho: float = Field(default=1e-4, gt=0)
-    rho_factor: float = Field(default=10.0, ge=1)
-    rho_steps: int = Field(default=4, ge=1)
-    update_every: int = Field(default=1, ge=1)
-
-    def admm(self) -> AdmmSettings:
-        """As the method takes them."""
-        return AdmmSettings(self.epochs, self.rho, self.rho_factor, self.rho_steps, self.update_every)
-
-
-class MagnitudeStage(BaseModel):
-    """``kind = "magnitude"``: one-shot masks by magnitude, no training."""
-
-    model_config = _STRICT
-    kind: Literal["magnitude"]
-
-
-class RetrainStage(_Trained):
+class RetrainStage(TrainedStage):
     """``kind = "retrain"``: training with the removed weights held at zero."""
 
     kind: Literal["retrain"]
 
 
-Stage = Annotated[DenseStage | AdmmStage | MagnitudeStage | RetrainStage, Field(discriminator="kind")]
-TrainedStage = DenseStage | AdmmStage | RetrainStage
+class MethodStage(Stage):
+    """A stage that sparsifies; `stage_class` adds the settings of its method."""
+
+    method_class: ClassVar[type[Method]]
+
+    def method_settings(self) -> MethodSettings:
+        """As the method takes them."""
+        settings = self.method_class.Settings
+        return settings(**{name: getattr(self, name) for name in settings.model_fields})
+
+    @model_validator(mode="after")
+    def _settings_fit_together(self) -> MethodStage:
+        try:
+            self.method_settings()
+        except SparseflowError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+
+def stage_class(kind: str) -> type[Stage]:
+    """The class of stages of a kind: ``dense``, ``retrain`` or a method's name.
+
+    Raises
+    ------
+    RegistryError
+        If no method has that name.
+    """
+    own: dict[str, type[Stage]] = {"dense": DenseStage, "retrain": RetrainStage}
+    return own[kind] if kind in own else _method_stage(kind, METHODS[kind])
+
+
+@cache
+def _method_stage(kind: str, method: type[Method]) -> type[MethodStage]:
+    """The method's settings as keys, beside those of a training if it trains; both may share ``epochs``."""
+    settings: dict[str, Any] = {n: (f.annotation, f) for n, f in method.Settings.model_fields.items()}
+    settings["kind"] = (Literal[kind], ...)
+    bases: tuple[type[Any], ...] = (
+        (MethodStage, TrainedStage) if method.needs is Need.TRAINING else (MethodStage,)
+    )
+    made: type[MethodStage] = create_model(
+        f"{method.__name__}Stage", __base__=bases, __doc__=method.__doc__, **settings
+    )
+    made.method_class = method
+    return made
 
 
 class Recipe(BaseModel):
@@ -144,18 +183,18 @@ class Recipe(BaseModel):
     data: DataConfig | None = None
     model: ModelConfig | None = None
     rules: tuple[RuleConfig, ...] = Field(default=(), strict=False)
-    stages: tuple[Stage, ...] = Field(strict=False, min_length=1)
+    stages: tuple[SerializeAsAny[InstanceOf[Stage]], ...] = Field(strict=False, min_length=1)
 
     @model_validator(mode="after")
     def _ordered(self) -> Recipe:
         kinds = [stage.kind for stage in self.stages]
-        sparsifying = [i for i, kind in enumerate(kinds) if kind in ("admm", "magnitude")]
+        sparsifying = [i for i, stage in enumerate(self.stages) if isinstance(stage, MethodStage)]
         if len(sparsifying) > 1:
-            raise ValueError(f"stages {kinds} hold {len(sparsifying)} of admm and magnitude; one is allowed")
+            raise ValueError(f"stages {kinds} hold {len(sparsifying)} sparsifying ones; one is allowed")
         first = sparsifying[0] if sparsifying else len(kinds)
         if "retrain" in kinds[:first] or "dense" in kinds[first:]:
             raise ValueError(
-                f"stages are in the order {kinds}; dense, then admm or magnitude, then retrain is allowed"
+                f"stages are in the order {kinds}; dense, then one method's, then retrain is allowed"
             )
         if sparsifying and not self.rules:
             raise ValueError(f"stage {kinds[first]!r} has no [[rules]]; say which layers it prunes")
@@ -178,7 +217,7 @@ class Recipe(BaseModel):
         if self.model is not None and self.model.arguments:
             content["arguments"] = self.model.arguments
         content["stages"] = [_counted(s) for s in upto]
-        if any(s.kind in ("admm", "magnitude") for s in upto):
+        if any(isinstance(s, MethodStage) for s in upto):
             content["rules"] = [r.model_dump(mode="json") for r in self.rules]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -245,38 +284,50 @@ def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
     ------
     RecipeError
     """
+    stages = content.get("stages")
+    if isinstance(stages, list | tuple):
+        read = [_read_stage(stage, f"stages[{i}]", where) for i, stage in enumerate(stages)]
+        content = content | {"stages": read}
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        details = error.errors(include_url=False)
-        more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-        raise RecipeError(f"{where}: {_describe(details[0])}{more}") from None
+        raise RecipeError(f"{where}: {_describe(error, Recipe)}") from None
 
 
-_CONFIGS: dict[str, type[BaseModel]] = {
-    "data": DataConfig,
-    "model": ModelConfig,
-    "rules": RuleConfig,
-    "dense": DenseStage,
-    "admm": AdmmStage,
-    "magnitude": MagnitudeStage,
-    "retrain": RetrainStage,
-}
+def _read_stage(content: Any, place: str, where: str) -> Stage:
+    if isinstance(content, Stage):
+        return content
+    if not isinstance(content, dict) or not isinstance(content.get("kind"), str):
+        known = ", ".join(("dense", "retrain", *METHODS))
+        raise RecipeError(f"{where}: {place}.kind: missing or no text; known here: {known}; add it")
+    try:
+        made = stage_class(content["kind"])
+    except SparseflowError as error:
+        raise RecipeError(f"{where}: {place}.kind: {error}; dense and retrain are allowed too") from None
+    try:
+        return made.model_validate(content)
+    except ValidationError as error:
+        raise RecipeError(f"{where}: {_describe(error, made, place)}") from None
 
 
-def _describe(detail: ErrorDetails) -> str:
+_SECTIONS: dict[str, type[BaseModel]] = {"data": DataConfig, "model": ModelConfig, "rules": RuleConfig}
+
+
+def _describe(error: ValidationError, section: type[BaseModel], place: str = "") -> str:
     """One line: the key's path, what was found, what is allowed."""
-    location = list(detail["loc"])
-    section: type[BaseModel] = Recipe
-    path = ""
-    for i, part in enumerate(location):
+    details = error.errors(include_url=False)
+    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+    return _describe_detail(details[0], section, place) + more
+
+
+def _describe_detail(detail: ErrorDetails, section: type[BaseModel], path: str) -> str:
+    for i, part in enumerate(detail["loc"]):
         if isinstance(part, int):
             path += f"[{part}]"
-        elif location[:1] == ["stages"] and i == 2 and part in _CONFIGS:
-            section = _CONFIGS[part]  # the union's tag is no key
-        else:
-            section = _CONFIGS.get(part, section) if i == 0 else section
-            path += f".{part}" if path else str(part)
+            continue
+        if i == 0 and section is Recipe:
+            section = _SECTIONS.get(part, section)
+        path += f".{part}" if path else str(part)
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "extra_forbidden":
         known = ", ".join(section.model_fields)

@@ -21,9 +21,9 @@ from sparseflow.train.checkpoint import (
     save_checkpoint,
     write_json,
 )
-from sparseflow.train.methods import ADMM, Magnitude, MaskedWeights
+from sparseflow.train.methods import InTraining, MaskedWeights, Method, OneShot
 from sparseflow.train.progress import ProgressCallback
-from sparseflow.train.recipe import AdmmStage, MagnitudeStage, Recipe, RetrainStage
+from sparseflow.train.recipe import MethodStage, Recipe, RetrainStage, TrainedStage
 from sparseflow.train.results import PruneResult, layer_table
 from sparseflow.train.rules import Rule, select_targets
 from sparseflow.train.sources import Sources, Workspace
@@ -120,16 +120,15 @@ class _Run:
             self._restore(done, index, name, model)
             return
         torch.manual_seed(self.recipe.seed + index)
-        if isinstance(stage, MagnitudeStage):
-            self.masks = Magnitude(model, self._rules()).finish()
-            MaskedWeights(model, self.masks)
-            self.history[name] = []
-        else:
-            hook: Hook | None = None
-            admm: ADMM | None = None
-            if isinstance(stage, AdmmStage):
-                hook = admm = ADMM(model, self._rules(), stage.admm())
-            elif isinstance(stage, RetrainStage):
+        method: Method | None = None
+        if isinstance(stage, MethodStage):
+            method = stage.method_class(model, self._rules(), stage.method_settings())
+        self.history[name] = []
+        if isinstance(method, OneShot):
+            method.calibrate(self.sources.train(index))
+        if isinstance(stage, TrainedStage):
+            hook: Hook | None = method if isinstance(method, InTraining) else None
+            if isinstance(stage, RetrainStage):
                 hook = MaskedWeights(model, self.masks)
             running = self.out / f"running-{name}.ckpt"
             earlier = sum(s.kind == stage.kind for s in self.recipe.stages[:index])
@@ -137,9 +136,9 @@ class _Run:
             session = Session(title, running, self._fingerprint(index), self.progress)
             trainer = Trainer(model, self.sources.train(index), self.test, stage.settings(), hook, session)
             self.history[name] = trainer.fit()
-            if admm is not None:
-                self.masks = admm.finish()
-                MaskedWeights(model, self.masks)
+        if method is not None:
+            self.masks = method.finish()
+            MaskedWeights(model, self.masks)
         self._store(done, index, name, model)
         (self.out / f"running-{name}.ckpt").unlink(missing_ok=True)
 
@@ -193,9 +192,12 @@ class _Run:
     def _check_early(self, model: nn.Module) -> None:
         """What later stages would trip over is said before the first one is trained."""
         select_targets(model, self._rules())
+        for stage in self.recipe.stages:
+            if isinstance(stage, MethodStage):
+                stage.method_class.targets_of(model, self._rules())
         modules = dict(model.named_modules())
         for index, stage in enumerate(self.recipe.stages):
-            for name in () if isinstance(stage, MagnitudeStage) else stage.freeze:
+            for name in stage.freeze if isinstance(stage, TrainedStage) else ():
                 if name not in modules:
                     raise RecipeError(
                         f"{self.recipe.name}: stages[{index}].freeze: the model has no module {name!r}; "

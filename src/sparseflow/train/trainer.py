@@ -27,10 +27,16 @@ class Loader(Protocol):
 
 @runtime_checkable
 class Hook(Protocol):
-    """A method's part in the training loop; see `sparseflow.train.methods`."""
+    """A method's part in the training loop; see `sparseflow.train.methods.InTraining`."""
+
+    def begin_epoch(self, epoch: int, steps: int) -> None:
+        """Called before each epoch with the number of completed ones and the number of its batches."""
 
     def penalty(self) -> Tensor | None:
         """What to add to the loss of a batch."""
+
+    def before_step(self) -> None:
+        """Called between the backward pass and the optimiser's step."""
 
     def after_step(self) -> None:
         """Called after each step of the optimiser."""
@@ -226,6 +232,8 @@ class Trainer:
         if set_epoch is not None:
             set_epoch(self.epoch)
         device, steps, total, step = _device(self.model), len(self.train), 0.0, 0
+        if self.hook is not None:
+            self.hook.begin_epoch(self.epoch, steps)
         for step, (x, labels) in enumerate(self.train, start=1):
             rate = self.settings.rate(self.epoch * steps + step - 1, steps)
             for group in self.optimizer.param_groups:
@@ -236,6 +244,8 @@ class Trainer:
             loss = self._loss(x, labels)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            if self.hook is not None:
+                self.hook.before_step()
             self.optimizer.step()
             if self.hook is not None:
                 self.hook.after_step()

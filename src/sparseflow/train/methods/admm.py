@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from sparseflow.core.mask import Mask
 from sparseflow.core.structures import parse_structure
-from sparseflow.errors import SparseflowError
-from sparseflow.train.methods.base import METHODS, Method
+from sparseflow.train.methods.base import METHODS, InTraining, TrainingSettings
 from sparseflow.train.rules import Rule, Target, scores_of, weight_of, with_library
 
 
-@dataclass(frozen=True)
-class AdmmSettings:
+class AdmmSettings(TrainingSettings):
     """The penalty's ramp and the rhythm of updates.
 
     Parameters
@@ -37,18 +35,10 @@ class AdmmSettings:
     T. Zhang et al., "A systematic DNN weight pruning framework using ADMM", ECCV 2018, section 3.
     """
 
-    epochs: int
-    rho: float = 1e-4
-    rho_factor: float = 10.0
-    rho_steps: int = 4
-    update_every: int = 1
-
-    def __post_init__(self) -> None:
-        if min(self.epochs, self.rho_steps, self.update_every) < 1 or self.rho <= 0 or self.rho_factor < 1:
-            raise SparseflowError(
-                f"ADMM settings: found {self}; epochs, rho_steps, update_every >= 1, rho > 0 and "
-                "rho_factor >= 1 are allowed"
-            )
+    rho: float = Field(default=1e-4, gt=0)
+    rho_factor: float = Field(default=10.0, ge=1)
+    rho_steps: int = Field(default=4, ge=1)
+    update_every: int = Field(default=1, ge=1)
 
     def rho_at(self, epoch: int) -> float:
         """ρ after ``epoch`` completed epochs."""
@@ -57,7 +47,7 @@ class AdmmSettings:
 
 
 @METHODS.register("admm")
-class ADMM(Method):
+class ADMM(InTraining):
     """Alternating direction method of multipliers: weights W, their structured copy Z, scaled duals U.
 
     W minimises ``loss + ρ/2 ‖W − Z + U‖²`` by the user's optimiser; every few epochs ``Z = Proj(W + U)``,
@@ -82,11 +72,14 @@ class ADMM(Method):
     keeps the units with the largest sums of squares, which is the Euclidean one for units of equal size.
     """
 
+    Settings = AdmmSettings
+    settings: AdmmSettings
+    when: ClassVar[str] = "the most accuracy at high sparsity, in any structure, when there is time to train"
+
     def __init__(
         self, model: nn.Module, rules: tuple[Rule, ...] | list[Rule], settings: AdmmSettings
     ) -> None:
-        super().__init__(model, rules)
-        self.settings = settings
+        super().__init__(model, rules, settings)
         self.rho = settings.rho
         self.updates = 0
         self.targets = tuple(

@@ -1,57 +1,184 @@
-"""What a sparsity method is, and the registry of methods."""
+"""What a sparsity method is, the two ways in which one works, and the registry of methods."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import Any, ClassVar
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from sparseflow.core.mask import Mask
+from sparseflow.core.structures import Structure
+from sparseflow.errors import SparseflowError, StructureError
 from sparseflow.registry import Registry
-from sparseflow.train.rules import Rule, select_targets
+from sparseflow.train.rules import Rule, Target, select_targets, weight_of
+
+
+class Need(StrEnum):
+    """What a method uses besides the weights."""
+
+    NOTHING = "nothing"
+    CALIBRATION = "calibration data"
+    TRAINING = "training"
+
+
+class MethodSettings(BaseModel):
+    """Base of the methods' settings: strict, frozen; each field is a key of the method's stage in a recipe.
+
+    Raises
+    ------
+    SparseflowError
+        For an unknown name or a value that is not allowed, in one line.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            detail = error.errors(include_url=False)[0]
+            place = ".".join(str(part) for part in detail["loc"])
+            known = ", ".join(type(self).model_fields) or "none"
+            raise SparseflowError(
+                f"{type(self).__name__}: {place}: found {detail['input']!r}; {detail['msg']}; settings: {known}"
+            ) from None
+
+
+class CalibrationSettings(MethodSettings):
+    """Settings of a method that looks at data but does not train.
+
+    Parameters
+    ----------
+    samples : int
+        How many samples are looked at, taken from the training data.
+    """
+
+    samples: int = Field(default=512, ge=1)
+
+
+class TrainingSettings(MethodSettings):
+    """Settings of a method that works while a network is trained.
+
+    Parameters
+    ----------
+    epochs : int
+        Length of the training; ramps are spread over it.
+    """
+
+    epochs: int = Field(ge=1)
 
 
 class Method(ABC):
-    """Leads a model to a structure; used in a training loop of one's own or given to `Trainer` as its hook.
+    """Leads a model to a structure.
 
     Parameters
     ----------
     model : nn.Module
     rules : sequence of Rule
         Which layers, which structure, which density; the first match counts.
+    settings : MethodSettings, optional
+        Of the class `Settings`; its defaults otherwise.
+
+    Attributes
+    ----------
+    needs : Need
+    Settings : type of MethodSettings
+    when : str
+        When to choose it; one sentence for the table in the documentation.
 
     Raises
     ------
     StructureError
-        If a structure does not fit a layer, or a rule matches nothing.
+        If a structure does not fit a layer, the method refuses it, or a rule matches nothing.
     """
 
-    def __init__(self, model: nn.Module, rules: tuple[Rule, ...] | list[Rule]) -> None:
+    needs: ClassVar[Need]
+    Settings: ClassVar[type[MethodSettings]] = MethodSettings
+    when: ClassVar[str]
+
+    def __init__(self, model: nn.Module, rules: tuple[Rule, ...] | list[Rule], settings: Any = None) -> None:
         self.model = model
-        self.targets = select_targets(model, tuple(rules))
+        self.targets = self.targets_of(model, rules)
+        self.settings: Any = self.Settings() if settings is None else settings
+
+    @classmethod
+    def refuses(cls, structure: Structure, layer: nn.Module) -> str | None:
+        """Why this method cannot lead ``layer`` to ``structure``, or None if it can."""
+        return None
+
+    @classmethod
+    def targets_of(cls, model: nn.Module, rules: tuple[Rule, ...] | list[Rule]) -> tuple[Target, ...]:
+        """The layers that the rules prune.
+
+        Raises
+        ------
+        StructureError
+        """
+        targets = select_targets(model, tuple(rules))
+        for target in targets:
+            reason = cls.refuses(target.structure, model.get_submodule(target.name))
+            if reason is not None:
+                raise StructureError(
+                    f"layer {target.name!r}: {cls.__name__} refuses {target.structure}: {reason}"
+                )
+        return targets
+
+    def weight(self, target: Target) -> nn.Parameter:
+        """The target's weight, shape (out, in, *kernel)."""
+        return weight_of(self.model, target.name)
+
+    @abstractmethod
+    def finish(self) -> dict[str, Mask]:
+        """The masks by layer name; `MaskedWeights` applies them."""
+
+
+class OneShot(Method):
+    """A method that does not train: ``calibrate`` if it needs data, then ``finish``."""
+
+    needs: ClassVar[Need] = Need.NOTHING
+
+    def calibrate(self, batches: Iterable[Any]) -> None:
+        """Look at ``settings.samples`` samples of ``batches`` of (x, labels)."""
+
+
+class InTraining(Method):
+    """A method that works in a training loop: one's own, or `Trainer`'s, whose `Hook` it is.
+
+    The order of calls is ``begin_epoch``, then for each batch ``penalty`` (added to the loss), ``backward``,
+    ``before_step``, the optimiser's step, ``after_step``; then ``after_epoch``. Between batches the model's
+    weights are those to evaluate.
+    """
+
+    needs: ClassVar[Need] = Need.TRAINING
+    Settings: ClassVar[type[MethodSettings]] = TrainingSettings
+
+    def begin_epoch(self, epoch: int, steps: int) -> None:
+        """Call before each epoch with the number of completed ones and the number of batches in this one."""
 
     def penalty(self) -> Tensor | None:
         """What to add to the loss of a batch; None for nothing."""
         return None
 
-    def after_step(self) -> None:  # noqa: B027  (a hook that a method may leave empty)
+    def before_step(self) -> None:
+        """Call after ``backward``, before each step of the optimiser; may change gradients."""
+
+    def after_step(self) -> None:
         """Call after each step of the optimiser."""
 
     def after_epoch(self, epoch: int) -> str:
         """Call with the number of completed epochs; returns a word on the method's state."""
         return ""
 
-    @abstractmethod
-    def finish(self) -> dict[str, Mask]:
-        """The masks by layer name, from the weights as they are now; the weights are left alone."""
-
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed training needs, as tensors and plain containers."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
 
 
@@ -78,8 +205,14 @@ class MaskedWeights:
         self._set({name: torch.from_numpy(~mask.keep) for name, mask in masks.items()})
         self.after_step()
 
+    def begin_epoch(self, epoch: int, steps: int) -> None:
+        """Nothing is to be prepared."""
+
     def penalty(self) -> None:
         """Nothing is added to the loss."""
+
+    def before_step(self) -> None:
+        """Gradients stay as they are."""
 
     def after_step(self) -> None:
         """Set all removed weights to zero."""

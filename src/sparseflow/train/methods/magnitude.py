@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from sparseflow.core.mask import Mask
-from sparseflow.train.methods.base import METHODS, Method
-from sparseflow.train.rules import scores_of, weight_of
+from sparseflow.train.methods.base import METHODS, OneShot
+from sparseflow.train.rules import scores_of
 
 
 @METHODS.register("magnitude")
-class Magnitude(Method):
+class Magnitude(OneShot):
     """Keeps the units with the largest mean magnitude; nothing is trained.
 
     References
@@ -17,9 +17,8 @@ class Magnitude(Method):
     section 3.
     """
 
+    when = "a first look at speed, or moderate sparsity before a long retraining"
+
     def finish(self) -> dict[str, Mask]:
         """The masks of the weights as they are now."""
-        return {
-            t.name: t.structure.mask(scores_of(weight_of(self.model, t.name)), t.density)
-            for t in self.targets
-        }
+        return {t.name: t.structure.mask(scores_of(self.weight(t)), t.density) for t in self.targets}
