@@ -116,9 +116,13 @@ class Selector:
         return self._seen[key]
 
     def _key(self, workload: Workload) -> str:
+        return self.key_of(workload.key())
+
+    def key_of(self, what: str) -> str:
+        """``what`` with all else that a time depends on: equal keys, equal times."""
         return json.dumps(
             {
-                "workload": workload.key(),
+                "workload": what,
                 "target": str(self.target),
                 "machine": self.machine,
                 "exact": self.exact,
@@ -177,32 +181,16 @@ class Selector:
     def _path(self, key: str) -> Path:
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
-    def _load(self, key: str) -> Choice | None:
-        """What is on disk; None if there is nothing, or nothing whole."""
+    def kept(self, key: str) -> dict[str, Any] | None:
+        """What `keep` put on disk for ``key``; None if there is nothing, or nothing whole."""
         try:
             data = json.loads(self._path(key).read_text())
-            if data["key"] != key:
-                return None
-            times = tuple(
-                CandidateTime(t["template"], dict(t["parameters"]), float(t["time_s"]), True)
-                for t in data["times"]
-            )
-            rejected = tuple(Rejection(r["template"], r["reason"]) for r in data["rejected"])
+            return dict(data) if data["key"] == key else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        if not times or any(t.template not in TEMPLATES for t in times):
-            return None
-        return Choice(times, rejected)
 
-    def _store(self, key: str, choice: Choice) -> None:
+    def keep(self, key: str, data: dict[str, Any]) -> None:
         """Writes under a temporary name, then renames: concurrent processes never see half a file."""
-        data = {
-            "key": key,
-            "times": [
-                {"template": t.template, "parameters": t.parameters, "time_s": t.time_s} for t in choice.times
-            ],
-            "rejected": [{"template": r.template, "reason": r.reason} for r in choice.rejected],
-        }
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=self.folder, suffix=".tmp")
@@ -210,10 +198,34 @@ class Selector:
             return
         try:
             with os.fdopen(handle, "w") as file:
-                json.dump(data, file)
+                json.dump({"key": key, **data}, file)
             os.replace(name, self._path(key))
         except OSError:
             Path(name).unlink(missing_ok=True)
+
+    def _load(self, key: str) -> Choice | None:
+        """The choice on disk, if its templates are still known."""
+        data = self.kept(key)
+        if data is None:
+            return None
+        try:
+            times = tuple(
+                CandidateTime(t["template"], dict(t["parameters"]), float(t["time_s"]), True)
+                for t in data["times"]
+            )
+            rejected = tuple(Rejection(r["template"], r["reason"]) for r in data["rejected"])
+        except (ValueError, KeyError, TypeError):
+            return None
+        if not times or any(t.template not in TEMPLATES for t in times):
+            return None
+        return Choice(times, rejected)
+
+    def _store(self, key: str, choice: Choice) -> None:
+        times = [
+            {"template": t.template, "parameters": t.parameters, "time_s": t.time_s} for t in choice.times
+        ]
+        rejected = [{"template": r.template, "reason": r.reason} for r in choice.rejected]
+        self.keep(key, {"times": times, "rejected": rejected})
 
 
 def layouts_for(template: KernelTemplate, workload: Workload) -> Layouts:
