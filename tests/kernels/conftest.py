@@ -49,7 +49,7 @@ def compile_kernels(host: Any) -> Any:
     return lambda functions: Kernels(functions, host)
 
 
-def _activate(kind: str, x: Any) -> Any:
+def _activate(kind: str, x: Any, threshold: float) -> Any:
     f = torch.nn.functional
     return {
         "none": lambda v: v,
@@ -58,6 +58,7 @@ def _activate(kind: str, x: Any) -> Any:
         "silu": f.silu,
         "gelu": f.gelu,
         "hardswish": f.hardswish,
+        "fatrelu": lambda v: f.threshold(v, threshold, 0.0),
     }[kind](x)
 
 
@@ -78,6 +79,6 @@ def dense_reference() -> Any:
             y = y + torch.from_numpy(bias).double()[None, :, None, None]
         if residual is not None:
             y = y + torch.from_numpy(residual).double()
-        return np.asarray(_activate(w.activation, y).numpy())
+        return np.asarray(_activate(w.activation, y, w.threshold).numpy())
 
     return compute

@@ -128,7 +128,7 @@ def test_every_activation_fills_ragged_lanes(compile_kernels: Any) -> None:
     f = torch.nn.functional
     source = canonical(3, 13, 6)
     out = replace(source, halo=(1, 1, 1, 1), fill=LOW)
-    names = [a for a in ACTIVATIONS if a != "none"]
+    names = [a for a in ACTIVATIONS if a not in ("none", "fatrelu")]
     kernels = compile_kernels({n: maps.elementwise(n, 1, [source], out, 1, n) for n in names})
     x = 6.0 * _random(1, 3, 13, 6)
     for name in names:
@@ -139,7 +139,7 @@ def test_every_activation_fills_ragged_lanes(compile_kernels: Any) -> None:
 def test_activations_far_from_zero(compile_kernels: Any) -> None:
     x = np.array([-1e4, -120, -89, -88, -30, -6, -3, -1e-4, 0, 1e-4, 3, 6, 30, 88, 120, 1e4], np.float32)
     layout = canonical(1, 4, 4)
-    names = [a for a in ACTIVATIONS if a != "none"]
+    names = [a for a in ACTIVATIONS if a not in ("none", "fatrelu")]
     kernels = compile_kernels({n: maps.elementwise(n, 1, [layout], layout, 1, n) for n in names})
     for name in names:
         y = layout.unpack(kernels(name, [layout.pack(x.reshape(1, 1, 4, 4))], (1, layout.size)))

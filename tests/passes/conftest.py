@@ -51,6 +51,7 @@ def _layer(call: Any, values: list[Any]) -> Any:
         residual = [torch.where((index >= 0)[:, None, None], picked, torch.zeros(()))]
     y = y + residual[0] if residual else y
     functions = {"none": lambda v: v, "relu": F.relu, "relu6": F.relu6, "silu": F.silu}
+    functions["fatrelu"] = lambda v: F.threshold(v, w.threshold, 0.0)
     return {**functions, "gelu": F.gelu, "hardswish": F.hardswish}[w.activation](y)
 
 
@@ -108,6 +109,11 @@ MEANING: dict[str, Callable[[Any, list[Any]], Any]] = {
     "relax.concat": lambda c, v: torch.cat(v[0], int(c.attrs.axis)),
     "relax.reshape": lambda c, v: v[0].reshape([int(n) for n in c.ty.shape.values]),
     "relax.maximum": lambda _, v: torch.maximum(v[0], v[1]),
+    "relax.greater": lambda _, v: v[0] > v[1],
+    "relax.less": lambda _, v: v[0] < v[1],
+    "relax.less_equal": lambda _, v: v[0] <= v[1],
+    "relax.where": lambda _, v: torch.where(v[0], v[1], v[2]),
+    "relax.astype": lambda _, v: v[0].double(),
 }
 """What the operators mean: the oracle of the passes above the kernels, in float64."""
 

@@ -232,6 +232,51 @@ def test_what_only_resembles_hardswish_is_not_fused(changes: dict[str, Any], bui
     same(mod, Canonicalise()(mod))
 
 
+THRESHOLDED: dict[str, Callable[[Any, Any, Any], Any]] = {
+    "where above": lambda bb, y, t: bb.emit(op.where(bb.emit(op.greater(y, t)), y, _const(0.0))),
+    "where below": lambda bb, y, t: bb.emit(op.where(bb.emit(op.less_equal(y, t)), _const(0.0), y)),
+    "where, mirrored": lambda bb, y, t: bb.emit(op.where(bb.emit(op.less(t, y)), y, _const(0.0))),
+    "product": lambda bb, y, t: bb.emit(
+        op.multiply(bb.emit(op.astype(bb.emit(op.greater(y, t)), "float32")), y)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", THRESHOLDED)
+def test_a_thresholded_relu_is_fused(kind: str, build: Any, operators: Any, same: Any) -> None:
+    mod = build(X, lambda bb, x: THRESHOLDED[kind](bb, _conv(bb, x), _const(0.75)))
+    attrs, _ = _only(Canonicalise()(mod), operators)
+    assert (attrs.workload.activation, attrs.workload.threshold) == ("fatrelu", 0.75)
+    same(mod, Canonicalise()(mod))
+
+
+def test_a_threshold_of_zero_is_a_relu(build: Any, operators: Any, same: Any) -> None:
+    mod = build(X, lambda bb, x: THRESHOLDED["where above"](bb, _conv(bb, x), _const(0.0)))
+    attrs, _ = _only(Canonicalise()(mod), operators)
+    assert attrs.workload.activation == "relu"
+    same(mod, Canonicalise()(mod))
+
+
+def _resembling(kind: str, bb: Any, y: Any) -> Any:
+    above = bb.emit(op.greater(y, _const(-0.5 if kind == "negative threshold" else 0.5)))
+    if kind == "other value":
+        return bb.emit(op.where(above, y, _const(0.25)))
+    if kind == "the small ones are kept":
+        return bb.emit(op.where(above, _const(0.0), y))
+    kept = bb.emit(op.where(above, y, _const(0.0)))
+    return (kept, above) if kind == "the comparison is a result" else kept
+
+
+@pytest.mark.parametrize(
+    "kind", ["negative threshold", "other value", "the small ones are kept", "the comparison is a result"]
+)
+def test_what_only_resembles_a_thresholded_relu_is_not_fused(kind: str, build: Any, same: Any) -> None:
+    mod = build(X, lambda bb, x: _resembling(kind, bb, _conv(bb, x)))
+    ((attrs, _),) = _layers(Canonicalise()(mod))
+    assert attrs.workload.activation == "none"
+    same(mod, Canonicalise()(mod))
+
+
 def test_clips_to_other_bounds_stay(build: Any, operators: Any, same: Any) -> None:
     mod = build(X, lambda bb, x: bb.emit(op.clip(_conv(bb, x), -1, 6)))
     assert operators(Canonicalise()(mod)) == ["sparseflow.conv2d", "relax.clip"]

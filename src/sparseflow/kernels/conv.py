@@ -250,7 +250,8 @@ class ConvBody:
         _, row, col = place
         if self.other is not None and self.residual is not None:
             value = self._add_residual(image, place, value, self.residual)
-        return emit.finish(value, self.workload.activation, self.output, row, col)
+        w = self.workload
+        return emit.finish(value, w.activation, self.output, row, col, w.threshold)
 
     def _add_residual(
         self, image: Expr, place: tuple[Expr, Expr, Expr], value: Expr, layout: LaneLayout

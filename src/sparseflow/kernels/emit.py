@@ -109,8 +109,8 @@ class Accumulators:
         return value
 
 
-def activate(kind: str, x: Expr, lanes: int) -> Expr:
-    """The activation ``kind`` of a float32 vector.
+def activate(kind: str, x: Expr, lanes: int, threshold: float | None = None) -> Expr:
+    """The activation ``kind`` of a float32 vector; ``fatrelu`` keeps what is larger than its ``threshold``.
 
     SiLU and hard-swish follow their definitions, with `exp_vector` as the exponential; GELU is `gelu_vector`.
     """
@@ -119,6 +119,8 @@ def activate(kind: str, x: Expr, lanes: int) -> Expr:
         return x
     if kind == "relu":
         return tirx.max(x, zero)
+    if kind == "fatrelu" and threshold is not None:
+        return tirx.Select(x > const(threshold, lanes), x, zero)
     if kind == "relu6":
         return tirx.min(tirx.max(x, zero), const(6.0, lanes))
     if kind == "hardswish":
@@ -131,9 +133,11 @@ def activate(kind: str, x: Expr, lanes: int) -> Expr:
     raise ValueError(f"activation {kind!r} has no code")
 
 
-def finish(value: Expr, activation: str, layout: LaneLayout, row: Expr, col: Expr) -> Expr:
+def finish(
+    value: Expr, activation: str, layout: LaneLayout, row: Expr, col: Expr, threshold: float | None = None
+) -> Expr:
     """The end of an epilogue: the activation, and the fill value in the lanes whose pixel lies outside the map."""
-    value = activate(activation, value, layout.lanes)
+    value = activate(activation, value, layout.lanes, threshold)
     if not layout.ragged:
         return value
     return tirx.Select(inside_map(layout, row, col), value, const(layout.fill, layout.lanes))

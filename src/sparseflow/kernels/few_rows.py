@@ -50,7 +50,9 @@ class FewRows(KernelTemplate):
             value = value + bias[where]
         if residual is not None:
             value = value + residual[at[0], where]
-        T.buffer_store(y, emit.activate(workload.activation, value, lanes), [at[0], where])
+        T.buffer_store(
+            y, emit.activate(workload.activation, value, lanes, workload.threshold), [at[0], where]
+        )
 
     def _store_few(self, workload: Workload, epilogue: tuple[Any, Any, Any], row: Expr, value: Expr) -> None:
         """Stores one element after the other: a vector would end outside the tensors."""
@@ -64,7 +66,7 @@ class FewRows(KernelTemplate):
                 one = one + bias[f]
             if residual is not None:
                 one = one + residual[row, f]
-            T.buffer_store(y, emit.activate(workload.activation, one, 1), [row, f])
+            T.buffer_store(y, emit.activate(workload.activation, one, 1, workload.threshold), [row, f])
 
 
 @register
@@ -245,7 +247,7 @@ class FewRowsSparse(FewRows):
                                 value = value + bias[where]
                             if residual is not None:
                                 value = value + residual[row + k, where]
-                            value = emit.activate(workload.activation, value, r)
+                            value = emit.activate(workload.activation, value, r, workload.threshold)
                             T.buffer_store(y, value, [row + k, where])
         return finish()
 

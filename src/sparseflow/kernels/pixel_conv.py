@@ -242,7 +242,8 @@ class PixelBody:
             if last:
                 if self.other is not None:
                     value = value + self.other[*where]
-                value = T.bind(emit.activate(self.workload.activation, value, self.lanes))
+                w = self.workload
+                value = T.bind(emit.activate(w.activation, value, self.lanes, w.threshold))
                 pieces.append(pixel_emit.nonzero_bits(value, self.lanes))
             T.buffer_store(self.y, value, where)
         if last:

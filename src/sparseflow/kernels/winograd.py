@@ -301,7 +301,7 @@ class _Body:
     def _transform_output(self, f: Expr, t: Expr, tile: Expr, count: int) -> None:
         n, row, col = self._place(T.bind(T.int32(0) + tile))
         base = T.bind((f * count + t) * self.lanes)
-        (mh, mw), lanes = self.size, self.lanes
+        (mh, mw), lanes, w = self.size, self.lanes, self.workload
 
         def load(i: int, j: int) -> Expr:
             return T.bind(self.m[emit.ramp(base + (i * (mw + 2) + j) * self.m_plane, lanes)])
@@ -318,7 +318,7 @@ class _Body:
                 value = value if bias is None else value + bias
                 if self.other is not None and self.residual is not None:
                     value = value + self.other[n, self._at(self.residual, f, row + i, col + j)]
-                value = emit.finish(value, self.workload.activation, self.output, row + i, col + j)
+                value = emit.finish(value, w.activation, self.output, row + i, col + j, w.threshold)
                 T.buffer_store(self.y, value, [n, self._at(self.output, f, row + i, col + j)])
 
     def _at(self, layout: LaneLayout, f: Expr, row: Expr, col: Expr) -> Expr:

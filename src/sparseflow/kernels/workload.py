@@ -21,7 +21,7 @@ from sparseflow.registry import Registry
 Array = npt.NDArray[Any]
 
 MAX_PATTERNS = 16
-ACTIVATIONS = ("none", "relu", "relu6", "silu", "gelu", "hardswish")
+ACTIVATIONS = ("none", "relu", "relu6", "silu", "gelu", "hardswish", "fatrelu")
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ class Workload:
         Whether the epilogue adds a bias per filter, and a tensor of the output's shape.
     activation : str
         One of `ACTIVATIONS`, applied last.
+    threshold : float
+        Of ``fatrelu``, which keeps what is larger and makes the rest zero; not negative.
     covers : tuple of (int, float)
         For R in 1, 2, 4, 8, 16: the density of the taps when R consecutive filters share them, `passed` ones left out.
     threads : int
@@ -74,6 +76,7 @@ class Workload:
     bias: bool = False
     residual: bool = False
     activation: str = "none"
+    threshold: float = 0.0
     covers: tuple[tuple[int, float], ...] = ((1, 1.0),)
     patterns: tuple[tuple[int, float], ...] = ()
     threads: int = 1
@@ -172,10 +175,14 @@ class Workload:
         return Layouts(source, output, output if self.residual else None)
 
     def key(self) -> str:
-        """A canonical string: equal keys, equal best kernel. Densities are rounded to two digits."""
+        """A canonical string: equal keys, equal best kernel. Densities are rounded to two digits.
+
+        The threshold is left out: it changes a constant of the code, not its time.
+        """
         covers, patterns = (tuple((k, round(d, 2)) for k, d in x) for x in (self.covers, self.patterns))
         map_density = round(self.map_density, 2)
-        return replace(self, covers=covers, patterns=patterns, map_density=map_density).key_exact()
+        rounded = replace(self, covers=covers, patterns=patterns, map_density=map_density, threshold=0.0)
+        return rounded.key_exact()
 
     def key_exact(self) -> str:
         """Like `key` with the densities as they are; `from_key` reads it."""

@@ -12,6 +12,7 @@ from tvm import relax
 
 from sparseflow.kernels.target import AVX512, VectorUnit
 from sparseflow.kernels.workload import Array, Workload
+from sparseflow.passes.activations import IDENTITY, Activation, single_activation, spread_activation
 from sparseflow.passes.graph import Graph, Rebuild, is_constant, op_name, shape_of
 from sparseflow.passes.ops import LayerAttrs, constant, constant_name, layer_call
 
@@ -30,7 +31,7 @@ class _Layer:
     out_shape: tuple[int, ...]
     bias: Array | None = None
     residual: Expr | None = None
-    activation: str = "none"
+    activation: Activation = IDENTITY
 
 
 @tvm.transform.module_pass(opt_level=0, name="sparseflow.Canonicalise")
@@ -72,7 +73,8 @@ class Canonicalise:
             **layer.workload,
             bias=layer.bias is not None,
             residual=layer.residual is not None,
-            activation=layer.activation,
+            activation=layer.activation.kind,
+            threshold=layer.activation.threshold,
             threads=self.threads,
             vectors=self.vectors,
         ).with_zeros_of(layer.weight)
@@ -150,7 +152,7 @@ def _layer_name(weight_name: str, kind: str, var: Expr) -> str:
 def _extend(graph: Graph, layer: _Layer, taken: set[Expr]) -> list[Expr]:
     """Moves ``layer`` to the end of the chain of single-use operators it can swallow; returns what it swallowed."""
     chain: list[Expr] = []
-    while graph.uses[layer.var] == 1 and layer.activation == "none":
+    while graph.uses[layer.var] == 1 and layer.activation.kind == "none":
         (user,) = graph.consumers.get(layer.var, [None])
         if user is None or user in taken:
             break
@@ -162,8 +164,11 @@ def _extend(graph: Graph, layer: _Layer, taken: set[Expr]) -> list[Expr]:
         if following is not user:
             chain.append(user)
         layer.var = following
-    if layer.activation == "none":
-        chain += _hardswish(graph, layer)
+    if layer.activation.kind == "none":
+        found = spread_activation(graph, layer.var)
+        if found is not None:
+            layer.activation, layer.var = found.activation, found.result
+            chain += found.inside
     return chain
 
 
@@ -174,7 +179,7 @@ def _swallow(graph: Graph, layer: _Layer, user: Expr, step: Expr) -> Expr | None
         return _batch_norm(graph, layer, user, step)
     if name in ("relax.add", "relax.multiply", "relax.subtract", "relax.divide") and layer.residual is None:
         return user if _arithmetic(graph, layer, name, step) else None
-    activation = _activation(step)
+    activation = single_activation(step)
     if activation is not None:
         layer.activation = activation
         return user
@@ -248,47 +253,3 @@ def _per_filter(layer: _Layer, values: Array) -> Array | None:
     if shape[axis] not in (1, filters):
         return None
     return np.broadcast_to(values.reshape(-1), (filters,))
-
-
-def _activation(step: Expr) -> str | None:
-    name = op_name(step)
-    if name == "relax.clip":
-        low, high = (float(getattr(a, "value", np.nan)) for a in step.args[1:3])
-        return "relu6" if (low, high) == (0.0, 6.0) else None
-    return {"relax.nn.relu": "relu", "relax.nn.silu": "silu", "relax.nn.gelu": "gelu"}.get(name)
-
-
-def _hardswish(graph: Graph, layer: _Layer) -> list[Expr]:
-    """Recognises ``y * (clip(y + 3, 0, 6) / 6)``, as importers write it; returns what it swallows."""
-    users = graph.consumers.get(layer.var, [])
-    if graph.uses[layer.var] != 2 or len(set(users)) != 2:
-        return []
-    add, multiply = users if op_name(graph.definition[users[0]]) == "relax.add" else users[::-1]
-    clip = _only_user(graph, add)
-    scaled = _only_user(graph, clip)
-    if scaled is None or _only_user(graph, scaled) != multiply:
-        return []
-    shifted = op_name(graph.definition[add]) == "relax.add" and _has_scalar(graph, add, 3.0)
-    clipped = _activation(graph.definition[clip]) == "relu6"
-    kind = op_name(graph.definition[scaled])
-    sixth = (kind == "relax.divide" and _has_scalar(graph, scaled, 6.0, first=1)) or (
-        kind == "relax.multiply" and _has_scalar(graph, scaled, 1 / 6)
-    )
-    if not (shifted and clipped and sixth) or op_name(graph.definition[multiply]) != "relax.multiply":
-        return []
-    chain = [layer.var, add, clip, scaled]
-    layer.var, layer.activation = multiply, "hardswish"
-    return chain
-
-
-def _only_user(graph: Graph, var: Expr | None) -> Expr | None:
-    """The one binding that reads ``var``, once; None if there are more, or if it is a result."""
-    users = graph.consumers.get(var, [])
-    return users[0] if var is not None and len(users) == 1 and graph.uses[var] == 1 else None
-
-
-def _has_scalar(graph: Graph, var: Expr, value: float, first: int = 0) -> bool:
-    """Whether an operand of ``var``'s call, from number ``first`` on, is a constant with the one element ``value``."""
-    operands = [graph.value(a) for a in graph.definition[var].args[first:]]
-    numbers = [a.value.numpy() for a in operands if is_constant(a)]
-    return any(n.size == 1 and bool(np.isclose(n, value).all()) for n in numbers)

@@ -137,7 +137,11 @@ class Layer:
 
     def response(self) -> Array:
         """float64 (filters,): the result's channels that are constant; NaN where they are not."""
-        out = ACTIVATION[self.workload.activation](self.bias.astype(np.float64))
+        bias = self.bias.astype(np.float64)
+        if self.workload.activation == "fatrelu":
+            out = np.where(self.bias > np.float32(self.workload.threshold), bias, 0.0)
+        else:
+            out = ACTIVATION[self.workload.activation](bias)
         return np.where(self.live | self.open, np.nan, out)
 
     def drop(self, wanted: Array) -> None:

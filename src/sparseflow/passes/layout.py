@@ -16,7 +16,7 @@ from sparseflow.passes.graph import Graph, is_constant, op_name, shape_of
 from sparseflow.passes.ops import ATTENTION, LayerAttrs, is_layer
 
 Expr = Any
-NON_NEGATIVE = ("relu", "relu6")
+NON_NEGATIVE = ("relu", "relu6", "fatrelu")
 BINARY = ("add", "subtract", "multiply", "maximum", "minimum")
 UNARY = {"relax.nn.relu": "relu", "relax.nn.silu": "silu", "relax.nn.gelu": "gelu"}
 
