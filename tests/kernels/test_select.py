@@ -220,3 +220,15 @@ def test_trials_are_timed_in_turn() -> None:
 def test_the_best_is_the_first() -> None:
     times = tuple(select.CandidateTime("direct", {"R": r}, t, True) for r, t in ((4, 1.0), (8, 2.0)))
     assert Choice(times, ()).best.parameters["R"] == 4
+
+
+def test_a_trial_of_an_indexed_map_is_as_dense_as_calibrated(host: Any) -> None:
+    w = Workload(
+        "conv2d", 1, 40, 12, 12, 32, (3, 3), padding=(1, 1, 1, 1), covers=dense_covers(), map_density=0.25
+    )
+    found = TEMPLATES["pixel-dense"].candidates(w)[:1]
+    (trial,) = select.trials(host, w, found, np.ones(w.weight_shape, np.float32))
+    assert trial.seconds(1) > 0
+    values, bits = (a.numpy() for a in trial.arguments[:2])
+    assert np.mean(values.reshape(-1, 48)[:, :40] != 0) == pytest.approx(0.25, abs=0.02)
+    assert sum(int(b).bit_count() for b in bits.reshape(-1)) == np.count_nonzero(values)

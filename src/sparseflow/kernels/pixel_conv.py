@@ -41,7 +41,7 @@ DENSEST_MAP = 0.7
 class Spot:
     """One pixel's part of the work: output ``(row, col)`` of ``image``, a block of filters, a step of the reduction.
 
-    ``block`` counts from the first of its size, ``vector`` is the block's first vector, ``vectors`` their number.
+    ``vector`` is the block's first vector, ``vectors`` their number.
     """
 
     image: Expr
@@ -64,6 +64,10 @@ class PixelConvolution(KernelTemplate):
         """Declares the packed constants as buffers, in the order of `pack`."""
 
     @abstractmethod
+    def kept(self, workload: Workload, vectors: int) -> float:
+        """The fraction of weights that blocks of so many vectors of filters store."""
+
+    @abstractmethod
     def walk(
         self, kernel: PixelBody, spot: Spot, tap: Expr, word: Expr, add: Callable[[Expr, Expr], None]
     ) -> None:
@@ -83,8 +87,13 @@ class PixelConvolution(KernelTemplate):
 
     def candidates(self, workload: Workload) -> list[Candidate]:
         """Blocks of 1 to 8 vectors and groups of kernel positions whose weights fit the L1 cache."""
-        found = [Candidate(self.name, p) for p in pixel_candidates(workload)]
+        choices = pixel_candidates(workload, lambda vectors: self.kept(workload, vectors))
+        found = [Candidate(self.name, p) for p in choices]
         return sorted(found, key=lambda c: self.predict_cycles(workload, c))
+
+    def predict_cycles(self, workload: Workload, candidate: Candidate) -> float:
+        """See `KernelTemplate.predict_cycles`."""
+        return pixel_cycles(workload, candidate, self.kept(workload, candidate.parameters["VB"]))
 
     def build(self, workload: Workload, candidate: Candidate, layouts: Layouts, name: str) -> tirx.PrimFunc:
         """See `KernelTemplate.build`."""
@@ -100,9 +109,9 @@ class PixelDense(PixelConvolution):
     name = "pixel-dense"
     format = "dense"
 
-    def predict_cycles(self, workload: Workload, candidate: Candidate) -> float:
-        """See `KernelTemplate.predict_cycles`."""
-        return pixel_cycles(workload, candidate, 1.0)
+    def kept(self, workload: Workload, vectors: int) -> float:
+        """See `PixelConvolution.kept`."""
+        return 1.0
 
     def pack(
         self, workload: Workload, candidate: Candidate, weight: Array, layouts: Layouts
@@ -198,7 +207,8 @@ class PixelBody:
                 emit.loop(self.output.width) as col,
             ):
                 vector = s.start + block * s.size
-                self._spot(Spot(image, start + row, col, block, vector, s.size, word, group))
+                at = s.start // self.VB + block
+                self._spot(Spot(image, start + row, col, at, vector, s.size, word, group))
 
     def _spot(self, spot: Spot) -> None:
         acc = emit.Accumulators(spot.vectors, self.lanes)

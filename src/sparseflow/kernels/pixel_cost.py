@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from sparseflow.kernels.pixels import WORD
 from sparseflow.kernels.workload import Candidate, Workload
@@ -12,8 +13,8 @@ BIT_CYCLES = 2.0  # to find a set bit and load its value
 LOOP_CYCLES = 8.0  # to leave a loop whose length no one predicts, as far as multiply-adds do not hide it
 
 
-def pixel_candidates(workload: Workload) -> list[dict[str, int]]:
-    """Vectors of filters VB, kernel positions at once and rows of a band."""
+def pixel_candidates(workload: Workload, kept: Callable[[int], float]) -> list[dict[str, int]]:
+    """Vectors of filters VB, kernel positions at once and rows of a band; ``kept(VB)`` is the weights' density."""
     lanes = workload.vectors.lanes
     vectors = -(-workload.filters // lanes)
     (kh, kw), found = workload.kernel_size, []
@@ -23,19 +24,20 @@ def pixel_candidates(workload: Workload) -> list[dict[str, int]]:
         if vb > workload.vectors.accumulators or (vb > 1 and vb // 2 >= vectors):
             continue
         for taps in sorted({1, kw, kh * kw}):
-            if taps == 1 or taps * min(WORD, workload.channels) * vb * lanes * 4 <= 2 * L1_BYTES:
+            weights = taps * min(WORD, workload.channels) * kept(vb) * vb * lanes * 4
+            if taps == 1 or weights <= 2 * L1_BYTES:
                 found += [{"VB": vb, "taps": taps, "band": min(b, share)} for b in bands]
     return [dict(t) for t in {tuple(sorted(p.items())) for p in found}]
 
 
-def pixel_cycles(workload: Workload, candidate: Candidate, kernel_density: float) -> float:
-    """Cycles of a layer of which ``kernel_density`` of the blocks' weights are kept."""
+def pixel_cycles(workload: Workload, candidate: Candidate, kept: float) -> float:
+    """Cycles of a layer of which ``kept`` of the blocks' weights are there."""
     p, lanes, rate = candidate.parameters, workload.vectors.lanes, workload.vectors.per_cycle
     positions = math.prod(workload.kernel_size)
     words, vb = -(-workload.channels // WORD), p["VB"]
     steps = words * positions / p["taps"]
     blocks = math.ceil(-(-workload.filters // lanes) / vb)
-    bits = workload.channels * positions * workload.map_density * kernel_density
+    bits = workload.channels * positions * workload.map_density * kept
     partial = (2.5 * vb if steps > 1 else vb) / rate
     spot = bits * max(vb / rate + 0.7, BIT_CYCLES) + words * positions * LOOP_CYCLES + steps * (partial + 4)
     pixels = workload.batch * workload.out_height * workload.out_width

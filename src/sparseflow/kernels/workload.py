@@ -21,6 +21,7 @@ from sparseflow.registry import Registry
 Array = npt.NDArray[Any]
 
 MAX_PATTERNS = 16
+SHARED = (1, 2, 4, 8, 16, 32, 64, 128)
 ACTIVATIONS = ("none", "relu", "relu6", "silu", "gelu", "hardswish", "fatrelu")
 
 
@@ -49,7 +50,7 @@ class Workload:
     threshold : float
         Of ``fatrelu``, which keeps what is larger and makes the rest zero; not negative.
     covers : tuple of (int, float)
-        For R in 1, 2, 4, 8, 16: the density of the taps when R consecutive filters share them, `passed` ones left out.
+        For each R of `SHARED`: the density of the taps when R consecutive filters share them, `passed` ones left out.
     threads : int
     vectors : VectorUnit
         Registers of the target, so that the key is complete.
@@ -328,14 +329,14 @@ def register(template: type[KernelTemplate]) -> type[KernelTemplate]:
 
 def dense_covers() -> tuple[tuple[int, float], ...]:
     """The covers of a weight without zeros."""
-    return tuple((r, 1.0) for r in (1, 2, 4, 8, 16))
+    return tuple((r, 1.0) for r in SHARED)
 
 
 def covers_of(weight: Array) -> tuple[tuple[int, float], ...]:
-    """For R in 1, 2, 4, 8, 16: the density of the taps when R consecutive filters of ``weight`` share them."""
+    """For each R of `SHARED`: the density of the taps when R consecutive filters of ``weight`` share them."""
     flat = np.asarray(weight).reshape(weight.shape[0], math.prod(weight.shape[1:])) != 0
     found = []
-    for r in (1, 2, 4, 8, 16):
+    for r in SHARED:
         pad = -len(flat) % r
         blocks = np.pad(flat, ((0, pad), (0, 0))).reshape(-1, r, flat.shape[1]).any(axis=1)
         found.append((r, float(blocks.mean()) if blocks.size else 0.0))
