@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from sparseflow.core.structures import STRUCTURES
 from sparseflow.train import parse_recipe
+from sparseflow.train.methods import METHODS
+from tests.train.method_cases import layer_for, model
 
 TEXT = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
 
@@ -27,3 +30,22 @@ def test_the_recipe_is_one() -> None:
         "admm",
         "retrain",
     ]
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_the_table_of_methods_is_the_registry(name: str) -> None:
+    method, refused = METHODS[name], []
+    for structure in STRUCTURES:
+        example, layer = layer_for(structure)
+        if method.refuses(example, model().get_submodule(layer)) is not None:
+            refused.append(structure)
+    structures = "all but " + ", ".join(refused) if refused else "all"
+    assert f"| `{name}` | {method.needs} | {structures} | {method.when} |" in TEXT.splitlines()
+    rows = re.findall(r"^\| `(\w+)` \| (?:nothing|calibration data|training) \|", TEXT, re.M)
+    assert sorted(rows) == sorted(METHODS)
+
+
+def test_every_setting_of_a_method_is_explained() -> None:
+    for name, method in METHODS.items():
+        for setting in method.Settings.model_fields:
+            assert re.search(rf"`{setting}`|^{setting} =", TEXT, re.M), f"{name}: {setting}"

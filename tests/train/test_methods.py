@@ -1,84 +1,22 @@
-"""ADMM, magnitude and masked weights, over every structure that core knows."""
+"""ADMM, masked weights, and the rules that choose layers."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from sparseflow.core.structures import STRUCTURES, PatternConnectivity, Unstructured, parse_structure
+from sparseflow.core.structures import PatternConnectivity, Unstructured
 from sparseflow.errors import RegistryError, SparseflowError, StructureError
 from sparseflow.train import ADMM, METHODS, AdmmSettings, Magnitude, MaskedWeights, Rule
 from sparseflow.train.rules import role_of, select_targets
+from tests.train.method_cases import TinyNet, batch, model
 
 
-class TinyNet(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(1, 8, 3, padding=1)
-        self.body = nn.Conv2d(8, 16, 3, padding=1, bias=False)
-        self.deep = nn.Conv2d(16, 16, 3, padding=1, groups=16)
-        self.hidden = nn.Linear(16, 16)
-        self.head = nn.Linear(16, 4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = torch.relu(self.stem(x))
-        x = torch.relu(self.deep(torch.relu(self.body(x))))
-        return self.head(torch.relu(self.hidden(x.mean((2, 3)))))
-
-
-def batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    y = torch.randint(4, (32,), generator=generator)
-    x = torch.randn(32, 1, 8, 8, generator=generator) * 0.3
-    for i in range(32):
-        x[i, 0, 2 * int(y[i])] += 1.5
-    return x, y
-
-
-def loss_on(net: nn.Module, seed: int) -> float:
+def loss_on(net: TinyNet, seed: int) -> float:
     x, y = batch(seed)
     with torch.no_grad():
         return F.cross_entropy(net(x), y).item()
-
-
-def model() -> TinyNet:
-    torch.manual_seed(0)
-    return TinyNet()
-
-
-def density_for(structure: object) -> float:
-    fixed = getattr(structure, "fixed_density", None)
-    return fixed if fixed is not None else min(0.25, getattr(structure, "max_density", 1.0))
-
-
-def structure_and_layer(name: str) -> tuple[object, str]:
-    structure = parse_structure(STRUCTURES[name].example)
-    for layer in ("body", "hidden"):
-        try:
-            structure.check(tuple(model().get_submodule(layer).weight.shape))
-        except StructureError:
-            continue
-        return structure, layer
-    raise AssertionError(f"the tiny network has no layer for {structure}")
-
-
-@pytest.mark.parametrize("name", list(STRUCTURES))
-@pytest.mark.parametrize("method", list(METHODS))
-def test_every_method_ends_in_every_structure(name: str, method: str) -> None:
-    structure, layer = structure_and_layer(name)
-    net = model()
-    rules = (Rule(layer, structure, density_for(structure)),)
-    made = ADMM(net, rules, AdmmSettings(epochs=2)) if method == "admm" else METHODS[method](net, rules)
-    masks = made.finish()
-    assert list(masks) == [layer]
-    assert masks[layer].structure.admits(masks[layer].keep)
-    assert structure.admits(masks[layer].keep)
-    MaskedWeights(net, masks)
-    zeros = net.get_submodule(layer).weight.detach().numpy() == 0
-    assert np.array_equal(zeros, ~masks[layer].keep)
 
 
 def test_admm_drives_the_weights_into_the_structure() -> None:

@@ -16,6 +16,7 @@ from sparseflow.core.structures import (
     Product,
     Structure,
     choose_library,
+    parse_structure,
 )
 from sparseflow.errors import StructureError
 
@@ -75,6 +76,10 @@ class Target:
     name: str
     structure: Structure
     density: float
+
+    def restored(self, structure: str) -> Target:
+        """This target with the structure that ``structure`` writes, such as one with its library chosen."""
+        return replace(self, structure=parse_structure(structure))
 
 
 def layers_of(model: nn.Module) -> dict[str, nn.Module]:
@@ -155,8 +160,16 @@ def with_library(structure: Structure, scores: Array) -> Structure:
     return structure
 
 
-def scores_of(weight: Tensor, power: int = 1) -> Array:
-    """Magnitudes of a weight to the given power, on the CPU in float32."""
-    magnitudes = weight.detach().to("cpu", torch.float32).abs().contiguous()
+def with_chosen_libraries(model: nn.Module, targets: tuple[Target, ...]) -> tuple[Target, ...]:
+    """The targets, each pattern library fixed to the one that the layer's weights suggest."""
+    return tuple(
+        replace(t, structure=with_library(t.structure, scores_of(weight_of(model, t.name), 2)))
+        for t in targets
+    )
+
+
+def scores_of(weight: Tensor, power: int = 1, dtype: torch.dtype = torch.float32) -> Array:
+    """Magnitudes of a weight to the given power, on the CPU."""
+    magnitudes = weight.detach().to("cpu", dtype).abs().contiguous()
     scores: Array = (magnitudes if power == 1 else magnitudes**power).numpy()
     return scores

@@ -122,7 +122,7 @@ def evaluate(model: nn.Module, loader: Loader) -> float:
     with torch.no_grad():
         was_training = model.training
         model.eval()
-        device = _device(model)
+        device = device_of(model)
         right = total = 0
         for x, labels in loader:
             predicted = model(x.to(device)).argmax(1)
@@ -231,7 +231,7 @@ class Trainer:
         set_epoch = getattr(self.train, "set_epoch", None)
         if set_epoch is not None:
             set_epoch(self.epoch)
-        device, steps, total, step = _device(self.model), len(self.train), 0.0, 0
+        device, steps, total, step = device_of(self.model), len(self.train), 0.0, 0
         if self.hook is not None:
             self.hook.begin_epoch(self.epoch, steps)
         for step, (x, labels) in enumerate(self.train, start=1):
@@ -336,5 +336,6 @@ class Trainer:
             ) from error
 
 
-def _device(model: nn.Module) -> torch.device:
+def device_of(model: nn.Module) -> torch.device:
+    """The device of a model's parameters."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from sparseflow.core.mask import Mask
-from sparseflow.core.structures import parse_structure
 from sparseflow.train.methods.base import METHODS, InTraining, TrainingSettings
-from sparseflow.train.rules import Rule, Target, scores_of, weight_of, with_library
+from sparseflow.train.rules import Rule, Target, scores_of, with_chosen_libraries
 
 
 class AdmmSettings(TrainingSettings):
@@ -29,10 +28,16 @@ class AdmmSettings(TrainingSettings):
         Number of values of ρ.
     update_every : int
         Epochs between updates of Z and U.
+    steps : int
+        Densities on the way. With more than one, the training is split into as many parts, each with a ramp of
+        ρ of its own; at a part's end its weights are removed for good, and the next goes on to a lower
+        density. Structures of fixed density are removed at the end only.
 
     References
     ----------
-    T. Zhang et al., "A systematic DNN weight pruning framework using ADMM", ECCV 2018, section 3.
+    T. Zhang et al., "A systematic DNN weight pruning framework using ADMM", ECCV 2018, section 3; S. Ye et
+    al., "Progressive weight pruning of deep neural networks using ADMM", arXiv 1810.07378, section 4
+    (several steps).
     """
 
     rho: float = Field(default=1e-4, gt=0)
@@ -40,10 +45,31 @@ class AdmmSettings(TrainingSettings):
     rho_steps: int = Field(default=4, ge=1)
     update_every: int = Field(default=1, ge=1)
 
+    steps: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _long_enough(self) -> AdmmSettings:
+        if self.steps > self.epochs:
+            raise ValueError(
+                f"steps is {self.steps}, epochs is {self.epochs}; at most one step an epoch is allowed"
+            )
+        return self
+
+    def part_at(self, epoch: int) -> int:
+        """Which of the ``steps`` parts comes after ``epoch`` completed epochs."""
+        return min(epoch * self.steps // self.epochs, self.steps - 1)
+
     def rho_at(self, epoch: int) -> float:
         """ρ after ``epoch`` completed epochs."""
-        step = min(epoch * self.rho_steps // self.epochs, self.rho_steps - 1)
-        return float(self.rho * self.rho_factor**step)
+        step = epoch * self.steps * self.rho_steps // self.epochs - self.part_at(epoch) * self.rho_steps
+        return float(self.rho * self.rho_factor ** min(step, self.rho_steps - 1))
+
+    def density_in(self, part: int, target: Target) -> float:
+        """A target's density in a part: equal factors lead from the structure's largest to the rule's."""
+        most = target.structure.max_density
+        if target.structure.fixed_density is not None or part == self.steps - 1:
+            return target.density
+        return float(most * (target.density / most) ** ((part + 1) / self.steps))
 
 
 @METHODS.register("admm")
@@ -81,15 +107,13 @@ class ADMM(InTraining):
     ) -> None:
         super().__init__(model, rules, settings)
         self.rho = settings.rho
-        self.updates = 0
-        self.targets = tuple(
-            Target(t.name, with_library(t.structure, scores_of(weight_of(model, t.name), 2)), t.density)
-            for t in self.targets
-        )
+        self.updates = self.part = 0
+        self.removed: dict[str, Tensor] = {}
+        self.targets = with_chosen_libraries(model, self.targets)
         self.z: dict[str, Tensor] = {}
         self.u: dict[str, Tensor] = {}
         for target in self.targets:
-            weight = weight_of(model, target.name).detach()
+            weight = self.weight(target).detach()
             self.z[target.name] = self._project(target, weight)
             self.u[target.name] = torch.zeros_like(weight)
 
@@ -97,7 +121,7 @@ class ADMM(InTraining):
         """``Σ ρ/2 ‖W − Z + U‖²`` over the layers; a scalar to add to the loss."""
         terms = []
         for target in self.targets:
-            distance = weight_of(self.model, target.name) - self.z[target.name] + self.u[target.name]
+            distance = self.weight(target) - self.z[target.name] + self.u[target.name]
             terms.append(distance.square().sum())
         if not terms:
             return torch.zeros(())
@@ -107,7 +131,7 @@ class ADMM(InTraining):
         """``Z = Proj(W + U)``, then ``U += W − Z``, for each layer."""
         with torch.no_grad():
             for target in self.targets:
-                weight, u = weight_of(self.model, target.name), self.u[target.name]
+                weight, u = self.weight(target), self.u[target.name]
                 self.z[target.name] = self._project(target, weight + u)
                 u.add_(weight - self.z[target.name])
             self.updates += 1
@@ -118,10 +142,19 @@ class ADMM(InTraining):
             u.mul_(self.rho / rho)
         self.rho = rho
 
+    def after_step(self) -> None:
+        """Weights that an earlier part removed stay at zero."""
+        with torch.no_grad():
+            for target in self.targets:
+                if target.name in self.removed:
+                    self.weight(target).masked_fill_(self.removed[target.name], 0.0)
+
     def after_epoch(self, epoch: int) -> str:
-        """Update Z and U if it is time, and move ρ along its ramp."""
+        """Update Z and U if it is time, and move ρ along its ramp; at a part's end, begin the next."""
         if epoch % self.settings.update_every == 0:
             self.update()
+        if self.settings.part_at(epoch) != self.part:
+            self._next_part()
         rho = self.settings.rho_at(epoch)
         if rho != self.rho and epoch < self.settings.epochs:
             self.set_rho(rho)
@@ -132,23 +165,22 @@ class ADMM(InTraining):
         with torch.no_grad():
             distance = total = 0.0
             for target in self.targets:
-                weight = weight_of(self.model, target.name)
+                weight = self.weight(target)
                 distance += float((weight - self.z[target.name]).square().sum())
                 total += float(weight.square().sum())
             return (distance / total) ** 0.5 if total > 0 else 0.0
 
     def finish(self) -> dict[str, Mask]:
         """The masks of the projection of the weights as they are now."""
-        return {
-            t.name: t.structure.mask(scores_of(weight_of(self.model, t.name), 2), t.density)
-            for t in self.targets
-        }
+        return {t.name: t.structure.mask(scores_of(self.weight(t), 2), t.density) for t in self.targets}
 
     def state_dict(self) -> dict[str, Any]:
         """ρ, Z, U, the number of updates and the structures with their libraries."""
         return {
             "rho": self.rho,
             "updates": self.updates,
+            "part": self.part,
+            "removed": dict(self.removed),
             "structures": {t.name: str(t.structure) for t in self.targets},
             "z": dict(self.z),
             "u": dict(self.u),
@@ -167,15 +199,29 @@ class ADMM(InTraining):
             shapes
         ):
             raise ValueError("its ADMM variables are of other layers")
-        self.targets = tuple(
-            Target(t.name, parse_structure(state["structures"][t.name]), t.density) for t in self.targets
-        )
+        self.targets = tuple(t.restored(state["structures"][t.name]) for t in self.targets)
         for name, z in self.z.items():
             self.z[name] = state["z"][name].to(z.device, copy=True)
             self.u[name] = state["u"][name].to(z.device, copy=True)
-        self.rho, self.updates = float(state["rho"]), int(state["updates"])
+        self.removed = {n: r.to(self.z[n].device, copy=True) for n, r in state["removed"].items()}
+        self.rho, self.updates, self.part = float(state["rho"]), int(state["updates"]), int(state["part"])
 
-    @staticmethod
-    def _project(target: Target, weight: Tensor) -> Tensor:
-        keep = torch.from_numpy(target.structure.mask(scores_of(weight, 2), target.density).keep.copy())
+    def _next_part(self) -> None:
+        """Remove what this part's density does not keep, and start the next with new duals."""
+        for target in self.targets:
+            weight = self.weight(target).detach()
+            if target.structure.fixed_density is None:
+                density = self.settings.density_in(self.part, target)
+                keep = target.structure.mask(scores_of(weight, 2), density).keep
+                self.removed[target.name] = torch.from_numpy(~keep).to(weight.device)
+        self.after_step()
+        self.part += 1
+        self.rho = self.settings.rho
+        for target in self.targets:
+            self.u[target.name].zero_()
+            self.z[target.name] = self._project(target, self.weight(target).detach())
+
+    def _project(self, target: Target, weight: Tensor) -> Tensor:
+        density = self.settings.density_in(self.part, target)
+        keep = torch.from_numpy(target.structure.mask(scores_of(weight, 2), density).keep.copy())
         return weight * keep.to(weight.device)

@@ -1,0 +1,94 @@
+"""Looking at a model's inputs: the samples of a loader, and what each layer sees of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparseflow.errors import DataError
+from sparseflow.train.trainer import device_of
+
+
+def take(batches: Iterable[Any], samples: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Batches (x, labels or None) with ``samples`` samples together, fewer if there are no more.
+
+    Raises
+    ------
+    DataError
+        If there is none at all.
+    """
+    left = samples
+    for batch in batches:
+        x, labels = (batch[0], batch[1]) if isinstance(batch, tuple | list) else (batch, None)
+        x = x[:left]
+        yield x, None if labels is None else labels[: len(x)]
+        left -= len(x)
+        if left <= 0:
+            return
+    if left == samples:
+        raise DataError("calibration: found no sample; give batches of x or (x, labels)")
+
+
+def input_rows(layer: nn.Module, x: Tensor) -> Tensor:
+    """What a layer multiplies its weight with.
+
+    Parameters
+    ----------
+    layer : nn.Linear or convolution
+    x : Tensor
+        The layer's input.
+
+    Returns
+    -------
+    Tensor, shape (groups, rows, in)
+        A row for each output position of each sample; ``in`` is in the order of ``weight[0].flatten()``.
+    """
+    if isinstance(layer, nn.Linear):
+        return x.reshape(1, -1, x.shape[-1])
+    axes = len(layer.kernel_size)
+    x = x if x.ndim == axes + 2 else x[None]
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
+    count, channels = x.shape[:2]
+    reach = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+    out = [(n - r - 1) // s + 1 for n, r, s in zip(x.shape[2:], reach, layer.stride, strict=True)]
+    step = x.stride()
+    windows = x.as_strided(
+        (count, *out, channels, *layer.kernel_size),
+        (
+            step[0],
+            *(a * s for a, s in zip(step[2:], layer.stride, strict=True)),
+            step[1],
+            *(a * d for a, d in zip(step[2:], layer.dilation, strict=True)),
+        ),
+    )
+    rows = windows.reshape(-1, layer.groups, windows[(0,) * (axes + 1)].numel() // layer.groups)
+    return rows.transpose(0, 1)
+
+
+def observe(
+    model: nn.Module,
+    names: Iterable[str],
+    tell: Callable[[str, nn.Module, Tensor], None],
+    inputs: Iterable[Tensor],
+) -> None:
+    """Run ``model`` in evaluation mode; ``tell(name, layer, x)`` gets the input of each named layer."""
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda layer, args: tell(name, layer, args[0])
+
+    handles = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
+    was_training = model.training
+    try:
+        model.eval()
+        with torch.no_grad():
+            for x in inputs:
+                model(x.to(device_of(model)))
+    finally:
+        model.train(was_training)
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,60 @@
+"""What group penalties share: sums over a structure's units that gradients pass through."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparseflow.core.mask import Mask
+from sparseflow.core.structures import Structure, UnitStructure
+from sparseflow.train.methods.base import InTraining
+from sparseflow.train.rules import Target, scores_of
+
+TINY = 1e-12
+"""Under square roots, whose slope at zero is not finite."""
+
+
+def unit_sums(x: Tensor, unit: tuple[int, ...]) -> Tensor:
+    """Sums over boxes of extents ``unit``, the last ones ragged; shape (⌈n0/u0⌉, ⌈n1/u1⌉, …).
+
+    Parameters
+    ----------
+    x : Tensor, shape of a weight
+    unit : tuple of int
+        As `UnitStructure.unit` gives it.
+    """
+    missing = [(-n) % u for n, u in zip(x.shape, unit, strict=True)]
+    if any(missing):
+        x = F.pad(x, [pad for m in reversed(missing) for pad in (0, m)])
+    shape = [part for n, u in zip(x.shape, unit, strict=True) for part in (n // u, u)]
+    return x.reshape(shape).sum(tuple(range(1, 2 * x.ndim, 2)))
+
+
+class GroupPenalty(InTraining):
+    """Base of regularisers that pull whole units to zero; the units with the smallest norms are removed at last."""
+
+    @classmethod
+    def refuses(cls, structure: Structure, layer: nn.Module) -> str | None:
+        """The penalty needs units that can vanish as a whole."""
+        if isinstance(structure, UnitStructure):
+            return None
+        return "it has no units that vanish as a whole; use admm or sr_ste"
+
+    def squared_norms(self, target: Target) -> Tensor:
+        """``‖w_g‖²`` of each unit g of a layer."""
+        weight = self.weight(target)
+        assert isinstance(target.structure, UnitStructure)  # refuses() said so
+        return unit_sums(weight.square(), target.structure.unit(tuple(weight.shape)))
+
+    def after_epoch(self, epoch: int) -> str:
+        """The share of the squared norm in the units that would be removed now."""
+        removed = total = 0.0
+        for target in self.targets:
+            squares = self.squared_norms(target).detach().flatten().sort().values
+            total += float(squares.sum())
+            removed += float(squares[: round((1 - target.density) * len(squares))].sum())
+        return f"to remove {removed / total if total > 0 else 0.0:.4f}"
+
+    def finish(self) -> dict[str, Mask]:
+        """The masks of the units with the largest mean squares."""
+        return {t.name: t.structure.mask(scores_of(self.weight(t), 2), t.density) for t in self.targets}

@@ -1,0 +1,166 @@
+"""RigL: sparse training in which small weights make room for those with large gradients."""
+
+from __future__ import annotations
+
+from math import cos, pi
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from sparseflow.core.mask import Mask
+from sparseflow.core.structures import Structure
+from sparseflow.train.methods.base import METHODS, InTraining, TrainingSettings
+from sparseflow.train.rules import Rule, Target, scores_of, with_chosen_libraries
+
+
+class RigLSettings(TrainingSettings):
+    """How often and how many weights change places.
+
+    Parameters
+    ----------
+    fraction : float
+        α: the fraction of the kept units that is replaced at first; it falls as half a cosine.
+    update_every : int
+        Steps between replacements.
+    end : float
+        Fraction of the training after which the masks stay.
+    start : {"magnitude", "random"}
+        The first masks: the largest weights of a trained network, or random ones to train from scratch.
+    """
+
+    fraction: float = Field(default=0.3, gt=0, le=1)
+    update_every: int = Field(default=100, ge=1)
+    end: float = Field(default=0.75, gt=0, le=1)
+    start: Literal["magnitude", "random"] = "magnitude"
+
+    def replaced(self, progress: float) -> float:
+        """``α/2 (1 + cos(π t))``, where t runs from 0 to 1 at ``end``; 0 afterwards."""
+        t = progress / self.end
+        return self.fraction / 2 * (1 + cos(pi * t)) if t < 1 else 0.0
+
+
+@METHODS.register("rigl")
+class RigL(InTraining):
+    """Keeps the density from the first step; drops the smallest magnitudes and grows the largest gradients.
+
+    Grown weights start from zero. At the end the masks have moved to where the gradient asked for weights.
+
+    References
+    ----------
+    U. Evci et al., "Rigging the lottery: making all tickets winners", ICML 2020, section 3, algorithm 1.
+    """
+
+    Settings = RigLSettings
+    settings: RigLSettings
+    when = 'training at a fixed, small number of weights all along; from scratch with start = "random"'
+
+    def __init__(
+        self, model: nn.Module, rules: tuple[Rule, ...] | list[Rule], settings: RigLSettings
+    ) -> None:
+        super().__init__(model, rules, settings)
+        self.targets = with_chosen_libraries(model, self.targets)
+        self.keep: dict[str, Tensor] = {}
+        self._fresh: dict[str, Tensor] = {}
+        for target in self.targets:
+            weight = self.weight(target)
+            first = weight if settings.start == "magnitude" else torch.rand(weight.shape)
+            self._set(target, target.structure.mask(scores_of(first), target.density))
+        self.steps, self.step, self.moved = 1, 0, 0
+        self._apply()
+
+    @classmethod
+    def refuses(cls, structure: Structure, layer: nn.Module) -> str | None:
+        """Structures of fixed density have no units to drop."""
+        if structure.fixed_density is None:
+            return None
+        return (
+            "every group keeps the same number of weights, so there are no units to drop and grow; use sr_ste"
+        )
+
+    def begin_epoch(self, epoch: int, steps: int) -> None:
+        """Take note of where the training is."""
+        self.steps, self.step = steps, epoch * steps
+
+    def before_step(self) -> None:
+        """Replace units if it is time; then only weights that stay kept follow the gradient."""
+        progress = (self.step + 1) / (self.steps * self.settings.epochs)
+        replaced = self.settings.replaced(progress)
+        due = (self.step + 1) % self.settings.update_every == 0 and replaced > 0
+        for target in self.targets:
+            gradient = self.weight(target).grad
+            if gradient is None:
+                continue
+            before = self.keep[target.name]
+            if due:
+                self._set(target, self.replace(target, scores_of(gradient), replaced))
+                self._fresh[target.name] = self.keep[target.name] & ~before
+                self.moved += int(self._fresh[target.name].sum())
+            gradient.mul_(before & self.keep[target.name])
+
+    def replace(self, target: Target, gradient: np.ndarray[Any, Any], fraction: float) -> Mask:
+        """The mask after dropping ``fraction`` of the kept units and growing as many.
+
+        Parameters
+        ----------
+        target : Target
+        gradient : ndarray, shape of the weight
+            Magnitudes of the dense gradient.
+        fraction : float
+        """
+        keep = self.keep[target.name].cpu().numpy()
+        tiny = np.finfo(np.float32).tiny  # a kept weight that is still zero ranks above a removed one
+        magnitudes = np.where(keep, scores_of(self.weight(target)) + tiny, 0)
+        survive = target.structure.mask(magnitudes, target.density * (1 - fraction)).keep & keep
+        highest = 2 * float(gradient.max()) + 1
+        return target.structure.mask(np.where(survive, highest, gradient), target.density)
+
+    def after_step(self) -> None:
+        """Set removed weights to zero, and grown ones, whatever momentum they had before."""
+        self.step += 1
+        self._apply()
+        with torch.no_grad():
+            for target in self.targets:
+                if target.name in self._fresh:
+                    self.weight(target).masked_fill_(self._fresh[target.name], 0.0)
+        self._fresh = {}
+
+    def after_epoch(self, epoch: int) -> str:
+        """How many weights were grown so far."""
+        return f"grown {self.moved}"
+
+    def finish(self) -> dict[str, Mask]:
+        """The masks as they are now."""
+        return {t.name: Mask(self.keep[t.name].cpu().numpy(), t.structure) for t in self.targets}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Masks, the number of grown weights, and the structures with their libraries."""
+        structures = {t.name: str(t.structure) for t in self.targets}
+        return {"keep": dict(self.keep), "moved": self.moved, "structures": structures}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`.
+
+        Raises
+        ------
+        ValueError
+            If it is of other layers.
+        """
+        shapes = {name: tuple(keep.shape) for name, keep in self.keep.items()}
+        if {name: tuple(keep.shape) for name, keep in state["keep"].items()} != shapes:
+            raise ValueError("its masks are of other layers")
+        self.targets = tuple(t.restored(state["structures"][t.name]) for t in self.targets)
+        for name, keep in self.keep.items():
+            self.keep[name] = state["keep"][name].to(keep.device, copy=True)
+        self.moved = int(state["moved"])
+        self._apply()
+
+    def _set(self, target: Target, mask: Mask) -> None:
+        self.keep[target.name] = torch.from_numpy(mask.keep.copy()).to(self.weight(target).device)
+
+    def _apply(self) -> None:
+        with torch.no_grad():
+            for target in self.targets:
+                self.weight(target).mul_(self.keep[target.name])
