@@ -22,8 +22,9 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from sparseflow.core.structures import parse_sparsify
+from sparseflow.core.structures import parse_sparsify, parse_structure
 from sparseflow.errors import RecipeError, SparseflowError
+from sparseflow.train.allocation import STRATEGIES, Strategy
 from sparseflow.train.methods import METHODS, Method, MethodSettings, Need
 from sparseflow.train.rules import Rule
 from sparseflow.train.trainer import TrainSettings
@@ -52,25 +53,45 @@ class ModelConfig(BaseModel):
 
 
 class RuleConfig(BaseModel):
-    """``[[rules]]``: layers and what becomes of them; the first rule that matches a layer counts."""
+    """``[[rules]]``: layers and what becomes of them; the first rule that matches a layer counts.
+
+    ``sparsify`` says it, or ``choose`` names structures among which ``[allocation]`` chooses, with the density.
+    """
 
     model_config = _STRICT
     layers: str
-    sparsify: str
+    sparsify: str | None = None
+    choose: tuple[str, ...] = Field(default=(), strict=False)
     include: tuple[Literal["stem", "depthwise", "classifier"], ...] = Field(default=(), strict=False)
 
     @field_validator("sparsify")
     @classmethod
-    def _readable(cls, text: str) -> str:
+    def _readable(cls, text: str | None) -> str | None:
         try:
-            if text != "dense":
+            if text is not None and text != "dense":
                 parse_sparsify(text)
         except SparseflowError as error:
             raise ValueError(str(error)) from None
         return text
 
+    @field_validator("choose")
+    @classmethod
+    def _structures(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            return tuple(str(parse_structure(text)) for text in texts)
+        except SparseflowError as error:
+            raise ValueError(str(error)) from None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> RuleConfig:
+        if (self.sparsify is None) == (not self.choose):
+            raise ValueError("found both or none of sparsify and choose; give one of them")
+        return self
+
     def rule(self) -> Rule:
-        """As the methods take it."""
+        """As the methods and the allocation take it."""
+        if self.sparsify is None:
+            return Rule(self.layers, None, 1.0, self.include, tuple(parse_structure(t) for t in self.choose))
         if self.sparsify == "dense":
             return Rule(self.layers, None, 1.0, self.include)
         spec = parse_sparsify(self.sparsify)
@@ -183,6 +204,7 @@ class Recipe(BaseModel):
     data: DataConfig | None = None
     model: ModelConfig | None = None
     rules: tuple[RuleConfig, ...] = Field(default=(), strict=False)
+    allocation: SerializeAsAny[InstanceOf[Strategy]] | None = None
     stages: tuple[SerializeAsAny[InstanceOf[Stage]], ...] = Field(strict=False, min_length=1)
 
     @model_validator(mode="after")
@@ -198,6 +220,13 @@ class Recipe(BaseModel):
             )
         if sparsifying and not self.rules:
             raise ValueError(f"stage {kinds[first]!r} has no [[rules]]; say which layers it prunes")
+        open_rules = [i for i, rule in enumerate(self.rules) if rule.choose]
+        if open_rules and self.allocation is None:
+            raise ValueError(
+                f"rules[{open_rules[0]}] says choose; add the section [allocation], which chooses"
+            )
+        if self.allocation is not None and not (open_rules and sparsifying):
+            raise ValueError("[allocation] has nothing to do; give a rule `choose` and a stage that prunes")
         return self
 
     def fingerprint(self, stage: int) -> str:
@@ -218,7 +247,9 @@ class Recipe(BaseModel):
             content["arguments"] = self.model.arguments
         content["stages"] = [_counted(s) for s in upto]
         if any(isinstance(s, MethodStage) for s in upto):
-            content["rules"] = [r.model_dump(mode="json") for r in self.rules]
+            content["rules"] = [_counted(r) for r in self.rules]
+            if self.allocation is not None:
+                content["allocation"] = self.allocation.identity()
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -245,6 +276,9 @@ _FIRST_KEYS = frozenset(
         "rho_factor",
         "rho_steps",
         "update_every",
+        "layers",
+        "sparsify",
+        "include",
     ]
 )
 """Keys that count in a fingerprint at their defaults too; any other counts only where it is set."""
@@ -288,6 +322,8 @@ def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
     if isinstance(stages, list | tuple):
         read = [_read_stage(stage, f"stages[{i}]", where) for i, stage in enumerate(stages)]
         content = content | {"stages": read}
+    if "allocation" in content:
+        content = content | {"allocation": _read_allocation(content["allocation"], where)}
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
@@ -308,6 +344,22 @@ def _read_stage(content: Any, place: str, where: str) -> Stage:
         return made.model_validate(content)
     except ValidationError as error:
         raise RecipeError(f"{where}: {_describe(error, made, place)}") from None
+
+
+def _read_allocation(content: Any, where: str) -> Strategy:
+    if isinstance(content, Strategy):
+        return content
+    if not isinstance(content, dict) or not isinstance(content.get("strategy"), str):
+        known = ", ".join(STRATEGIES)
+        raise RecipeError(f"{where}: allocation.strategy: missing or no text; known here: {known}; add it")
+    try:
+        made = STRATEGIES[content["strategy"]]
+    except SparseflowError as error:
+        raise RecipeError(f"{where}: allocation.strategy: {error}") from None
+    try:
+        return made.model_validate(content)
+    except ValidationError as error:
+        raise RecipeError(f"{where}: {_describe(error, made, 'allocation')}") from None
 
 
 _SECTIONS: dict[str, type[BaseModel]] = {"data": DataConfig, "model": ModelConfig, "rules": RuleConfig}

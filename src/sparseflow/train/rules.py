@@ -39,19 +39,26 @@ class Rule:
     include : tuple of str
         Of "stem", "depthwise", "classifier": roles that a wildcard leaves dense otherwise. A name without
         wildcards is always meant.
+    choices : tuple of Structure
+        The structures among which an allocation chooses for each layer, and with them the density; `structure` is
+        then None. Without an allocation the layers stay dense.
 
     Raises
     ------
     StructureError
-        For a density outside [0, 1], or one that the structure cannot have, or an unknown role.
+        For a structure beside choices, a density outside [0, 1] or one that the structure cannot have, an unknown
+        role.
     """
 
     layers: str
     structure: Structure | None
     density: float = 1.0
     include: tuple[str, ...] = ()
+    choices: tuple[Structure, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.choices and self.structure is not None:
+            raise StructureError(f"rule {self.layers!r}: has both a structure and choices; give one of them")
         unknown = sorted(set(self.include) - set(ROLES))
         if unknown:
             raise StructureError(
@@ -125,7 +132,7 @@ def select_targets(model: nn.Module, rules: tuple[Rule, ...]) -> tuple[Target, .
             )
     targets = []
     for name in layers:
-        rule_ = _rule_for(model, name, rules)
+        rule_ = rule_for(model, name, rules)
         if rule_ is None or rule_.structure is None:
             continue
         try:
@@ -136,7 +143,8 @@ def select_targets(model: nn.Module, rules: tuple[Rule, ...]) -> tuple[Target, .
     return tuple(targets)
 
 
-def _rule_for(model: nn.Module, name: str, rules: tuple[Rule, ...]) -> Rule | None:
+def rule_for(model: nn.Module, name: str, rules: tuple[Rule, ...]) -> Rule | None:
+    """The first rule that matches a layer; None if none does, or it leaves out layers of this one's role."""
     role = role_of(model, name)
     for rule in rules:
         if rule.layers == name:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sparseflow.core.mask import Mask
 from sparseflow.core.structures import parse_structure
 from sparseflow.errors import CheckpointError, RecipeError
+from sparseflow.train.allocation import allocate, record, recorded, resolved, slots_of
 from sparseflow.train.checkpoint import (
     BROKEN_FILE,
     complete_file,
@@ -119,10 +120,11 @@ class _Run:
         if done.exists():
             self._restore(done, index, name, model)
             return
+        rules = self._allocated(index, model)
         torch.manual_seed(self.recipe.seed + index)
         method: Method | None = None
         if isinstance(stage, MethodStage):
-            method = stage.method_class(model, self._rules(), stage.method_settings())
+            method = stage.method_class(model, rules, stage.method_settings())
         self.history[name] = []
         if isinstance(method, OneShot):
             method.calibrate(self.sources.train(index))
@@ -141,6 +143,18 @@ class _Run:
             MaskedWeights(model, self.masks)
         self._store(done, index, name, model)
         (self.out / f"running-{name}.ckpt").unlink(missing_ok=True)
+
+    def _allocated(self, index: int, model: nn.Module) -> tuple[Rule, ...]:
+        """The rules of a stage that prunes, an allocation carried out on the model as the stage finds it."""
+        rules, strategy = self._rules(), self.recipe.allocation
+        if strategy is None or not isinstance(self.recipe.stages[index], MethodStage):
+            return rules
+        path, fingerprint = self.out / "allocation.json", self._fingerprint(index)
+        assigned = recorded(path, fingerprint)
+        if assigned is None:
+            assigned = allocate(strategy, model, rules, self.sources.train(index))
+            record(path, fingerprint, strategy.model_dump()["strategy"], assigned)
+        return resolved(rules, assigned)
 
     def _store(self, path: Path, index: int, name: str, model: nn.Module) -> None:
         masks = {n: [str(m.structure), torch.from_numpy(m.keep.copy())] for n, m in self.masks.items()}
@@ -195,6 +209,9 @@ class _Run:
         for stage in self.recipe.stages:
             if isinstance(stage, MethodStage):
                 stage.method_class.targets_of(model, self._rules())
+        if self.recipe.allocation is not None:
+            slots_of(model, self._rules())
+            self.recipe.allocation.identity()
         modules = dict(model.named_modules())
         for index, stage in enumerate(self.recipe.stages):
             for name in stage.freeze if isinstance(stage, TrainedStage) else ():

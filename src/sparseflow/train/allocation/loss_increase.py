@@ -1,0 +1,138 @@
+"""How much the loss rises when a layer is pruned: estimated from gradients, or measured."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparseflow.core.structures import Structure
+from sparseflow.registry import Registry
+from sparseflow.train.allocation.base import Problem
+from sparseflow.train.rules import scores_of, weight_of
+
+CHUNK = 16
+"""Samples whose mean gradient is one sample of the Fisher information."""
+
+
+class LossIncrease(ABC):
+    """The rise of the loss by pruning one layer alone, its smallest magnitudes removed.
+
+    Parameters
+    ----------
+    problem : Problem
+    samples : int
+        How many samples of the loader are looked at.
+    """
+
+    def __init__(self, problem: Problem, samples: int) -> None:
+        self.model, self.samples = problem.model, samples
+        self.batches = list(_first(problem, samples))
+
+    @abstractmethod
+    def of(self, name: str, structure: Structure, density: float) -> float:
+        """The expected rise for one layer; at least 0."""
+
+    def removed(self, name: str, structure: Structure, density: float) -> Tensor:
+        """bool, shape of the weight: what the pruning removes."""
+        weight = weight_of(self.model, name)
+        mask = structure.mask(scores_of(weight), density)
+        return torch.from_numpy(~mask.keep).to(weight.device)
+
+
+ESTIMATES: Registry[type[LossIncrease]] = Registry("estimate of the loss increase")
+
+
+@ESTIMATES.register("second-order")
+class SecondOrder(LossIncrease):
+    """``½ Σ F w²`` over the removed weights, with the diagonal F of the empirical Fisher information.
+
+    References
+    ----------
+    L. Theis et al., "Faster gaze prediction with dense networks and Fisher pruning", arXiv 1801.05787, section 2.1,
+    equations 5 to 7.
+    """
+
+    def __init__(self, problem: Problem, samples: int) -> None:
+        super().__init__(problem, samples)
+        names = [slot.name for slot in problem.slots]
+        weights = [weight_of(self.model, name) for name in names]
+        fisher = [torch.zeros_like(w) for w in weights]
+        count = 0
+        with _evaluating(self.model):
+            for x, labels in self.batches:
+                for part, wanted in zip(x.split(CHUNK), labels.split(CHUNK), strict=True):
+                    loss = F.cross_entropy(self.model(part), wanted)
+                    for total, gradient in zip(fisher, torch.autograd.grad(loss, weights), strict=True):
+                        total.add_(gradient.detach().square(), alpha=float(len(part)))
+                    count += 1
+        self._importance = {
+            name: 0.5 * total / count * w.detach().square()
+            for name, total, w in zip(names, fisher, weights, strict=True)
+        }
+
+    def of(self, name: str, structure: Structure, density: float) -> float:
+        """See `LossIncrease`."""
+        return float(self._importance[name][self.removed(name, structure, density)].sum())
+
+
+@ESTIMATES.register("measured")
+class Measured(LossIncrease):
+    """The mean loss with the layer pruned, less the mean loss of the dense model; 0 where it falls.
+
+    References
+    ----------
+    S. Han et al., "Learning both weights and connections for efficient neural networks", NIPS 2015, section 3.1
+    (sensitivity of single layers).
+    """
+
+    def __init__(self, problem: Problem, samples: int) -> None:
+        super().__init__(problem, samples)
+        self._dense = self._loss()
+
+    def of(self, name: str, structure: Structure, density: float) -> float:
+        """See `LossIncrease`."""
+        weight, removed = weight_of(self.model, name), self.removed(name, structure, density)
+        with torch.no_grad():
+            before = weight.clone()
+            try:
+                weight.masked_fill_(removed, 0.0)
+                return max(0.0, self._loss() - self._dense)
+            finally:
+                weight.copy_(before)
+
+    def _loss(self) -> float:
+        total = count = 0.0
+        with torch.no_grad(), _evaluating(self.model):
+            for x, labels in self.batches:
+                total += float(F.cross_entropy(self.model(x), labels, reduction="sum"))
+                count += len(labels)
+        return total / count
+
+
+def _first(problem: Problem, samples: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of the loader up to ``samples`` samples, on the model's device."""
+    device, left = next(problem.model.parameters()).device, samples
+    for x, labels in islice(problem.loader, samples):
+        if left <= 0:
+            return
+        yield x[:left].to(device), labels[:left].to(device)
+        left -= len(labels)
+
+
+class _evaluating:
+    """The model in evaluation mode for a while."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.was = model, model.training
+
+    def __enter__(self) -> None:
+        self.model.eval()
+
+    def __exit__(self, *_: Any) -> None:
+        self.model.train(self.was)
