@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sparseflow.core.arrays import Array
 from sparseflow.core.structures import (
+    Filter,
     GroupStructure,
     Pattern,
     PatternConnectivity,
@@ -42,12 +43,14 @@ class Rule:
     choices : tuple of Structure
         The structures among which an allocation chooses for each layer, and with them the density; `structure` is
         then None. Without an allocation the layers stay dense.
+    coupled : bool
+        Filters only: layers whose channels meet keep the same ones, which can then be removed from the tensors.
 
     Raises
     ------
     StructureError
-        For a structure beside choices, a density outside [0, 1] or one that the structure cannot have, an unknown
-        role.
+        For a structure beside choices, coupled ones other than filters, a density outside [0, 1] or one that the
+        structure cannot have, an unknown role.
     """
 
     layers: str
@@ -55,8 +58,14 @@ class Rule:
     density: float = 1.0
     include: tuple[str, ...] = ()
     choices: tuple[Structure, ...] = ()
+    coupled: bool = False
 
     def __post_init__(self) -> None:
+        if self.coupled and not isinstance(self.structure, Filter):
+            raise StructureError(
+                f"rule {self.layers!r}: coupled is for the structure filter, not {self.structure}; the channels of the "
+                "readers go with the filters"
+            )
         if self.choices and self.structure is not None:
             raise StructureError(f"rule {self.layers!r}: has both a structure and choices; give one of them")
         unknown = sorted(set(self.include) - set(ROLES))

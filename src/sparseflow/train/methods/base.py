@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Any, ClassVar
 
@@ -196,10 +196,15 @@ class MaskedWeights:
     model : nn.Module
     masks : dict of Mask
         By layer name, as `Method.finish` returns them.
+    silent : mapping of str to Tensor, optional
+        bool by parameter name: what else is zero, such as biases of removed channels (`CoupledChannels.silent`).
     """
 
-    def __init__(self, model: nn.Module, masks: dict[str, Mask]) -> None:
+    def __init__(
+        self, model: nn.Module, masks: dict[str, Mask], silent: Mapping[str, Tensor] | None = None
+    ) -> None:
         self.model = model
+        self._silent = {n: r.to(model.get_parameter(n).device) for n, r in (silent or {}).items()}
         self.masks = masks
         self._removed: dict[str, Tensor] = {}
         self._set({name: torch.from_numpy(~mask.keep) for name, mask in masks.items()})
@@ -219,6 +224,8 @@ class MaskedWeights:
         with torch.no_grad():
             for name, removed in self._removed.items():
                 self.model.get_submodule(name).weight.masked_fill_(removed, 0.0)
+            for name, removed in self._silent.items():
+                self.model.get_parameter(name).masked_fill_(removed, 0.0)
 
     def after_epoch(self, epoch: int) -> str:
         """The sparsity of the masked layers together."""
