@@ -21,6 +21,7 @@ from sparseflow.errors import CompileError
 from sparseflow.kernels import (  # noqa: F401  (they register)
     direct,
     few_rows,
+    few_rows_skip,
     patterns,
     pixel_blocks,
     pixel_conv,
@@ -282,6 +283,8 @@ class Trial:
         else:
             shapes = (workload.width, workload.channels), (workload.width, workload.filters)
         x, y = (random.random(shape, dtype=np.float32) for shape in shapes)
+        if workload.map_density < 1.0:
+            x *= random.random(x.shape) < workload.map_density
         return [x], [y]
 
     def seconds(self, number: int) -> float:
