@@ -100,6 +100,16 @@ class LayerPlan:
     candidates : tuple of CandidateTime
         All of them, fastest first, the chosen included.
     rejected : tuple of Rejection
+    map_density : float or None
+        Calibrated density of its input; None without calibration.
+    map_format : str
+        The index format that its input carries; empty if none.
+    map_index_bytes : int
+        Size of that index.
+    map_switch : float or None
+        Density of the input above which the plain kernel runs instead; None where the chosen one is always faster.
+    map_note : str
+        Why its input carries no index.
     """
 
     name: str
@@ -119,6 +129,11 @@ class LayerPlan:
     candidates: tuple[CandidateTime, ...] = ()
     rejected: tuple[Rejection, ...] = ()
     note: str = ""
+    map_density: float | None = None
+    map_format: str = ""
+    map_index_bytes: int = 0
+    map_switch: float | None = None
+    map_note: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,9 +33,20 @@ def const(value: float, lanes: int = 1) -> Expr:
     return splat(scalar, lanes) if lanes > 1 else scalar
 
 
+_GIVEN: ContextVar[list[Any] | None] = ContextVar(
+    "buffers of the function that is written into", default=None
+)
+
+
 @contextmanager
 def prim_func(name: str) -> Iterator[Callable[[], tirx.PrimFunc]]:
-    """Opens a PrimFunc; the yielded function returns it after the ``with`` block."""
+    """Opens a PrimFunc; the yielded function returns it after the ``with`` block.
+
+    Inside of `spliced` no function is opened: what follows is written into the one that is open.
+    """
+    if _GIVEN.get() is not None:
+        yield lambda: None
+        return
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(name)
         T.func_attr({"tirx.noalias": True, "global_symbol": name, "tirx.is_scheduled": True})
@@ -47,8 +59,32 @@ def _rooted(function: tirx.PrimFunc) -> tirx.PrimFunc:
     return function.with_body(s_tir.SBlockRealize([], True, block))
 
 
+@contextmanager
+def spliced(buffers: Sequence[Any]) -> Iterator[None]:
+    """Whole kernels become parts of an open function: what they declare as parameters is ``buffers`` in turn.
+
+    Raises
+    ------
+    ValueError
+        If a kernel declares fewer parameters than there are buffers, or more.
+    """
+    left = list(buffers)
+    token = _GIVEN.set(left)
+    try:
+        yield
+    finally:
+        _GIVEN.reset(token)
+    if left:
+        raise ValueError(f"{len(left)} of {len(buffers)} buffers are no parameters of the spliced kernel")
+
+
 def arg(name: str, shape: tuple[Any, ...], dtype: str = "float32") -> Any:
-    """A buffer parameter; a None in ``shape`` is a size known at run time only."""
+    """A buffer parameter; a None in ``shape`` is a size known at run time only. See `spliced`."""
+    given = _GIVEN.get()
+    if given is not None:
+        if not given:
+            raise ValueError(f"the spliced kernel's parameter {name} has no buffer")
+        return given.pop(0)
     return T.arg(name, T.buffer(tuple(T.int32() if s is None else s for s in shape), dtype))
 
 

@@ -24,9 +24,11 @@ class MapTimes:
     ----------
     selector : Selector
         Its target, machine and folder; if it does not measure, times are predicted.
+    threads : int
     """
 
     selector: Selector
+    threads: int = 1
 
     def kernel(self, key: str, build: Callable[[str], Any]) -> float:
         """Seconds of the kernel that ``build(name)`` makes, on zeros; ``key`` names it completely."""

@@ -13,6 +13,7 @@ from sparseflow.kernels.lanes import LaneLayout, canonical
 from sparseflow.kernels.maps import Pool
 from sparseflow.kernels.workload import TEMPLATES, Candidate, Workload
 from sparseflow.passes.graph import Graph, is_constant, op_name, shape_of
+from sparseflow.passes.map_ops import DENSE_MAP
 from sparseflow.passes.ops import ATTENTION, LayerAttrs, is_layer
 
 Expr = Any
@@ -28,7 +29,8 @@ class Node:
     Attributes
     ----------
     kind : str
-        ``layer``, ``pool``, ``mean``, ``binary``, ``unary``, ``concat``, ``norm`` or ``attention``.
+        ``layer``, ``pool``, ``mean``, ``binary``, ``unary``, ``concat``, ``norm``, ``attention``, or ``dense_map``: an
+        indexed map that is changed to lanes.
     inputs : list of Var
         The tensors it reads in lanes, the residual of a layer last.
     detail : Any
@@ -118,13 +120,15 @@ def _node(nodes: dict[Expr, Node], var: Expr, value: Expr, lanes: int) -> Node |
         return _norm(nodes, var, value, lanes)
     if name == ATTENTION:
         return _attention(var, value, lanes)
+    if name == DENSE_MAP:
+        return Node("dense_map", [], None, _map_layout(var, lanes), "nchw", [], bool(value.attrs["positive"]))
     return _elementwise(nodes, var, value, lanes)
 
 
 def _layer(value: Expr) -> Node | None:
     attrs = LayerAttrs.of(value)
     template = TEMPLATES[Candidate.from_json(attrs.candidate).template]
-    if template.layout != "lanes":
+    if template.layout != "lanes" or attrs.maps:
         return None
     w: Workload = attrs.workload
     layout = w.output_layout

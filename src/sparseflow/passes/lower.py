@@ -20,6 +20,8 @@ from sparseflow.kernels.target import AVX512, VectorUnit
 from sparseflow.kernels.workload import TEMPLATES, Candidate, Layouts
 from sparseflow.passes.graph import Rebuild, inputs_of, shape_of
 from sparseflow.passes.layout import Node, decide_layouts, images, logical
+from sparseflow.passes.lower_maps import MapLowering
+from sparseflow.passes.map_kernels import lane_operator
 from sparseflow.passes.ops import LayerAttrs, constant, is_layer, weight_of
 
 Expr = Any
@@ -49,6 +51,7 @@ class _Lowering:
         self.changed: dict[tuple[Expr, LaneLayout, tuple[int, int]], Expr] = {}
         self.kernels: dict[str, Any] = {}
         self.attrs = mod.attrs
+        self.maps = MapLowering(self)
 
     def run(self) -> tvm.IRModule:
         """The lowered module."""
@@ -56,6 +59,8 @@ class _Lowering:
         return relax.transform.DeadCodeElimination()(mod)
 
     def _visit(self, _rebuild: Rebuild, var: Expr, value: Expr) -> Any:
+        if self.maps.takes(value):
+            return self.maps.lower(var, value)
         node = self.nodes.get(var)
         if node is not None:
             return self._lane_node(var, value, node)
@@ -78,11 +83,11 @@ class _Lowering:
         tensors, layouts = [t for t, _ in inputs], [layout for _, layout in inputs]
         batch = images(shape_of(node.inputs[0]), node.view)
         if node.kind == "mean":
-            kernel = self._kernel(
-                "global_mean", repr(layouts), lambda n: maps.global_mean(batch, layouts[0], self.threads, n)
+            kernel = self.kernel(
+                "global_mean", repr(layouts), lane_operator(node, layouts, batch, self.threads)
             )
             result = self._call(kernel, tensors, (batch, layouts[0].channels))
-            return self._reshape(result, shape_of(var))
+            return self.reshaped(result, shape_of(var))
         out = node.layout
         if out is None:
             raise ValueError(f"{node.kind} has no layout")
@@ -113,7 +118,7 @@ class _Lowering:
         template, workload = TEMPLATES[candidate.template], attrs.workload
         layouts = Layouts(inputs[0], out, inputs[1] if len(inputs) > 1 else None)
         key = repr((workload.without_densities(), candidate.to_json(), layouts))
-        kernel = self._kernel(
+        kernel = self.kernel(
             f"{workload.op}_{template.name}", key, lambda n: template.build(workload, candidate, layouts, n)
         )
         weight = weight_of(value).reshape(workload.weight_shape)
@@ -125,72 +130,60 @@ class _Lowering:
         self, node: Node, batch: int, inputs: list[LaneLayout], out: LaneLayout
     ) -> tuple[Any, list[Expr]]:
         key = repr((node.kind, node.detail, batch, inputs, out))
+        name = node.kind if node.kind == "concat" else str(node.detail)
         if node.kind == "pool":
-            kernel = self._kernel(
-                f"{node.detail.kind}_pool",
-                key,
-                lambda n: maps.pool(node.detail, batch, inputs[0], out, self.threads, n),
-            )
-            average = node.detail.kind == "avg"
-            return kernel, [constant(maps.pool_scale(node.detail, inputs[0], out))] if average else []
-        if node.kind == "concat":
-            return self._kernel(
-                "concat", key, lambda n: maps.concatenate(batch, inputs, out, self.threads, n)
-            ), []
-        kernel = self._kernel(
-            str(node.detail),
-            key,
-            lambda n: maps.elementwise(node.detail, batch, inputs, out, self.threads, n),
-        )
-        return kernel, []
+            name = f"{node.detail.kind}_pool"
+        kernel = self.kernel(name, key, lane_operator(node, inputs, batch, self.threads))
+        average = node.kind == "pool" and node.detail.kind == "avg"
+        return kernel, [constant(maps.pool_scale(node.detail, inputs[0], out))] if average else []
 
     def _norm(
         self, value: Expr, epsilon: float, batch: int, source: LaneLayout, out: LaneLayout
     ) -> tuple[Any, list[Expr]]:
-        kernel = self._kernel(
+        kernel = self.kernel(
             "layer_norm",
             repr(("norm", epsilon, batch, source, out)),
             lambda n: maps.layer_norm(batch, source, out, epsilon, self.threads, n),
         )
-        return kernel, [self._row_major(p, (out.channels,)) for p in value.args[1:3]]
+        return kernel, [self.row_major(p, (out.channels,)) for p in value.args[1:3]]
 
     def _attention(
         self, value: Expr, shape: Attention, inputs: list[LaneLayout], out: LaneLayout
     ) -> tuple[Any, list[Expr]]:
         q, k, v = inputs
-        kernel = self._kernel(
+        kernel = self.kernel(
             "attention",
             repr((shape, inputs, out)),
             lambda n: attention(shape, (q, k, v, out), self.threads, n, self.vectors.accumulators),
         )
-        return kernel, [self._row_major(m, (math.prod(shape.mask),)) for m in value.args[3].fields]
+        return kernel, [self.row_major(m, (math.prod(shape.mask),)) for m in value.args[3].fields]
 
-    def _row_major(self, var: Expr, shape: tuple[int, ...]) -> Expr:
+    def row_major(self, var: Expr, shape: tuple[int, ...]) -> Expr:
         """A small operand as the row-major tensor it is or is made of."""
         if var in self.lanes and var not in self.rebuild.env:
             self.rebuild.env[var] = self._plain(var)
-        return self._reshape(self.rebuild.old(var), shape)
+        return self.reshaped(self.rebuild.old(var), shape)
 
     def _rows_layer(self, value: Expr) -> Expr:
         attrs = LayerAttrs.of(value)
         workload, candidate = attrs.workload, Candidate.from_json(attrs.candidate)
         template = TEMPLATES[candidate.template]
         key = repr((workload.without_densities(), candidate.to_json()))
-        kernel = self._kernel(
+        kernel = self.kernel(
             f"{workload.op}_{template.name}", key, lambda n: template.build(workload, candidate, Layouts(), n)
         )
         packed = template.pack(
             workload, candidate, weight_of(value).reshape(workload.weight_shape), Layouts()
         )
-        x = self._reshape(self.rebuild.old(value.args[0]), (workload.width, workload.channels))
+        x = self.reshaped(self.rebuild.old(value.args[0]), (workload.width, workload.channels))
         residual = [
-            self._reshape(self.rebuild.old(r), (workload.width, workload.filters))
+            self.reshaped(self.rebuild.old(r), (workload.width, workload.filters))
             for r in value.args[3].fields
         ]
         constants = [constant(a, f"{attrs.name}.{k}") for k, a in packed.items()]
         tensors = [x, *constants, *value.args[2].fields, *residual]
         result = self._call(kernel, tensors, (workload.width, workload.filters))
-        return self._reshape(result, attrs.out_shape)
+        return self.reshaped(result, attrs.out_shape)
 
     def _step(self, node: Node) -> tuple[int, int]:
         """The stride of a 1x1 layer whose input has to change its layout, so that it may be left out on the way."""
@@ -229,13 +222,13 @@ class _Lowering:
         if have is not None and var in self.lanes:
             source, tensor, batch = have, self.lanes[var], int(shape_of(self.lanes[var])[0])
         else:
-            plain = self._row_major(var, shape_of(var))
+            plain = self.row_major(var, shape_of(var))
             shape = shape_of(plain)
             batch = images(shape, view)
             source = Strides.nchw(*shape[2:]) if view == "nchw" else Strides.matrix(shape[-1])
-            tensor = self._reshape(plain, (batch, math.prod(shape) // batch))
+            tensor = self.reshaped(plain, (batch, math.prod(shape) // batch))
         if (var, need, step) not in self.changed:
-            kernel = self._kernel(
+            kernel = self.kernel(
                 "to_lanes",
                 repr((batch, source, need)),
                 lambda n: relayout.to_lanes(batch, source, need, self.threads, n),
@@ -253,16 +246,16 @@ class _Lowering:
         batch = int(shape_of(tensor)[0])
         channels, height, width = logical(shape_of(var), node.view)
         strides = Strides.nchw(height, width) if node.view == "nchw" else Strides.matrix(channels)
-        kernel = self._kernel(
+        kernel = self.kernel(
             "from_lanes",
             repr((batch, layout, strides)),
             lambda n: relayout.from_lanes(batch, layout, strides, self.threads, n),
         )
         table = constant(relayout.plain_table(layout))
         flat = self._call(kernel, [tensor, table], (batch, channels * height * width))
-        return self._reshape(flat, shape_of(var))
+        return self.reshaped(flat, shape_of(var))
 
-    def _kernel(self, name: str, key: str, build: Any) -> Any:
+    def kernel(self, name: str, key: str, build: Any) -> Any:
         """The global function of a kernel, built once for each ``key``."""
         if key not in self.kernels:
             unique = f"{name.replace('-', '_')}_{len(self.kernels)}"
@@ -275,7 +268,8 @@ class _Lowering:
             relax.call_tir(kernel, relax.Tuple(tensors), relax.TensorType(shape, "float32"))
         )
 
-    def _reshape(self, tensor: Expr, shape: tuple[int, ...]) -> Expr:
+    def reshaped(self, tensor: Expr, shape: tuple[int, ...]) -> Expr:
+        """``tensor`` with another shape."""
         return (
             tensor if shape_of(tensor) == tuple(shape) else self.rebuild.emit(relax.op.reshape(tensor, shape))
         )

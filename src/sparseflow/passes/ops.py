@@ -21,6 +21,7 @@ from tvm import ir, relax
 from sparseflow.core.formats import KernelIndex, TapList
 from sparseflow.kernels.attention import Attention
 from sparseflow.kernels.workload import Array, Workload
+from sparseflow.passes.map_ops import MapUse, map_type
 
 CONV2D = "sparseflow.conv2d"
 LINEAR = "sparseflow.linear"
@@ -45,6 +46,8 @@ class LayerAttrs:
         JSON of what was found in the zeros; empty before the index phase.
     candidate : str
         JSON of the chosen kernel; empty before the plan phase.
+    maps : str
+        JSON of a `MapUse` when input, residual and result are maps that carry their index; else empty.
     """
 
     name: str
@@ -53,6 +56,7 @@ class LayerAttrs:
     format: str = "dense"
     detection: dict[str, Any] = field(default_factory=dict)
     candidate: str = ""
+    maps: str = ""
 
     def to_attrs(self) -> ir.Attrs:
         """As the attributes of a Relax call."""
@@ -64,6 +68,7 @@ class LayerAttrs:
             format=self.format,
             detection=json.dumps(self.detection),
             candidate=self.candidate,
+            maps=self.maps,
         )
 
     @classmethod
@@ -77,7 +82,13 @@ class LayerAttrs:
             str(a["format"]),
             json.loads(str(a["detection"])),
             str(a["candidate"]),
+            str(a["maps"]),
         )
+
+    @property
+    def map_use(self) -> MapUse | None:
+        """How it works on indexed maps; None if it does not."""
+        return MapUse.from_json(self.maps) if self.maps else None
 
     def with_(self, **changes: Any) -> LayerAttrs:
         """A copy with some fields changed."""
@@ -142,6 +153,10 @@ INDEX_ARRAYS = ("indptr", "indices", "data")
 
 
 def _infer(call: relax.Call, _builder: Any) -> Any:
+    if is_layer(call):
+        attrs = LayerAttrs.of(call)
+        if attrs.map_use is not None:
+            return map_type(attrs.map_use.output, attrs.workload.batch)
     return relax.TensorType(tuple(json.loads(str(call.attrs["out_shape"]))), "float32")
 
 

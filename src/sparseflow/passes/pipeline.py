@@ -11,6 +11,7 @@ from tvm import relax
 
 from sparseflow.core.map_profile import MapProfile
 from sparseflow.kernels.dense_matmul import legalize_matmul, tile_rows
+from sparseflow.kernels.map_times import MapTimes
 from sparseflow.kernels.select import Selector
 from sparseflow.kernels.target import vector_unit
 from sparseflow.passes.attention import FuseAttention
@@ -19,6 +20,7 @@ from sparseflow.passes.decompose import Decompose
 from sparseflow.passes.density import WriteDensities
 from sparseflow.passes.index import Index
 from sparseflow.passes.lower import Lower
+from sparseflow.passes.map_index import IndexMaps
 from sparseflow.passes.plan import PlanKernels
 from sparseflow.passes.propagate import Propagate
 from sparseflow.passes.schedule_rest import ScheduleRest
@@ -44,7 +46,10 @@ def phases(selector: Selector, threads: int = 1, profile: MapProfile | None = No
         "canonicalise": [Canonicalise(threads, vectors)],
         "propagate": [Propagate()],
         "index": [Index(), *([WriteDensities(profile)] if profile is not None else [])],
-        "plan": [PlanKernels(selector, threads)],
+        "plan": [
+            PlanKernels(selector, threads),
+            *([IndexMaps(MapTimes(selector, threads), vectors.lanes)] if profile is not None else []),
+        ],
         "lower": [FuseAttention(), Lower(threads, vectors)],
         "finish": [
             relax.transform.DecomposeOpsForInference(),

@@ -111,6 +111,7 @@ def describe(attrs: LayerAttrs, weight: Array, choice: Choice, best: CandidateTi
         macs_computed=positions * computed * rows
         if rows * total == weight.size
         else round(workload.macs * computed / total),
+        map_density=workload.map_density if workload.map_density < 1.0 else None,
         chosen=best,
         candidates=choice.times,
         rejected=choice.rejected,
