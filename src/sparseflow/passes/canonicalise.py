@@ -15,6 +15,7 @@ from sparseflow.kernels.workload import Array, Workload
 from sparseflow.passes.activations import IDENTITY, Activation, single_activation, spread_activation
 from sparseflow.passes.graph import Graph, Rebuild, is_constant, op_name, shape_of
 from sparseflow.passes.ops import LayerAttrs, constant, constant_name, layer_call
+from sparseflow.passes.pools import PoolLast
 
 Expr = Any
 
@@ -47,6 +48,7 @@ class Canonicalise:
 
     def transform_module(self, mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
         """See the class."""
+        mod = tvm.transform.Sequential([PoolLast()])(mod)
         graph = Graph(mod)
         layers: dict[Expr, _Layer] = {}
         swallowed: set[Expr] = set()

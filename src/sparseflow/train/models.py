@@ -45,11 +45,13 @@ class ResidualBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
+        self.relu1, self.relu2 = nn.ReLU(), nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape (batch, width, height, width) in and out."""
-        y = torch.relu(self.bn1(self.conv1(x)))
-        return torch.relu(x + self.bn2(self.conv2(y)))
+        y = self.relu1(self.bn1(self.conv1(x)))
+        out: Tensor = self.relu2(x + self.bn2(self.conv2(y)))
+        return out
 
 
 class CifarNet(nn.Module):
@@ -75,6 +77,7 @@ class CifarNet(nn.Module):
         super().__init__()
         a, b, c = widths
         self.stem = nn.Conv2d(3, 24, 2)
+        self.relu = nn.ReLU()
         self.features = nn.Sequential(
             ConvBlock(24, a, pool=2),
             ConvBlock(a, a),
@@ -89,7 +92,7 @@ class CifarNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (batch, classes) of images (batch, 3, 32, 32)."""
-        features = self.features(torch.relu(self.stem(x)))
+        features = self.features(self.relu(self.stem(x)))
         logits: Tensor = self.classifier(features * 0.125)  # keeps the classifier's steps small
         return logits
 

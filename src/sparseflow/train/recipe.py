@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -21,9 +21,20 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import ErrorDetails
+from torch import nn
 
 from sparseflow.core.structures import parse_sparsify, parse_structure
 from sparseflow.errors import RecipeError, SparseflowError
+from sparseflow.train.activations import (
+    REGULARISERS,
+    Activation,
+    DensityRamp,
+    FATReLU,
+    MapHook,
+    MapRegulariser,
+    TopK,
+    sparsify_activations,
+)
 from sparseflow.train.allocation import STRATEGIES, Strategy
 from sparseflow.train.methods import METHODS, Method, MethodSettings, Need
 from sparseflow.train.rules import Rule
@@ -99,7 +110,7 @@ class RuleConfig(BaseModel):
 
 
 class Stage(BaseModel):
-    """``[[stages]]``: its ``kind`` is ``dense``, ``retrain`` or the name of a registered method."""
+    """``[[stages]]``: its ``kind`` is ``dense``, ``retrain``, ``activations``, ``thresholds`` or a method's name."""
 
     model_config = _STRICT
     kind: str
@@ -145,6 +156,61 @@ class RetrainStage(TrainedStage):
     kind: Literal["retrain"]
 
 
+class _MapStage(Stage):
+    """What the stages that make feature maps sparse have: whose activations they work on."""
+
+    activations: tuple[str, ...] = Field(default=("*",), strict=False, min_length=1)
+
+    def prepare(self, model: nn.Module) -> dict[str, Activation]:
+        """The activations by name, put in the places of the model's own if they are not there yet."""
+        return sparsify_activations(model, names=self.activations)
+
+
+class ActivationsStage(TrainedStage, _MapStage):
+    """``kind = "activations"``: training towards sparse maps, with `FATReLU` or `TopK` in the place of ReLUs."""
+
+    kind: Literal["activations"]
+    activation: Literal["fatrelu", "topk"] = "fatrelu"
+    relufy: bool = False
+    density: float | None = Field(default=None, gt=0, lt=1)
+    ramp: float = Field(default=0.0, ge=0)
+    regulariser: str | None = None
+    strength: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _complete(self) -> ActivationsStage:
+        if self.activation == "topk" and self.density is None:
+            raise ValueError("activation is topk, but no density says how many channels it keeps")
+        if self.regulariser is not None and self.regulariser not in REGULARISERS:
+            raise ValueError(f"regulariser is {self.regulariser!r}; known: {', '.join(REGULARISERS)}")
+        if (self.regulariser is not None) != (self.strength > 0):
+            raise ValueError("a regulariser needs a strength above 0, and a strength a regulariser")
+        return self
+
+    def prepare(self, model: nn.Module) -> dict[str, Activation]:
+        """See `_MapStage`."""
+        keep = self.density or 1.0
+        make = FATReLU if self.activation == "fatrelu" else partial(TopK, keep)
+        return sparsify_activations(model, make, names=self.activations, relufy=self.relufy)
+
+    def hooks(self, activations: dict[str, Activation]) -> list[MapHook]:
+        """What works on the activations while the network is trained."""
+        hooks: list[MapHook] = []
+        if self.density is not None and self.activation == "fatrelu":
+            hooks.append(DensityRamp(activations, self.density, self.ramp))
+        if self.regulariser is not None:
+            hooks.append(MapRegulariser(activations, self.regulariser, self.strength))
+        return hooks
+
+
+class ThresholdsStage(_MapStage):
+    """``kind = "thresholds"``: no training; thresholds as large as the accuracy budget lets them be."""
+
+    kind: Literal["thresholds"]
+    budget: float = Field(ge=0, le=1)
+    samples: int = Field(default=2000, ge=1)
+
+
 class MethodStage(Stage):
     """A stage that sparsifies; `stage_class` adds the settings of its method."""
 
@@ -172,7 +238,12 @@ def stage_class(kind: str) -> type[Stage]:
     RegistryError
         If no method has that name.
     """
-    own: dict[str, type[Stage]] = {"dense": DenseStage, "retrain": RetrainStage}
+    own: dict[str, type[Stage]] = {
+        "dense": DenseStage,
+        "retrain": RetrainStage,
+        "activations": ActivationsStage,
+        "thresholds": ThresholdsStage,
+    }
     return own[kind] if kind in own else _method_stage(kind, METHODS[kind])
 
 
@@ -213,10 +284,14 @@ class Recipe(BaseModel):
         sparsifying = [i for i, stage in enumerate(self.stages) if isinstance(stage, MethodStage)]
         if len(sparsifying) > 1:
             raise ValueError(f"stages {kinds} hold {len(sparsifying)} sparsifying ones; one is allowed")
-        first = sparsifying[0] if sparsifying else len(kinds)
-        if "retrain" in kinds[:first] or "dense" in kinds[first:]:
+        maps = [i for i, stage in enumerate(self.stages) if isinstance(stage, _MapStage)]
+        end = maps[0] if maps else len(kinds)
+        first = sparsifying[0] if sparsifying else end
+        ordered = first <= end and len(kinds) - end == len(maps)
+        if not ordered or "retrain" in kinds[:first] or "dense" in kinds[first:]:
             raise ValueError(
-                f"stages are in the order {kinds}; dense, then one method's, then retrain is allowed"
+                f"stages are in the order {kinds}; dense, then one method's, then retrain, then activations and "
+                "thresholds is allowed"
             )
         if sparsifying and not self.rules:
             raise ValueError(f"stage {kinds[first]!r} has no [[rules]]; say which layers it prunes")
@@ -334,12 +409,14 @@ def _read_stage(content: Any, place: str, where: str) -> Stage:
     if isinstance(content, Stage):
         return content
     if not isinstance(content, dict) or not isinstance(content.get("kind"), str):
-        known = ", ".join(("dense", "retrain", *METHODS))
+        known = ", ".join(("dense", "retrain", *METHODS, "activations", "thresholds"))
         raise RecipeError(f"{where}: {place}.kind: missing or no text; known here: {known}; add it")
     try:
         made = stage_class(content["kind"])
     except SparseflowError as error:
-        raise RecipeError(f"{where}: {place}.kind: {error}; dense and retrain are allowed too") from None
+        raise RecipeError(
+            f"{where}: {place}.kind: {error}; dense, retrain, activations and thresholds are allowed too"
+        ) from None
     try:
         return made.model_validate(content)
     except ValidationError as error:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 from torch import nn
 
 from sparseflow.core.mask import Mask
+from sparseflow.train.activations import FATReLU, map_densities
 from sparseflow.train.rules import layers_of, weight_of
 
 
@@ -46,6 +49,28 @@ class LayerSparsity:
 
 
 @dataclass(frozen=True)
+class MapSparsity:
+    """One activation's map.
+
+    Parameters
+    ----------
+    name : str
+        Of the activation's module.
+    density : float
+        Mean fraction of non-zeros, over test samples.
+    size : int
+        Elements of one sample's map.
+    threshold : float or None
+        Of a `FATReLU`.
+    """
+
+    name: str
+    density: float
+    size: int
+    threshold: float | None
+
+
+@dataclass(frozen=True)
 class PruneResult:
     """The outcome of a recipe.
 
@@ -56,6 +81,8 @@ class PruneResult:
     dense_accuracy, pruned_accuracy : float
         On the test data after the last epoch, in 0..1.
     layers : tuple of LayerSparsity
+    maps : tuple of MapSparsity
+        Of the activations that a stage has put in; empty if none has.
     history : dict
         For each stage its epochs' ``loss``, ``seconds`` and, where evaluated, ``accuracy``.
     dense_path, model_path, exported_path, results_path : str
@@ -67,6 +94,7 @@ class PruneResult:
     dense_accuracy: float
     pruned_accuracy: float
     layers: tuple[LayerSparsity, ...]
+    maps: tuple[MapSparsity, ...]
     history: dict[str, tuple[dict[str, float], ...]]
     dense_path: str
     model_path: str
@@ -84,6 +112,12 @@ class PruneResult:
         return self._compression("conv", "linear")
 
     @property
+    def map_density(self) -> float | None:
+        """Non-zeros of all `maps` together, divided by their elements; None without maps."""
+        elements = sum(m.size for m in self.maps)
+        return sum(m.density * m.size for m in self.maps) / elements if elements else None
+
+    @property
     def seconds(self) -> float:
         """Time of all epochs."""
         return sum(epoch["seconds"] for epochs in self.history.values() for epoch in epochs)
@@ -91,6 +125,24 @@ class PruneResult:
     def _compression(self, *kinds: str) -> float:
         layers = [layer for layer in self.layers if layer.kind in kinds]
         return sum(x.total for x in layers) / max(sum(x.kept for x in layers), 1)
+
+
+def map_table(
+    model: nn.Module, activations: Mapping[str, nn.Module], batches: Iterable[Any]
+) -> tuple[MapSparsity, ...]:
+    """The maps of ``activations`` over ``batches`` of (x, labels)."""
+    if not activations:
+        return ()
+    found = map_densities(model, activations, batches)
+    return tuple(
+        MapSparsity(
+            name,
+            found[name].density,
+            found[name].size,
+            float(m.threshold) if isinstance(m, FATReLU) else None,
+        )
+        for name, m in activations.items()
+    )
 
 
 def layer_table(model: nn.Module, masks: dict[str, Mask]) -> tuple[LayerSparsity, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import shutil
 from collections.abc import Iterable
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from sparseflow.core.mask import Mask
 from sparseflow.core.structures import parse_structure
 from sparseflow.errors import CheckpointError, RecipeError
+from sparseflow.train.activations import Activation, MapHooks, fit_thresholds, take
 from sparseflow.train.allocation import allocate, record, recorded, resolved, slots_of
 from sparseflow.train.checkpoint import (
     BROKEN_FILE,
@@ -24,11 +26,20 @@ from sparseflow.train.checkpoint import (
 )
 from sparseflow.train.methods import InTraining, MaskedWeights, Method, OneShot
 from sparseflow.train.progress import ProgressCallback
-from sparseflow.train.recipe import MethodStage, Recipe, RetrainStage, TrainedStage
-from sparseflow.train.results import PruneResult, layer_table
+from sparseflow.train.recipe import (
+    ActivationsStage,
+    MethodStage,
+    Recipe,
+    RetrainStage,
+    ThresholdsStage,
+    TrainedStage,
+)
+from sparseflow.train.results import PruneResult, layer_table, map_table
 from sparseflow.train.rules import Rule, select_targets
 from sparseflow.train.sources import Sources, Workspace
 from sparseflow.train.trainer import Hook, Session, Trainer, evaluate
+
+_MAP_SAMPLES = 1000  # test samples over which the result's map densities are averaged
 
 
 def run_recipe(
@@ -76,6 +87,7 @@ class _Run:
     reuse: list[Path]
     progress: ProgressCallback | None
     masks: dict[str, Mask] = field(default_factory=dict)
+    activations: dict[str, Activation] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     history: dict[str, list[dict[str, float]]] = field(default_factory=dict)
 
@@ -116,6 +128,8 @@ class _Run:
         stage = self.recipe.stages[index]
         name = f"{index + 1}-{stage.kind}"
         done = self.out / f"stage-{name}.ckpt"
+        if isinstance(stage, ActivationsStage | ThresholdsStage):
+            self.activations |= stage.prepare(model)
         self._take_over(done, index)
         if done.exists():
             self._restore(done, index, name, model)
@@ -132,12 +146,19 @@ class _Run:
             hook: Hook | None = method if isinstance(method, InTraining) else None
             if isinstance(stage, RetrainStage):
                 hook = MaskedWeights(model, self.masks)
+            elif isinstance(stage, ActivationsStage):
+                hook = MapHooks(stage.hooks(self.activations), MaskedWeights(model, self.masks))
             running = self.out / f"running-{name}.ckpt"
             earlier = sum(s.kind == stage.kind for s in self.recipe.stages[:index])
             title = f"{stage.kind} {earlier + 1}" if earlier else stage.kind
             session = Session(title, running, self._fingerprint(index), self.progress)
             trainer = Trainer(model, self.sources.train(index), self.test, stage.settings(), hook, session)
             self.history[name] = trainer.fit()
+            if isinstance(hook, MapHooks):
+                hook.close()
+        if isinstance(stage, ThresholdsStage):
+            calibration = take(self.sources.calibration(), stage.samples)
+            fit_thresholds(model, stage.prepare(model), calibration, stage.budget)
         if method is not None:
             self.masks = method.finish()
             MaskedWeights(model, self.masks)
@@ -205,6 +226,10 @@ class _Run:
     # ------------------------------------------------------------------ checks
     def _check_early(self, model: nn.Module) -> None:
         """What later stages would trip over is said before the first one is trained."""
+        trial = copy.deepcopy(model)
+        for stage in self.recipe.stages:
+            if isinstance(stage, ActivationsStage | ThresholdsStage):
+                stage.prepare(trial)
         select_targets(model, self._rules())
         for stage in self.recipe.stages:
             if isinstance(stage, MethodStage):
@@ -240,6 +265,7 @@ class _Run:
             dense_accuracy=dense_accuracy,
             pruned_accuracy=evaluate(model, self.test),
             layers=layer_table(model, self.masks),
+            maps=map_table(model, self.activations, take(self.test, _MAP_SAMPLES)),
             history={k: tuple(v) for k, v in self.history.items()},
             dense_path=str(self.out / "dense.pt"),
             model_path=str(self.out / "model.pt"),
@@ -248,6 +274,7 @@ class _Run:
         )
         content = asdict(result)
         content |= {"kind": "prune", "conv_compression": result.conv_compression, "seconds": result.seconds}
+        content["map_density"] = result.map_density
         content["recipe_text"] = self.recipe.model_dump(mode="json")
         write_json(self.out / "results.json", content)
         return result

@@ -87,6 +87,16 @@ class Sources:
             seed=self.recipe.seed + stage,
         )
 
+    def calibration(self) -> Loader:
+        """Training samples without augmentation, in order; a train loader of one's own as it is."""
+        if self.workspace.train is not None:
+            return self.workspace.train
+        data = self.data
+        if data is None:
+            raise self._missing("data", "a train loader")
+        size = min(_TEST_BATCH, len(data.train_images))
+        return Batches(data.train_images, data.train_labels, size, data.statistics())
+
     def test(self) -> Loader:
         """Test batches, in order and whole."""
         if self.workspace.test is not None:

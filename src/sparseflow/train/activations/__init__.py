@@ -1,0 +1,26 @@
+"""Making feature maps sparse: activations, regularisers, thresholds fitted to an accuracy budget."""
+
+from sparseflow.train.activations.hooks import MapHook, MapHooks
+from sparseflow.train.activations.modules import Activation, FATReLU, TopK, sparsify_activations
+from sparseflow.train.activations.regularise import REGULARISERS, MapRegulariser
+from sparseflow.train.activations.thresholds import ThresholdFit, fit_thresholds, take
+from sparseflow.train.activations.track import DensityRamp
+from sparseflow.train.activations.watch import MapUse, map_densities, mean_density
+
+__all__ = [
+    "REGULARISERS",
+    "Activation",
+    "DensityRamp",
+    "FATReLU",
+    "MapHook",
+    "MapHooks",
+    "MapRegulariser",
+    "MapUse",
+    "ThresholdFit",
+    "TopK",
+    "fit_thresholds",
+    "map_densities",
+    "mean_density",
+    "sparsify_activations",
+    "take",
+]
