@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--shares", default="1,0.85", help="latencies of latency-aware arms, of the first arm's"
     )
-    parser.add_argument("--estimate", default="second-order", help="of the loss increase")
+    parser.add_argument("--estimate", default="measured", help="of the loss increase")
     parser.add_argument("--arms", default="", help="train only arms whose name contains one of these")
     parser.add_argument("--epochs", type=int, default=3, help="of retraining")
     args = parser.parse_args(arguments)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
+import tomllib
 from dataclasses import asdict
 from math import prod
 from pathlib import Path
@@ -368,3 +370,20 @@ def test_a_rule_has_a_structure_or_choices() -> None:
         slots_of(network(), [Rule("6", None, choices=(PatternConnectivity(),))])
     with pytest.raises(StructureError, match="nothing to allocate"):
         slots_of(network(), [Rule("6", Block(4, 1), 0.5)])
+
+
+# ---------------------------------------------------------------- the page
+PAGE = (Path(__file__).parents[2] / "docs" / "allocation.md").read_text()
+
+
+@pytest.mark.parametrize("number", range(PAGE.count("```python\n")))
+def test_snippets_of_the_page_run(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    snippet = re.findall(r"```python\n(.*?)```", PAGE, re.S)[number]
+    exec(compile(snippet, f"docs/allocation.md:{number}", "exec"), {})
+
+
+def test_the_page_has_a_recipe_and_every_strategy() -> None:
+    (snippet,) = re.findall(r"```toml\n(.*?)```", PAGE, re.S)
+    assert isinstance(parse_recipe(tomllib.loads(snippet)).allocation, LatencyAware)
+    assert sorted(re.findall(r"^\| `([\w-]+)` \|", PAGE, re.M)) == sorted(STRATEGIES)

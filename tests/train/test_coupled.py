@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 
 import sparseflow
 from sparseflow.core.structures import Block, Filter
-from sparseflow.errors import StructureError
-from sparseflow.train import Rule
+from sparseflow.errors import RecipeError, StructureError
+from sparseflow.train import Rule, Workspace, parse_recipe, run_recipe
 from sparseflow.train.coupled import CoupledChannels, wiring_of
 from sparseflow.train.methods import MaskedWeights
 
@@ -245,3 +246,25 @@ def test_rules_of_a_set_have_to_agree() -> None:
     assert "conv1.0" in chosen.masks(model)
     with pytest.raises(StructureError, match="coupled is for the structure filter, not block:4x1"):
         Rule("*", Block(4, 1), 0.5, coupled=True)
+
+
+def test_a_recipe_with_a_coupled_rule_also_leaves_a_smaller_model(tmp_path: Path) -> None:
+    model = network(Residual)
+    loader = [(torch.randn(8, 3, 8, 8), torch.randint(5, (8,))) for _ in range(2)]
+    content = {
+        "name": "coupled",
+        "rules": [{"layers": "*", "sparsify": "filter@0.5", "coupled": True, "include": ["stem"]}],
+        "stages": [
+            {"kind": "admm", "epochs": 1, "learning_rate": 0.01},
+            {"kind": "retrain", "epochs": 2, "learning_rate": 0.01},
+        ],
+    }
+    workspace = Workspace(model, loader, loader, X)
+    result = run_recipe(parse_recipe(content), tmp_path, workspace=workspace)
+    found = [torch.export.load(tmp_path / name).module()(*X) for name in ("model.pt2", "small.pt2")]
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+    structures = {layer.name: (layer.structure, round(layer.sparsity, 2)) for layer in result.layers}
+    assert structures["stem.0"] == structures["conv2.0"] == structures["down.0"] == ("filter", 0.5)
+    assert structures["head"] == ("dense", 0.0)
+    with pytest.raises(RecipeError, match=r"rules\[0\]: .*coupled is for the structure filter"):
+        parse_recipe({**content, "rules": [{"layers": "*", "sparsify": "block:4x1@0.5", "coupled": True}]})

@@ -150,6 +150,59 @@ class MnistCnn(nn.Module):
         return logits
 
 
+class Downsample(nn.Module):
+    """Half the map, another width: ``relu(bn(conv1x1(x)) + bn(conv(relu(bn(conv(x))))))``, both ways with stride 2."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut = nn.Conv2d(inputs, outputs, 1, stride=2, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (batch, inputs, height, width) to (batch, outputs, height / 2, width / 2)."""
+        y = torch.relu(self.bn1(self.conv1(x)))
+        return torch.relu(self.bn3(self.shortcut(x)) + self.bn2(self.conv2(y)))
+
+
+class MnistResNet(nn.Module):
+    """A residual network for 28×28 grey images: two blocks of each width; 14 million multiply-accumulates.
+
+    Parameters
+    ----------
+    classes : int
+    widths : tuple of two int
+        Filters of the two stages.
+
+    References
+    ----------
+    K. He et al., "Deep residual learning for image recognition", CVPR 2016, sections 3.3 and 4.2.
+    """
+
+    def __init__(self, classes: int = 10, widths: tuple[int, int] = (32, 64)) -> None:
+        super().__init__()
+        a, b = widths
+        self.features = nn.Sequential(
+            ConvBlock(1, a),
+            nn.MaxPool2d(2),
+            ResidualBlock(a),
+            ResidualBlock(a),
+            Downsample(a, b),
+            ResidualBlock(b),
+            nn.MaxPool2d(7),
+            nn.Flatten(),
+        )
+        self.classifier = nn.Linear(b, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (batch, classes) of images (batch, 1, 28, 28)."""
+        logits: Tensor = self.classifier(self.features(x))
+        return logits
+
+
 def build_model(name: str, data: ImageData, arguments: Mapping[str, Any] | None = None) -> nn.Module:
     """The registered model ``name`` for ``data``.
 
@@ -186,3 +239,10 @@ def mnist_cnn(data: ImageData, widths: Sequence[int] = (48, 96)) -> nn.Module:
     """`MnistCnn` for the classes of ``data``."""
     a, b = widths
     return MnistCnn(len(data.classes), (a, b))
+
+
+@MODELS.register("mnist_resnet")
+def mnist_resnet(data: ImageData, widths: Sequence[int] = (32, 64)) -> nn.Module:
+    """`MnistResNet` for the classes of ``data``."""
+    a, b = widths
+    return MnistResNet(len(data.classes), (a, b))

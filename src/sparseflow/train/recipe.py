@@ -73,6 +73,7 @@ class RuleConfig(BaseModel):
     layers: str
     sparsify: str | None = None
     choose: tuple[str, ...] = Field(default=(), strict=False)
+    coupled: bool = False
     include: tuple[Literal["stem", "depthwise", "classifier"], ...] = Field(default=(), strict=False)
 
     @field_validator("sparsify")
@@ -97,16 +98,21 @@ class RuleConfig(BaseModel):
     def _one_of_both(self) -> RuleConfig:
         if (self.sparsify is None) == (not self.choose):
             raise ValueError("found both or none of sparsify and choose; give one of them")
+        try:
+            self.rule()
+        except SparseflowError as error:
+            raise ValueError(str(error)) from None
         return self
 
     def rule(self) -> Rule:
         """As the methods and the allocation take it."""
+        include, coupled = self.include, self.coupled
         if self.sparsify is None:
-            return Rule(self.layers, None, 1.0, self.include, tuple(parse_structure(t) for t in self.choose))
+            return Rule(self.layers, None, 1.0, include, tuple(map(parse_structure, self.choose)), coupled)
         if self.sparsify == "dense":
-            return Rule(self.layers, None, 1.0, self.include)
+            return Rule(self.layers, None, 1.0, include, (), coupled)
         spec = parse_sparsify(self.sparsify)
-        return Rule(self.layers, spec.structure, spec.density, self.include)
+        return Rule(self.layers, spec.structure, spec.density, include, (), coupled)
 
 
 class Stage(BaseModel):

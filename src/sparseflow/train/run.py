@@ -24,6 +24,7 @@ from sparseflow.train.checkpoint import (
     save_checkpoint,
     write_json,
 )
+from sparseflow.train.coupled import CoupledChannels, coupled_rules
 from sparseflow.train.methods import InTraining, MaskedWeights, Method, OneShot
 from sparseflow.train.progress import ProgressCallback
 from sparseflow.train.recipe import (
@@ -56,7 +57,8 @@ def run_recipe(
     ----------
     recipe : Recipe
     out_dir : path
-        Receives ``dense.pt`` and ``model.pt`` (state dictionaries), ``model.pt2`` (exported, batch 1),
+        Receives ``dense.pt`` and ``model.pt`` (state dictionaries), ``model.pt2`` (exported, batch 1), with coupled
+        rules also ``small.pt2`` (the same without the removed channels),
         ``results.json``, and a file for each finished stage.
     workspace : Workspace, optional
         A model and loaders of one's own.
@@ -145,9 +147,9 @@ class _Run:
         if isinstance(stage, TrainedStage):
             hook: Hook | None = method if isinstance(method, InTraining) else None
             if isinstance(stage, RetrainStage):
-                hook = MaskedWeights(model, self.masks)
+                hook = self._masked(model)
             elif isinstance(stage, ActivationsStage):
-                hook = MapHooks(stage.hooks(self.activations), MaskedWeights(model, self.masks))
+                hook = MapHooks(stage.hooks(self.activations), self._masked(model))
             running = self.out / f"running-{name}.ckpt"
             earlier = sum(s.kind == stage.kind for s in self.recipe.stages[:index])
             title = f"{stage.kind} {earlier + 1}" if earlier else stage.kind
@@ -161,9 +163,26 @@ class _Run:
             fit_thresholds(model, stage.prepare(model), calibration, stage.budget)
         if method is not None:
             self.masks = method.finish()
-            MaskedWeights(model, self.masks)
+            if coupled_rules(rules):
+                coupled = CoupledChannels.chosen(model, rules, self._example())
+                self.masks = coupled.joined(model, rules, self.masks)
+            self._masked(model)
         self._store(done, index, name, model)
         (self.out / f"running-{name}.ckpt").unlink(missing_ok=True)
+
+    def _masked(self, model: nn.Module) -> MaskedWeights:
+        """The model with its masks applied; coupled channels are silenced altogether."""
+        coupled = self._coupled(model)
+        return MaskedWeights(model, self.masks, None if coupled is None else coupled.silent(model))
+
+    def _coupled(self, model: nn.Module) -> CoupledChannels | None:
+        """The channels that coupled rules removed; None if there are no such rules."""
+        if not coupled_rules(self._rules()):
+            return None
+        return CoupledChannels.of_masks(model, self._rules(), self.masks, self._example())
+
+    def _example(self) -> tuple[Tensor, ...]:
+        return self.workspace.example_inputs or (next(iter(self.test))[0][:1],)
 
     def _allocated(self, index: int, model: nn.Module) -> tuple[Rule, ...]:
         """The rules of a stage that prunes, an allocation carried out on the model as the stage finds it."""
@@ -258,8 +277,10 @@ class _Run:
     def _finish(self, model: nn.Module, dense_accuracy: float) -> PruneResult:
         model.to("cpu", memory_format=torch.contiguous_format).eval()
         save_weights(model, self.out / "model.pt")
-        example = self.workspace.example_inputs or (next(iter(self.test))[0][:1],)
+        example, coupled = self._example(), self._coupled(model)
         export_model(model, example, self.out / "model.pt2")
+        if coupled is not None:
+            export_model(coupled.removed(model), example, self.out / "small.pt2")
         result = PruneResult(
             recipe=self.recipe.name,
             dense_accuracy=dense_accuracy,

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
@@ -113,7 +113,6 @@ class Strategy(BaseModel, ABC):
     """Shares a budget out among layers; the fields are the keys of ``[allocation]`` in a recipe."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-    summary: ClassVar[str]
 
     @abstractmethod
     def allocate(self, problem: Problem) -> tuple[Assigned, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import prod
-from typing import ClassVar, Literal
+from typing import Literal
 
 from sparseflow.train.allocation.base import STRATEGIES, Assigned, Problem, SparsityBudget, share_out
 
@@ -18,7 +18,6 @@ class ErdosRenyiKernel(SparsityBudget):
     """
 
     strategy: Literal["erk"] = "erk"
-    summary: ClassVar[str] = "Erdős–Rényi kernels: small layers stay denser"
 
     def allocate(self, problem: Problem) -> tuple[Assigned, ...]:
         """See `Strategy`."""

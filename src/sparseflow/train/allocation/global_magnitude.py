@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -26,7 +26,6 @@ class GlobalMagnitude(SparsityBudget):
     """
 
     strategy: Literal["global-magnitude"] = "global-magnitude"
-    summary: ClassVar[str] = "one threshold of magnitude for all layers"
 
     def allocate(self, problem: Problem) -> tuple[Assigned, ...]:
         """See `Strategy`."""

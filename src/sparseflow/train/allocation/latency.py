@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -32,7 +32,7 @@ class LatencyAware(Strategy):
     size_kb : float, optional
         1,000 bytes of all packed weights with their indices.
     estimate : str
-        ``second-order`` uses gradients, ``measured`` prunes each layer alone and looks at the loss.
+        ``measured`` prunes each layer alone and looks at the loss, ``second-order`` uses gradients.
     samples : int
         How many training samples are looked at.
     gain : float
@@ -48,10 +48,9 @@ class LatencyAware(Strategy):
     table: str
     latency_ms: float | None = Field(default=None, gt=0)
     size_kb: float | None = Field(default=None, gt=0)
-    estimate: Literal["second-order", "measured"] = "second-order"
+    estimate: Literal["measured", "second-order"] = "measured"
     samples: int = Field(default=512, ge=1)
     gain: float = Field(default=0.03, ge=0, lt=1)
-    summary: ClassVar[str] = "structure and density by the compiler's measured table, for a latency or a size"
 
     @model_validator(mode="after")
     def _budgeted(self) -> LatencyAware:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -32,7 +32,6 @@ class Sensitivity(SparsityBudget):
     )
     estimate: Literal["measured", "second-order"] = "measured"
     samples: int = Field(default=512, ge=1)
-    summary: ClassVar[str] = "the densities of least loss increase, measured layer by layer"
 
     def allocate(self, problem: Problem) -> tuple[Assigned, ...]:
         """See `Strategy`."""

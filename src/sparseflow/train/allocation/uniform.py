@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from sparseflow.train.allocation.base import STRATEGIES, Assigned, Problem, SparsityBudget, share_out
 
@@ -12,7 +12,6 @@ class Uniform(SparsityBudget):
     """Every layer gets the same density; what a structure cannot keep is shared out among the others."""
 
     strategy: Literal["uniform"] = "uniform"
-    summary: ClassVar[str] = "the same density in every layer"
 
     def allocate(self, problem: Problem) -> tuple[Assigned, ...]:
         """See `Strategy`."""

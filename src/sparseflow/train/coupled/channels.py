@@ -60,6 +60,32 @@ class CoupledChannels:
             )
         return cls(wiring, kept)
 
+    @classmethod
+    def of_masks(
+        cls,
+        model: nn.Module,
+        rules: Sequence[Rule],
+        masks: Mapping[str, Mask],
+        example_inputs: tuple[Tensor, ...],
+    ) -> CoupledChannels:
+        """The units whose filters `masks` left in layers of coupled rules."""
+        wiring = wiring_of(model, example_inputs)
+        kept = np.ones(wiring.units, bool)
+        for name, mask in masks.items():
+            rule = rule_for(model, name, tuple(rules))
+            if rule is not None and rule.coupled:
+                kept[wiring.layers[name].outputs[~mask.keep.reshape(len(mask.keep), -1).any(axis=1)]] = False
+        return cls(wiring, kept)
+
+    def joined(self, model: nn.Module, rules: Sequence[Rule], masks: Mapping[str, Mask]) -> dict[str, Mask]:
+        """A method's masks with those of coupled layers in place of what it would have chosen for each of them."""
+        others = {}
+        for name, mask in masks.items():
+            rule = rule_for(model, name, tuple(rules))
+            if rule is None or not rule.coupled:
+                others[name] = mask
+        return others | self.masks(model)
+
     def masks(self, model: nn.Module) -> dict[str, Mask]:
         """Masks of whole filters for the layers that lose some."""
         found = {}
