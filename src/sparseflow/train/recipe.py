@@ -5,48 +5,32 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from functools import cache, partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     InstanceOf,
     SerializeAsAny,
     ValidationError,
-    create_model,
     field_validator,
     model_validator,
 )
 from pydantic_core import ErrorDetails
-from torch import nn
 
 from sparseflow.core.structures import parse_sparsify, parse_structure
 from sparseflow.errors import RecipeError, SparseflowError
-from sparseflow.train.activations import (
-    REGULARISERS,
-    Activation,
-    DensityRamp,
-    FATReLU,
-    MapHook,
-    MapRegulariser,
-    TopK,
-    sparsify_activations,
-)
 from sparseflow.train.allocation import STRATEGIES, Strategy
-from sparseflow.train.methods import METHODS, Method, MethodSettings, Need
+from sparseflow.train.methods import METHODS
 from sparseflow.train.rules import Rule
-from sparseflow.train.trainer import TrainSettings
-
-_STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
+from sparseflow.train.stages import STRICT, MapStage, MethodStage, Stage, stage_class
 
 
 class DataConfig(BaseModel):
     """``[data]``: a registered data set and how it is fed."""
 
-    model_config = _STRICT
+    model_config = STRICT
     name: str
     folder: str | None = None
     batch_size: int = Field(default=128, ge=1)
@@ -57,7 +41,7 @@ class DataConfig(BaseModel):
 class ModelConfig(BaseModel):
     """``[model]``: a registered model and its builder's arguments; ``weights`` is a state dictionary to start from."""
 
-    model_config = _STRICT
+    model_config = STRICT
     name: str
     weights: str | None = None
     arguments: dict[str, Any] = Field(default_factory=dict)
@@ -69,7 +53,7 @@ class RuleConfig(BaseModel):
     ``sparsify`` says it, or ``choose`` names structures among which ``[allocation]`` chooses, with the density.
     """
 
-    model_config = _STRICT
+    model_config = STRICT
     layers: str
     sparsify: str | None = None
     choose: tuple[str, ...] = Field(default=(), strict=False)
@@ -115,166 +99,13 @@ class RuleConfig(BaseModel):
         return Rule(self.layers, spec.structure, spec.density, include, (), coupled)
 
 
-class Stage(BaseModel):
-    """``[[stages]]``: its ``kind`` is ``dense``, ``retrain``, ``activations``, ``thresholds`` or a method's name."""
-
-    model_config = _STRICT
-    kind: str
-
-
-class TrainedStage(Stage):
-    """What every stage that trains has; see `TrainSettings`."""
-
-    epochs: int = Field(ge=1)
-    learning_rate: float = Field(gt=0)
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=5e-4, ge=0)
-    warmup: float = Field(default=0.0, ge=0)
-    final: float = Field(default=0.0, ge=0, le=1)
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    mixup: float = Field(default=0.0, ge=0)
-    precision: Literal["fp32", "bf16"] = "fp32"
-    channels_last: bool = False
-    evaluate_every: int = Field(default=1, ge=1)
-    freeze: tuple[str, ...] = Field(default=(), strict=False)
-
-    @model_validator(mode="after")
-    def _warm_in_time(self) -> TrainedStage:
-        if self.warmup > self.epochs:
-            raise ValueError(f"warmup is {self.warmup} epochs, but the stage has {self.epochs}")
-        return self
-
-    def settings(self) -> TrainSettings:
-        """As the trainer takes them."""
-        names = TrainedStage.model_fields.keys() - {"kind"}
-        return TrainSettings(**{name: getattr(self, name) for name in names})
-
-
-class DenseStage(TrainedStage):
-    """``kind = "dense"``: ordinary training."""
-
-    kind: Literal["dense"]
-
-
-class RetrainStage(TrainedStage):
-    """``kind = "retrain"``: training with the removed weights held at zero."""
-
-    kind: Literal["retrain"]
-
-
-class _MapStage(Stage):
-    """What the stages that make feature maps sparse have: whose activations they work on."""
-
-    activations: tuple[str, ...] = Field(default=("*",), strict=False, min_length=1)
-
-    def prepare(self, model: nn.Module) -> dict[str, Activation]:
-        """The activations by name, put in the places of the model's own if they are not there yet."""
-        return sparsify_activations(model, names=self.activations)
-
-
-class ActivationsStage(TrainedStage, _MapStage):
-    """``kind = "activations"``: training towards sparse maps, with `FATReLU` or `TopK` in the place of ReLUs."""
-
-    kind: Literal["activations"]
-    activation: Literal["fatrelu", "topk"] = "fatrelu"
-    relufy: bool = False
-    density: float | None = Field(default=None, gt=0, lt=1)
-    ramp: float = Field(default=0.0, ge=0)
-    regulariser: str | None = None
-    strength: float = Field(default=0.0, ge=0)
-
-    @model_validator(mode="after")
-    def _complete(self) -> ActivationsStage:
-        if self.activation == "topk" and self.density is None:
-            raise ValueError("activation is topk, but no density says how many channels it keeps")
-        if self.regulariser is not None and self.regulariser not in REGULARISERS:
-            raise ValueError(f"regulariser is {self.regulariser!r}; known: {', '.join(REGULARISERS)}")
-        if (self.regulariser is not None) != (self.strength > 0):
-            raise ValueError("a regulariser needs a strength above 0, and a strength a regulariser")
-        return self
-
-    def prepare(self, model: nn.Module) -> dict[str, Activation]:
-        """See `_MapStage`."""
-        keep = self.density or 1.0
-        make = FATReLU if self.activation == "fatrelu" else partial(TopK, keep)
-        return sparsify_activations(model, make, names=self.activations, relufy=self.relufy)
-
-    def hooks(self, activations: dict[str, Activation]) -> list[MapHook]:
-        """What works on the activations while the network is trained."""
-        hooks: list[MapHook] = []
-        if self.density is not None and self.activation == "fatrelu":
-            hooks.append(DensityRamp(activations, self.density, self.ramp))
-        if self.regulariser is not None:
-            hooks.append(MapRegulariser(activations, self.regulariser, self.strength))
-        return hooks
-
-
-class ThresholdsStage(_MapStage):
-    """``kind = "thresholds"``: no training; thresholds as large as the accuracy budget lets them be."""
-
-    kind: Literal["thresholds"]
-    budget: float = Field(ge=0, le=1)
-    samples: int = Field(default=2000, ge=1)
-
-
-class MethodStage(Stage):
-    """A stage that sparsifies; `stage_class` adds the settings of its method."""
-
-    method_class: ClassVar[type[Method]]
-
-    def method_settings(self) -> MethodSettings:
-        """As the method takes them."""
-        settings = self.method_class.Settings
-        return settings(**{name: getattr(self, name) for name in settings.model_fields})
-
-    @model_validator(mode="after")
-    def _settings_fit_together(self) -> MethodStage:
-        try:
-            self.method_settings()
-        except SparseflowError as error:
-            raise ValueError(str(error)) from None
-        return self
-
-
-def stage_class(kind: str) -> type[Stage]:
-    """The class of stages of a kind: ``dense``, ``retrain`` or a method's name.
-
-    Raises
-    ------
-    RegistryError
-        If no method has that name.
-    """
-    own: dict[str, type[Stage]] = {
-        "dense": DenseStage,
-        "retrain": RetrainStage,
-        "activations": ActivationsStage,
-        "thresholds": ThresholdsStage,
-    }
-    return own[kind] if kind in own else _method_stage(kind, METHODS[kind])
-
-
-@cache
-def _method_stage(kind: str, method: type[Method]) -> type[MethodStage]:
-    """The method's settings as keys, beside those of a training if it trains; both may share ``epochs``."""
-    settings: dict[str, Any] = {n: (f.annotation, f) for n, f in method.Settings.model_fields.items()}
-    settings["kind"] = (Literal[kind], ...)
-    bases: tuple[type[Any], ...] = (
-        (MethodStage, TrainedStage) if method.needs is Need.TRAINING else (MethodStage,)
-    )
-    made: type[MethodStage] = create_model(
-        f"{method.__name__}Stage", __base__=bases, __doc__=method.__doc__, **settings
-    )
-    made.method_class = method
-    return made
-
-
 class Recipe(BaseModel):
     """Ordered training stages and per-layer rules.
 
     ``data`` and ``model`` may be left out when they are given to `run_recipe` as Python objects.
     """
 
-    model_config = _STRICT
+    model_config = STRICT
     name: str
     seed: int = Field(default=0, ge=0)
     threads: int | None = Field(default=None, ge=1)
@@ -290,7 +121,7 @@ class Recipe(BaseModel):
         sparsifying = [i for i, stage in enumerate(self.stages) if isinstance(stage, MethodStage)]
         if len(sparsifying) > 1:
             raise ValueError(f"stages {kinds} hold {len(sparsifying)} sparsifying ones; one is allowed")
-        maps = [i for i, stage in enumerate(self.stages) if isinstance(stage, _MapStage)]
+        maps = [i for i, stage in enumerate(self.stages) if isinstance(stage, MapStage)]
         end = maps[0] if maps else len(kinds)
         first = sparsifying[0] if sparsifying else end
         ordered = first <= end and len(kinds) - end == len(maps)

@@ -27,17 +27,11 @@ from sparseflow.train.checkpoint import (
 from sparseflow.train.coupled import CoupledChannels, coupled_rules
 from sparseflow.train.methods import InTraining, MaskedWeights, Method, OneShot
 from sparseflow.train.progress import ProgressCallback
-from sparseflow.train.recipe import (
-    ActivationsStage,
-    MethodStage,
-    Recipe,
-    RetrainStage,
-    ThresholdsStage,
-    TrainedStage,
-)
+from sparseflow.train.recipe import Recipe
 from sparseflow.train.results import PruneResult, layer_table, map_table
 from sparseflow.train.rules import Rule, select_targets
 from sparseflow.train.sources import Sources, Workspace
+from sparseflow.train.stages import ActivationsStage, MethodStage, RetrainStage, ThresholdsStage, TrainedStage
 from sparseflow.train.trainer import Hook, Session, Trainer, evaluate
 
 _MAP_SAMPLES = 1000  # test samples over which the result's map densities are averaged
