@@ -102,6 +102,7 @@ def test_torch_is_left_to_dense_rows(whole_networks: ModuleType) -> None:
 CALLS = {
     "kernels": (["--layers", "1x1 2048", "--structures", "dense,block:4x1@0.9"], 2),
     "break_even": (["--layers", "1 row", "--structures", "block:4x1", "--sparsities", "0.1,0.9"], 2),
+    "feature_maps": (["--layers", "@56", "--structures", "block:64x1@0.9"], 1),
     "published": (["--only", "8065", "--layers", "1x1 320→1280"], 6),
 }
 
@@ -121,7 +122,12 @@ def test_a_kernel_benchmark_from_records_to_docs(
     assert json.loads(path.read_text())["cases"] == cases
     assert f"{count} records" in capsys.readouterr().err
 
-    sections = {"kernels": "efficiency", "break_even": "curves", "published": "network"}
+    sections = {
+        "kernels": "efficiency",
+        "break_even": "curves",
+        "published": "network",
+        "feature_maps": "both",
+    }
     docs = tmp_path / "docs"
     docs.mkdir()
     page = docs / "page.md"

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from sparseflow.core.kernel_speed import KernelRun, Limits, PublishedPoint, SpeedPoint
+from sparseflow.core.map_speed import MapRun
 from sparseflow.studies.results import read
 
 
@@ -42,11 +43,22 @@ class PublishedResults:
     kind: Literal["published"] = "published"
 
 
-Results = KernelResults | BreakEvenResults | PublishedResults
+@dataclass(frozen=True)
+class FeatureMapResults:
+    """The file of ``benchmarks/feature_maps.py``."""
+
+    machine: str
+    cases: dict[str, MapRun] = field(default_factory=dict)
+    command: str = ""
+    kind: Literal["feature-maps"] = "feature-maps"
+
+
+Results = KernelResults | BreakEvenResults | PublishedResults | FeatureMapResults
 _ADAPTERS: dict[str, TypeAdapter[Any]] = {
     "kernels": TypeAdapter(KernelResults),
     "break-even": TypeAdapter(BreakEvenResults),
     "published": TypeAdapter(PublishedResults),
+    "feature-maps": TypeAdapter(FeatureMapResults),
 }
 
 

@@ -1,0 +1,89 @@
+"""How fast single layers run on sparse maps: the map's zeros alone, the weights' alone, and both together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sparseflow.core.kernel_speed import GIGA, Layer
+
+DENSE = "dense"
+DIRECT, WINOGRAD, WEIGHTS, MAP, BOTH = "direct", "winograd", "weights", "map", "both"
+USES = (DIRECT, WINOGRAD, WEIGHTS, MAP, BOTH)
+"""Which zeros a kernel uses: none (without or with Winograd), the weights', the map's, those of both."""
+
+_MAP_GOALS = {0.5: (1.2, 1.3), 0.3: (1.9, 2.0), 0.2: (2.5, 2.6), 0.1: (4.0, 4.3)}
+_BOTH_GOALS = {"block:128x1": 7.5, "block:64x1": 4.5}
+_LINEAR_GOAL = 5.0
+
+
+@dataclass(frozen=True)
+class MapRun:
+    """One layer with random zeros in its weights and its input, by all kernels, in one interleaved run.
+
+    Attributes
+    ----------
+    structure : str
+        Of the weights: ``block:64x1@0.75``, or ``dense``.
+    weight_density, map_density : float
+        Fractions that are not zero.
+    times_s : dict of str to float
+        Of the fastest kernel for each of `USES` that has one. Kernels on indexed maps make their output's index.
+    kernels : dict of str to str
+        Its template and parameters.
+    peak_gflops : float
+        The FMA peak measured in that run.
+    """
+
+    layer: Layer
+    structure: str
+    weight_density: float
+    map_density: float
+    times_s: dict[str, float]
+    kernels: dict[str, str]
+    peak_gflops: float
+
+    @property
+    def judged(self) -> str:
+        """The use that the run is about: both where weights have zeros, else the map's."""
+        return MAP if self.structure == DENSE else BOTH
+
+    def speedup(self, over: str) -> float | None:
+        """Of the judged kernel over another use; None where one of them has no kernel."""
+        if over not in self.times_s or self.judged not in self.times_s:
+            return None
+        return self.times_s[over] / self.times_s[self.judged]
+
+    @property
+    def over_alone(self) -> float | None:
+        """Over the faster of the kernels that use one side's zeros only; None unless both sides have zeros."""
+        alone = [self.times_s[use] for use in (WEIGHTS, MAP) if use in self.times_s]
+        if self.judged != BOTH or BOTH not in self.times_s or not alone:
+            return None
+        return min(alone) / self.times_s[BOTH]
+
+    @property
+    def dense_equivalent_gflops(self) -> float | None:
+        """The dense layer's FLOPs / time of the judged kernel."""
+        if self.judged not in self.times_s:
+            return None
+        return self.layer.flops / self.times_s[self.judged] * GIGA
+
+    @property
+    def efficiency(self) -> float | None:
+        """FLOPs of what neither side's zeros remove, over the peak of the same run."""
+        rate = self.dense_equivalent_gflops
+        return None if rate is None else rate * self.weight_density * self.map_density / self.peak_gflops
+
+    @property
+    def goal(self) -> float | None:
+        """The speed-up over the best direct dense kernel that the project asks for; None where it asks for none."""
+        if self.layer.op == "linear":
+            return _LINEAR_GOAL if self.map_density == 0.1 else None
+        small = self.layer.height < 28
+        if self.judged == MAP:
+            goals = _MAP_GOALS.get(self.map_density)
+            return None if goals is None else goals[small]
+        structure, _, sparsity = self.structure.partition("@")
+        quarter = float(sparsity) == 0.75 and self.map_density == 0.25
+        wide = structure == "block:64x1" or self.layer.channels >= 128
+        return _BOTH_GOALS.get(structure) if quarter and wide else None
