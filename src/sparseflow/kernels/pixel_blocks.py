@@ -9,7 +9,7 @@ import numpy as np
 from tvm.tirx.script import builder as T
 
 from sparseflow.kernels import emit, pixel_emit
-from sparseflow.kernels.pixel_conv import PixelBody, PixelConvolution, Spot, weight_rows
+from sparseflow.kernels.pixel_conv import PixelBody, PixelConvolution, Read, Spot, weight_rows
 from sparseflow.kernels.pixels import WORD
 from sparseflow.kernels.workload import SHARED, Array, Candidate, Layouts, Workload, register
 
@@ -75,14 +75,20 @@ class PixelBlocks(PixelConvolution):
             emit.arg("bits", size, "uint64"),
         ]
 
-    def walk(
-        self, kernel: PixelBody, spot: Spot, tap: Expr, word: Expr, add: Callable[[Expr, Expr], None]
-    ) -> None:
+    def meet(self, kernel: PixelBody, spot: Spot, tap: Expr, word: Expr) -> Expr:
+        """See `PixelConvolution.meet`."""
+        return word & kernel.packed[2][self._place(kernel, spot, tap)]
+
+    def walk(self, kernel: PixelBody, spot: Spot, read: Read, add: Callable[[Expr, Expr], None]) -> None:
         """See `PixelConvolution.walk`."""
         _, starts, bits = kernel.packed
-        place = T.bind((spot.block * kernel.input.words + spot.word) * kernel.positions + tap)
+        place = T.bind(self._place(kernel, spot, read.tap))
         kept = T.bind(bits[place])
         base = T.bind((starts[place] - spot.vectors) * kernel.lanes)
-        with pixel_emit.set_bits(word & kept) as (channel, left):
+        with pixel_emit.set_bits(read.word) as (channel, left):
             upto = pixel_emit.popcount(kept & (left ^ (left - T.uint64(1))))
             add(channel, T.bind(base + upto * (spot.vectors * kernel.lanes)))
+
+    @staticmethod
+    def _place(kernel: PixelBody, spot: Spot, tap: Expr) -> Expr:
+        return (spot.block * kernel.input.words + spot.word) * kernel.positions + tap

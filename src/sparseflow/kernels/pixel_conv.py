@@ -54,6 +54,15 @@ class Spot:
     group: Expr
 
 
+@dataclass(frozen=True)
+class Read:
+    """What a spot reads at one kernel position: the bits that meet a weight, and where the word's values begin."""
+
+    tap: Expr
+    word: Expr
+    values: Expr
+
+
 class PixelConvolution(KernelTemplate):
     """A convolution template on indexed maps; subclasses say how the weights of a block are stored and found."""
 
@@ -67,11 +76,13 @@ class PixelConvolution(KernelTemplate):
     def kept(self, workload: Workload, vectors: int) -> float:
         """The fraction of weights that blocks of so many vectors of filters store."""
 
+    def meet(self, kernel: PixelBody, spot: Spot, tap: Expr, word: Expr) -> Expr:
+        """The bits of the input's ``word`` that have weights at kernel position ``tap``."""
+        return word
+
     @abstractmethod
-    def walk(
-        self, kernel: PixelBody, spot: Spot, tap: Expr, word: Expr, add: Callable[[Expr, Expr], None]
-    ) -> None:
-        """For each set bit of the input's ``word`` with weights: ``add(channel of the word, their offset)``."""
+    def walk(self, kernel: PixelBody, spot: Spot, read: Read, add: Callable[[Expr, Expr], None]) -> None:
+        """For each set bit of the read word: ``add(channel of the word, offset of its weights)``."""
 
     def rejects(self, workload: Workload) -> str | None:
         """See `KernelTemplate.rejects`."""
@@ -128,17 +139,15 @@ class PixelDense(PixelConvolution):
         """See `PixelConvolution.arguments`."""
         return [emit.arg("data", (kernel.positions * kernel.workload.channels * kernel.output.stored,))]
 
-    def walk(
-        self, kernel: PixelBody, spot: Spot, tap: Expr, word: Expr, add: Callable[[Expr, Expr], None]
-    ) -> None:
+    def walk(self, kernel: PixelBody, spot: Spot, read: Read, add: Callable[[Expr, Expr], None]) -> None:
         """See `PixelConvolution.walk`."""
         channels, size = kernel.workload.channels, spot.vectors * kernel.lanes
         length = T.int32(min(WORD, channels))
         if channels % WORD and kernel.input.words > 1:
             length = tirx.min(T.int32(WORD), channels - spot.word * WORD)
         before = spot.vector * (kernel.positions * channels * kernel.lanes)
-        base = T.bind(before + (spot.word * (WORD * kernel.positions) + tap * length) * size)
-        with pixel_emit.set_bits(word) as (channel, _):
+        base = T.bind(before + (spot.word * (WORD * kernel.positions) + read.tap * length) * size)
+        with pixel_emit.set_bits(read.word) as (channel, _):
             add(channel, base + channel * size)
 
 
@@ -211,29 +220,46 @@ class PixelBody:
                 self._spot(Spot(image, start + row, col, at, vector, s.size, word, group))
 
     def _spot(self, spot: Spot) -> None:
+        reads = [self._read(spot, spot.group * self.group + i) for i in range(self.group)]
+        if self.steps == 1:
+            self._add(spot, reads, None)
+            return
+        step = T.bind(spot.word * self.groups + spot.group)
+        edge = tirx.Or(step == 0, step == self.steps - 1)
+        left = reads[0].word
+        for read in reads[1:]:
+            left = left | read.word
+        with T.If(tirx.Or(left != T.uint64(0), edge)), T.Then():
+            self._add(spot, reads, step)
+
+    def _add(self, spot: Spot, reads: list[Read], step: Expr) -> None:
+        """One step of a spot's reduction: nothing is left out when all its words are zero, so that it can be skipped
+        unless it is the first or the last."""
         acc = emit.Accumulators(spot.vectors, self.lanes)
         place = T.bind(self.output.pixel(spot.row, spot.col) + spot.vector * self.lanes)
-        step = spot.word * self.groups + spot.group
         _either(self.steps, step == 0, lambda first: self._initialise(spot, place, acc, first))
-        for i in range(self.group):
-            self._tap(spot, spot.group * self.group + i, acc)
+        for read in reads:
+            self._multiply(spot, read, acc)
         _either(self.steps, step == self.steps - 1, lambda last: self._store(spot, place, acc, last))
 
-    def _tap(self, spot: Spot, tap: Expr, acc: emit.Accumulators) -> None:
+    def _read(self, spot: Spot, tap: Expr) -> Read:
         (sh, sw), (dh, dw), kw = self.workload.stride, self.workload.dilation, self.workload.kernel_size[1]
         top, left = self.workload.padding[:2]
         row = T.bind(spot.row * sh + tap // kw * dh - top)
         col = T.bind(spot.col * sw + tap % kw * dw - left)
         word = T.bind(self.x_bits[spot.image, self.input.word(row, col) + spot.word])
-        base = T.bind(self.input.pixel(row, col) + spot.word * WORD)
+        met = T.bind(self.template.meet(self, spot, tap, word))
+        return Read(tap, met, T.bind(self.input.pixel(row, col) + spot.word * WORD))
+
+    def _multiply(self, spot: Spot, read: Read, acc: emit.Accumulators) -> None:
         data = self.packed[0]
 
         def add(channel: Expr, offset: Expr) -> None:
-            value = emit.splat(self.x[spot.image, base + channel], self.lanes)
+            value = emit.splat(self.x[spot.image, read.values + channel], self.lanes)
             for v in range(spot.vectors):
                 acc[v] = acc[v] + value * data[emit.ramp(offset + v * self.lanes, self.lanes)]
 
-        self.template.walk(self, spot, tap, word, add)
+        self.template.walk(self, spot, read, add)
 
     def _initialise(self, spot: Spot, place: Expr, acc: emit.Accumulators, first: bool) -> None:
         for v in range(spot.vectors):
