@@ -34,15 +34,18 @@ MAP_DENSITIES = (0.5, 0.3, 0.2, 0.1)
 BLOCKS = (128, 64, 32, 16)
 PAIRS = ((0.75, 0.25), (0.75, 0.5), (0.9, 0.25))
 """Sparsity of the weights, density of the map."""
+TILES = (0.5, 0.25, 0.1)
+"""Fractions of tiles that are not all zero; half of their values are not."""
 
 
-def cases() -> list[tuple[Layer, str, float]]:
-    """Layer, structure of the weights, density of the map."""
-    found = [(layer, DENSE, density) for layer in (*CONVOLUTIONS, LINEAR) for density in MAP_DENSITIES]
+def cases() -> list[tuple[Layer, str, float, float]]:
+    """Layer, structure of the weights, density of the map, fraction of tiles."""
+    found = [(layer, DENSE, density, 1.0) for layer in (*CONVOLUTIONS, LINEAR) for density in MAP_DENSITIES]
+    found += [(layer, DENSE, tiles / 2, tiles) for layer in CONVOLUTIONS[:2] for tiles in TILES]
     for sparsity, density in PAIRS:
         for block in BLOCKS:
             structure = f"block:{block}x1@{sparsity:g}"
-            found += [(layer, structure, density) for layer in CONVOLUTIONS if layer.filters >= block]
+            found += [(layer, structure, density, 1.0) for layer in CONVOLUTIONS if layer.filters >= block]
     return found
 
 
@@ -59,10 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     records = Records(Path(args.out) / f"{NAME}.json", to_json(head), args.resume)
     calls: list[tuple[str, Callable[[], dict[str, Any]]]] = [
         (
-            f"{layer.name} {structure} map {density:g}",
-            lambda layer=layer, s=structure, d=density: to_json(bench.map_run(layer, s, d)),
+            f"{layer.name} {structure} map {density:g} tiles {tiles:g}",
+            lambda case=(layer, structure, density, tiles): to_json(bench.map_run(*case)),
         )
-        for layer, structure, density in cases()
+        for layer, structure, density, tiles in cases()
         if options.named(layer.name, args.layers) and options.named(structure, args.structures)
     ]
     with pinned(1):

@@ -32,6 +32,8 @@ class MapRun:
         Its template and parameters.
     peak_gflops : float
         The FMA peak measured in that run.
+    tiles : float
+        Fraction of the map's tiles that are not all zero; ``map_density`` is that of the whole map.
     """
 
     layer: Layer
@@ -41,6 +43,7 @@ class MapRun:
     times_s: dict[str, float]
     kernels: dict[str, str]
     peak_gflops: float
+    tiles: float = 1.0
 
     @property
     def judged(self) -> str:
@@ -79,6 +82,8 @@ class MapRun:
         """The speed-up over the best direct dense kernel that the project asks for; None where it asks for none."""
         if self.layer.op == "linear":
             return _LINEAR_GOAL if self.map_density == 0.1 else None
+        if self.tiles < 1.0:
+            return None
         small = self.layer.height < 28
         if self.judged == MAP:
             goals = _MAP_GOALS.get(self.map_density)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from sparseflow.engine.core_limits import Probe, fma_probe
 from sparseflow.engine.machine import machine_name
 from sparseflow.engine.targets import host_target
 from sparseflow.errors import CompileError
-from sparseflow.kernels.select import Selector, Trial, layouts_for, time_interleaved, trials
+from sparseflow.kernels.select import Selector, Timed, Trial, layouts_for, time_interleaved, trials
 from sparseflow.kernels.target import VectorUnit, vector_unit
 from sparseflow.kernels.workload import TEMPLATES, Candidate, Workload, covers_of
 
@@ -119,7 +119,7 @@ class KernelBench:
             self._dense[layer] = (best, trials(self.target, workload, [best], weight)[0])
         return self._dense[layer]
 
-    def _times(self, kernels: list[Trial], sample_s: float = 1e-3) -> tuple[list[float], float]:
+    def _times(self, kernels: Sequence[Timed]) -> tuple[list[float], float]:
         """Seconds of each kernel and the FMA peak in GFLOP/s, of one interleaved run that was not disturbed.
 
         A run whose peak is well below the highest seen shared its core with others: it is repeated, and of `ATTEMPTS`
@@ -129,7 +129,7 @@ class KernelBench:
             self._peak = fma_probe(self.target)
         best: tuple[list[float], float] = ([], 0.0)
         for _ in range(ATTEMPTS):
-            *times, peak_s = time_interleaved([*kernels, self._peak], self.rounds, sample_s)
+            *times, peak_s = time_interleaved([*kernels, self._peak], self.rounds)
             best = max(best, (times, self._peak.work / peak_s * GIGA), key=lambda found: found[1])
             self._highest = max(self._highest, best[1])
             if best[1] >= UNDISTURBED * self._highest:

@@ -10,7 +10,11 @@ from sparseflow.kernels.workload import Candidate, Workload
 
 L1_BYTES = 32 * 1024
 BIT_CYCLES = 2.0  # to find a set bit and load its value
-LOOP_CYCLES = 8.0  # to leave a loop whose length no one predicts, as far as multiply-adds do not hide it
+LOOP_CYCLES = 7.0  # to begin and leave a loop over bits that repeats for every kernel position and block
+MISSED_CYCLES = (
+    34.0  # where the bits of both sides decide: no length repeats, so each loop's end is mispredicted
+)
+HIDDEN_CYCLES = 2.5  # of that, for each vector of the block: multiply-adds still under way
 
 
 def pixel_candidates(workload: Workload, kept: Callable[[int], float]) -> list[dict[str, int]]:
@@ -39,6 +43,7 @@ def pixel_cycles(workload: Workload, candidate: Candidate, kept: float) -> float
     blocks = math.ceil(-(-workload.filters // lanes) / vb)
     bits = workload.channels * positions * workload.map_density * kept
     partial = (2.5 * vb if steps > 1 else vb) / rate
-    spot = bits * max(vb / rate + 0.7, BIT_CYCLES) + words * positions * LOOP_CYCLES + steps * (partial + 4)
+    leave = LOOP_CYCLES if kept == 1.0 else max(LOOP_CYCLES, MISSED_CYCLES - HIDDEN_CYCLES * vb)
+    spot = bits * max(vb / rate + 0.7, BIT_CYCLES) + words * positions * leave + steps * (partial + 4)
     pixels = workload.batch * workload.out_height * workload.out_width
     return pixels * blocks * spot / workload.threads

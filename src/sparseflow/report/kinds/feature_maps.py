@@ -23,7 +23,8 @@ def feature_maps(data: dict[str, Any], where: str) -> Document:
     results: FeatureMapResults = from_json("feature-maps", data, where)
     runs = tuple(results.cases.values())
     judged = [run for run in runs if run.goal is not None]
-    maps = _maps([r for r in runs if r.judged == MAP and r.layer.op == "conv2d"])
+    alone = [r for r in runs if r.judged == MAP and r.layer.op == "conv2d"]
+    maps = _maps([r for r in alone if r.tiles == 1.0])
     both = _both([r for r in runs if r.judged == BOTH])
     linear = _linear([r for r in runs if r.layer.op == "linear"])
     ran = f"{results.machine}. Command: {results.command}." if results.command else f"{results.machine}."
@@ -35,6 +36,7 @@ def feature_maps(data: dict[str, Any], where: str) -> Document:
         (
             Section("Maps", (maps,)),
             Section("Both", (both,)),
+            Section("Tiles", (_tiles([r for r in alone if r.tiles < 1.0]),)),
             Section("Linear", (linear,)),
             Section("Kernels", (_kernels(runs),)),
             Section("Machine", (Text(ran),)),
@@ -112,6 +114,24 @@ def _both(runs: Iterable[MapRun]) -> Table:
     )
     columns = (Column("Layer", number=False), Column("Weights", number=False), *(Column(t) for t in titles))
     return Table("Sparse weights and sparse map together, beside the zeros of one side alone", columns, rows)
+
+
+def _tiles(runs: Iterable[MapRun]) -> Table:
+    titles = ("Tiles not zero", "Map density", "Time", "× direct", "× Winograd", "% of peak")
+    rows = tuple(
+        (
+            Cell(run.layer.name),
+            Cell(words.percent(run.tiles, 0)),
+            Cell(words.percent(run.map_density, 0)),
+            _time(run, MAP),
+            _over_direct(run),
+            Cell(words.times(run.speedup(WINOGRAD))),
+            _efficiency(run),
+        )
+        for run in runs
+    )
+    caption = "Maps whose non-zeros lie in some tiles only, as in differences of frames"
+    return Table(caption, (Column("Layer", number=False), *(Column(t) for t in titles)), rows)
 
 
 def _linear(runs: Iterable[MapRun]) -> Table:
