@@ -165,3 +165,16 @@ def test_mobilenet_v2_has_its_34_pointwise_layers() -> None:
         assert sum(layers.values()) == 34
         flops = sum(layer.flops * n for layer, n in layers.items()) / 2
         assert flops == pytest.approx(0.27e9, rel=0.05)  # of 0.30e9 multiply-adds in the whole network
+
+
+@pytest.mark.parametrize("kernel_script", ["training_overhead"], indirect=True)
+def test_training_overhead_times_every_method(
+    kernel_script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "overhead.json"
+    assert kernel_script.main(["--batch", "2", "--rounds", "2", "--json", str(out)]) == 0
+    rows = json.loads(out.read_text())
+    assert rows[0]["method"] == "dense"
+    assert rows[0]["ratio"] == 1
+    assert {"admm", "sr_ste", "rigl"} <= {row["method"] for row in rows}
+    assert capsys.readouterr().out.count("\n") == len(rows) + 2

@@ -198,7 +198,10 @@ def test_taylor_is_the_squared_product_of_gradient_and_weight() -> None:
     net = model()
     method = Taylor(net, [Rule("body", Column(), 0.25)])
     batches = [batch(i) for i in range(3)]
+    net.body.weight.requires_grad_(False)  # what a recipe freezes can be pruned all the same
     method.calibrate(batches)
+    assert not net.body.weight.requires_grad
+    net.body.weight.requires_grad_(True)
     expected = torch.zeros_like(net.body.weight)
     for x, y in batches:
         net.zero_grad()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
-from sparseflow.core.structures import UnitStructure
+from sparseflow.core.arrays import block_sizes
 from sparseflow.train.methods.base import METHODS, TrainingSettings
-from sparseflow.train.methods.penalties import TINY, GroupPenalty, unit_sums
+from sparseflow.train.methods.penalties import TINY, GroupPenalty
+from sparseflow.train.rules import Rule
 
 
 class GroupLassoSettings(TrainingSettings):
@@ -38,12 +39,20 @@ class GroupLasso(GroupPenalty):
     settings: GroupLassoSettings
     when = "filters, channels, columns or blocks, when few units carry most of the network"
 
-    def penalty(self) -> Tensor:
-        """``λ Σ_g √|g| ‖w_g‖`` over the units of all layers."""
-        terms = []
+    def __init__(
+        self, model: nn.Module, rules: tuple[Rule, ...] | list[Rule], settings: GroupLassoSettings
+    ) -> None:
+        super().__init__(model, rules, settings)
+        self._sizes = {}
         for target in self.targets:
             weight = self.weight(target)
-            assert isinstance(target.structure, UnitStructure)  # refuses() said so
-            sizes = unit_sums(torch.ones_like(weight), target.structure.unit(tuple(weight.shape)))
-            terms.append((sizes * (self.squared_norms(target) + TINY)).sqrt().sum())
+            sizes = block_sizes(self.units[target.name], tuple(weight.shape))
+            self._sizes[target.name] = torch.tensor(sizes, dtype=weight.dtype, device=weight.device)
+
+    def penalty(self) -> Tensor:
+        """``λ Σ_g √|g| ‖w_g‖`` over the units of all layers."""
+        terms = [
+            (self._sizes[target.name] * (self.squared_norms(target) + TINY)).sqrt().sum()
+            for target in self.targets
+        ]
         return self.settings.strength * torch.stack(terms).sum() if terms else torch.zeros(())

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparseflow.core.mask import Mask
 from sparseflow.core.structures import Structure, UnitStructure
 from sparseflow.train.methods.base import InTraining
-from sparseflow.train.rules import Target, scores_of
+from sparseflow.train.rules import Rule, Target, scores_of
 
 TINY = 1e-12
 """Under square roots, whose slope at zero is not finite."""
@@ -33,6 +35,14 @@ def unit_sums(x: Tensor, unit: tuple[int, ...]) -> Tensor:
 class GroupPenalty(InTraining):
     """Base of regularisers that pull whole units to zero; the units with the smallest norms are removed at last."""
 
+    def __init__(self, model: nn.Module, rules: tuple[Rule, ...] | list[Rule], settings: Any = None) -> None:
+        super().__init__(model, rules, settings)
+        self.units = {
+            t.name: t.structure.unit(tuple(self.weight(t).shape))
+            for t in self.targets
+            if isinstance(t.structure, UnitStructure)  # as all are that are not refused
+        }
+
     @classmethod
     def refuses(cls, structure: Structure, layer: nn.Module) -> str | None:
         """The penalty needs units that can vanish as a whole."""
@@ -42,9 +52,7 @@ class GroupPenalty(InTraining):
 
     def squared_norms(self, target: Target) -> Tensor:
         """``‖w_g‖²`` of each unit g of a layer."""
-        weight = self.weight(target)
-        assert isinstance(target.structure, UnitStructure)  # refuses() said so
-        return unit_sums(weight.square(), target.structure.unit(tuple(weight.shape)))
+        return unit_sums(self.weight(target).square(), self.units[target.name])
 
     def after_epoch(self, epoch: int) -> str:
         """The share of the squared norm in the units that would be removed now."""

@@ -49,6 +49,9 @@ class Taylor(OneShot):
         """
         weights = {t.name: self.weight(t) for t in self.targets}
         was_training, device = self.model.training, device_of(self.model)
+        frozen = [weight for weight in weights.values() if not weight.requires_grad]
+        for weight in frozen:
+            weight.requires_grad_(True)
         self.model.eval()
         for x, labels in take(batches, self.settings.samples):
             if labels is None:
@@ -59,6 +62,8 @@ class Taylor(OneShot):
                 squares = (gradient * weight.detach()).square()
                 self.importance[name] = squares + self.importance.get(name, 0)
         self.model.train(was_training)
+        for weight in frozen:
+            weight.requires_grad_(False)
 
     def finish(self) -> dict[str, Mask]:
         """The masks of the most important units.
