@@ -11,6 +11,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
+
+from sparseflow.train.models import MnistCnn
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
 
@@ -178,3 +181,20 @@ def test_training_overhead_times_every_method(
     assert rows[0]["ratio"] == 1
     assert {"admm", "sr_ste", "rigl"} <= {row["method"] for row in rows}
     assert capsys.readouterr().out.count("\n") == len(rows) + 2
+
+
+@pytest.mark.parametrize("kernel_script", ["one_shot"], indirect=True)
+def test_one_shot_compares_the_methods_without_training(
+    kernel_script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    torch.save(MnistCnn().state_dict(), tmp_path / "dense.pt")
+    recipe = Path(__file__).parents[1] / "recipes" / "mnist5k_block.toml"
+    arguments = [str(recipe), "--weights", str(tmp_path / "dense.pt"), "--images", "8"]
+    assert (
+        kernel_script.main([*arguments, "--sparsify", "filter@0.5", "--methods", "magnitude,taylor,admm"])
+        == 0
+    )
+    out, err = capsys.readouterr()
+    assert [line.split(" | ")[1] for line in out.splitlines()[2:]] == ["–", "`magnitude`", "`taylor`"]
+    assert "admm needs training" in err
