@@ -78,7 +78,7 @@ def test_the_spatial_structure_is_kept() -> None:
     counter.add(x)
     found = counter.result()
     assert found.mean == pytest.approx(0.125)
-    assert (found.pixels, found.tiles, found.channels) == (0.25, 0.25, 0.5)
+    assert (found.pixels, found.tiles, found.wide_tiles, found.channels) == (0.25, 0.25, 0.5, 0.5)
     assert np.array(found.spatial)[:2].min() == 0.5
     assert np.array(found.spatial)[2:].max() == 0.0
     assert as_map(np.zeros((5, 7), np.float32)).shape == (5, 7, 1, 1)

@@ -33,8 +33,8 @@ class MapDensity:
         Images (rows of the batch) that were counted.
     mean, std, p10, p90 : float
         Of an image's density: the fraction of its elements that are not zero.
-    pixels, tiles, channels : float
-        Mean fraction of the pixels, of the tiles of 4x4 pixels and of the channels that hold any non-zero;
+    pixels, tiles, wide_tiles, channels : float
+        Mean fraction of the pixels, of the tiles of 4x4 and of 8x8 pixels and of the channels that hold any non-zero;
         1 - ``tiles`` can be skipped as whole tiles.
     spatial : tuple of tuple of float
         Mean density in at most 8 x 8 cells of the map, row by row.
@@ -49,6 +49,7 @@ class MapDensity:
     p90: float
     pixels: float
     tiles: float
+    wide_tiles: float
     channels: float
     spatial: tuple[tuple[float, ...], ...]
 
@@ -104,7 +105,7 @@ class MapCounter:
     def __init__(self, name: str, shape: tuple[int, ...]) -> None:
         self.name, self.shape = name, shape
         self._densities: list[float] = []
-        self._shares: list[tuple[float, float, float]] = []
+        self._shares: list[list[float]] = []
         self._spatial = np.zeros((1, 1))
 
     def add(self, batch: Array) -> None:
@@ -120,10 +121,8 @@ class MapCounter:
         keep = as_map(batch) != 0
         self._densities += keep.mean(axis=(1, 2, 3)).tolist()
         pixels = keep.any(axis=1)
-        rows, cols = (np.arange(0, n, TILE) for n in pixels.shape[1:])
-        tiles = np.logical_or.reduceat(np.logical_or.reduceat(pixels, rows, axis=1), cols, axis=2)
-        channels = keep.any(axis=(2, 3))
-        self._shares.append((float(pixels.mean()), float(tiles.mean()), float(channels.mean())))
+        parts = (pixels, _any_of(pixels, TILE), _any_of(pixels, 2 * TILE), keep.any(axis=(2, 3)))
+        self._shares.append([float(part.mean()) for part in parts])
         self._spatial = self._spatial + _cells(keep.mean(axis=(0, 1)))
 
     def result(self) -> MapDensity:
@@ -138,7 +137,7 @@ class MapCounter:
             raise FormatError(f"{self.name}: no inputs were counted; calibrate with at least one")
         each = np.array(self._densities)
         p10, p90 = np.quantile(each, (0.1, 0.9))
-        pixels, tiles, channels = np.mean(self._shares, axis=0)
+        pixels, tiles, wide_tiles, channels = np.mean(self._shares, axis=0)
         spatial = self._spatial / len(self._shares)
         return MapDensity(
             self.name,
@@ -150,6 +149,7 @@ class MapCounter:
             float(p90),
             float(pixels),
             float(tiles),
+            float(wide_tiles),
             float(channels),
             tuple(tuple(float(v) for v in row) for row in spatial),
         )
@@ -161,6 +161,12 @@ def as_map(x: Array) -> Array:
         return x
     rows = x.reshape(len(x), -1, x.shape[-1])
     return np.moveaxis(rows, -1, 1)[..., None]
+
+
+def _any_of(pixels: Array, side: int) -> Array:
+    """Whether squares of ``side`` x ``side`` of (N, H, W) hold any."""
+    rows, cols = (np.arange(0, n, side) for n in pixels.shape[1:])
+    return np.asarray(np.logical_or.reduceat(np.logical_or.reduceat(pixels, rows, axis=1), cols, axis=2))
 
 
 def _cells(density: Array) -> Array:

@@ -29,6 +29,7 @@ class FewRowsSkip(FewRows):
 
     name = "few-rows-skip"
     format = "dense"
+    sparse_input = True
 
     def rejects(self, workload: Workload) -> str | None:
         """See `KernelTemplate.rejects`."""

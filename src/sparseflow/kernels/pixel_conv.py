@@ -67,6 +67,7 @@ class PixelConvolution(KernelTemplate):
     """A convolution template on indexed maps; subclasses say how the weights of a block are stored and found."""
 
     layout = "pixels"
+    sparse_input = True
 
     @abstractmethod
     def arguments(self, kernel: PixelBody) -> list[Any]:

@@ -229,6 +229,8 @@ class KernelTemplate(ABC):
         their index, ``rows`` when they are row-major matrices.
     format : str
         The index format it reads; ``dense`` if none.
+    sparse_input : bool
+        Whether it leaves out the products with zeros of its input.
     exact : bool
         False when the error is larger than that of adding up the products; such a template states its bound, and
         the option ``exact`` leaves it out.
@@ -240,6 +242,7 @@ class KernelTemplate(ABC):
     name: str
     layout: str
     format: str
+    sparse_input: bool = False
     exact: bool = True
     unions: bool = False
 

@@ -240,12 +240,12 @@ class Panels:
 
 @dataclass(frozen=True)
 class Picture:
-    """A small picture of a mask: one pixel a weight.
+    """A small picture of a mask, one pixel a weight, or of densities.
 
     Attributes
     ----------
     pixels : ndarray of uint8, (height, width)
-        0 gap, 1 weight that is zero, 2 weight that is kept.
+        0 gap, 1 weight that is zero, 2 weight that is kept; from 3 on the shades of `sparseflow.report.pixels.shades`.
     """
 
     title: str

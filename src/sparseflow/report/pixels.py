@@ -5,11 +5,14 @@ from __future__ import annotations
 import base64
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-GAP, ZERO, KEPT = 0, 1, 2
+GAP, ZERO, KEPT, SHADES = 0, 1, 2, 3
+LEVELS = 16
+"""Shades from zero to kept: the pixels `SHADES`, `SHADES` + 1, …"""
 
 # Mid tones that stand out from white and from near-black alike; the style sheet's series use the same.
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -45,6 +48,25 @@ def kernels(keep: npt.NDArray[np.bool_], filters: int = 16, channels: int = 16) 
     return grid.reshape(out * (height + 1), in_ * (width + 1))[:-1, :-1]
 
 
+def shades(density: npt.NDArray[np.floating[Any]], cell: int = 6) -> npt.NDArray[np.uint8]:
+    """Densities as squares of the shades between zero and kept.
+
+    Parameters
+    ----------
+    density : ndarray, (height, width)
+        In 0..1.
+    cell : int
+        Side of the square of each.
+
+    Returns
+    -------
+    ndarray of uint8, (height*cell, width*cell)
+        From `SHADES` on, the denser the higher.
+    """
+    steps = np.rint(np.clip(density, 0.0, 1.0) * (LEVELS - 1)).astype(np.uint8) + np.uint8(SHADES)
+    return np.repeat(np.repeat(steps, cell, axis=0), cell, axis=1)
+
+
 def matrix(keep: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
     """The whole weight as a matrix, (out, in·kh·kw): a row a filter.
 
@@ -57,7 +79,7 @@ def matrix(keep: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
 
 
 def png(pixels: npt.NDArray[np.uint8], series: str, scale: int = 1) -> bytes:
-    """A PNG file with a palette of gap (transparent), zero (faint) and kept (the colour of ``series``).
+    """A PNG file with a palette of gap (transparent), zero (faint), kept (the colour of ``series``) and shades of it.
 
     Parameters
     ----------
@@ -73,8 +95,10 @@ def png(pixels: npt.NDArray[np.uint8], series: str, scale: int = 1) -> bytes:
     height, width = drawn.shape
     rows = np.zeros((height, width + 1), dtype=np.uint8)  # each row starts with its filter type, 0
     rows[:, 1:] = drawn
-    palette = bytes((0, 0, 0, *_ZERO_RGBA[:3], *COLOURS[series]))
-    alphas = bytes((0, _ZERO_RGBA[3], 255))
+    palette = bytes((0, 0, 0, *_ZERO_RGBA[:3], *COLOURS[series], *COLOURS[series] * LEVELS))
+    faintest = 20
+    shaded = (faintest + (255 - faintest) * level // (LEVELS - 1) for level in range(LEVELS))
+    alphas = bytes((0, _ZERO_RGBA[3], 255, *shaded))
     header = struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)
     chunks = (
         (b"IHDR", header),

@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 from typing import Any
 
+import numpy as np
+
 from sparseflow.errors import SparseflowError
 from sparseflow.report import pixels
 from sparseflow.report.axes import log_ticks
 from sparseflow.report.document import Bars, Figure, Line, Lines, Panels, Pictures, Scatter
+from sparseflow.report.pixels import LEVELS, SHADES
 from sparseflow.report.svg import radius
 
 DPI = 144
@@ -170,7 +173,9 @@ def _pictures(canvas: Any, figure: Pictures) -> None:
         axes = canvas.add_subplot(count, 1, i + 1) if figure.wide else canvas.add_subplot(1, count, i + 1)
         axes.set_axis_off()
         axes.set_title(picture.title, fontsize=9, loc="left")
-        from matplotlib.colors import ListedColormap
+        from matplotlib.colors import ListedColormap, to_rgb
 
-        colours = ListedColormap([(1, 1, 1), (0.9, 0.91, 0.92), _colour(picture.series)])
-        axes.imshow(picture.pixels, cmap=colours, vmin=0, vmax=2, interpolation="nearest")
+        kept = np.array(to_rgb(_colour(picture.series)))
+        shades = [1 + (kept - 1) * (0.08 + 0.92 * i / (LEVELS - 1)) for i in range(LEVELS)]
+        colours = ListedColormap([(1, 1, 1), (0.9, 0.91, 0.92), kept, *shades])
+        axes.imshow(picture.pixels, cmap=colours, vmin=0, vmax=SHADES + LEVELS - 1, interpolation="nearest")

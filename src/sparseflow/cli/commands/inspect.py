@@ -9,6 +9,7 @@ import typer
 
 from sparseflow.cli import options, output
 from sparseflow.cli.commands.explain import brief, cut_table
+from sparseflow.cli.maps import MapRequest, inspect_maps
 from sparseflow.cli.models import ModelRequest, load_model
 from sparseflow.errors import InputError
 
@@ -67,12 +68,25 @@ def command(
     cut: Annotated[
         bool, typer.Option("--cut", help="Show which filters and channels the compiler would cut out.")
     ] = False,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="Count the zeros of every layer's input: a .npy or .npz file, or a data set's name.",
+        ),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="At most so many samples of DATA.")] = 256,
+    time: Annotated[
+        bool,
+        typer.Option("--time", help="With --data: time the kernels that leave out zeros, layer by layer."),
+    ] = False,
     json: options.JsonOption = None,
 ) -> None:
     """List every layer with weights: shape, structure found in its zeros, density, bytes in each format.
 
     The structure is found from the zeros alone. With --sparsify it shows what pruning would do, and which
-    layers a structure does not fit.
+    layers a structure does not fit. With --data it lists the feature maps instead: how dense they are on real
+    data, and what work is left without their zeros; `report` draws the file of --json.
 
     **Examples**
 
@@ -80,21 +94,30 @@ def command(
         sparseflow inspect zoo:vgg16 --sparsify pattern:4+connectivity@0.877
         sparseflow inspect pruned.pt2 --layer layer1.0.conv2.weight
         sparseflow inspect zoo:resnet18 --sparsify filter@0.5 --cut
+        sparseflow inspect runs/cifar10/model.pt2 --data cifar10 --json maps.json
     """
+    if data is not None:
+        if cut or layer is not None:
+            raise InputError(f"{model}: --data lists feature maps; leave out --cut and --layer")
+        request = ModelRequest(model, sparsify, tuple(include or ()))
+        inspect_maps(request, MapRequest(data, samples, time), json)
+        return
+    if time:
+        raise InputError(f"{model}: --time needs --data, which says how sparse the maps are")
     with output.progress("inspect") as say:
         loaded = load_model(ModelRequest(model, sparsify, tuple(include or ())))
         layers = inspect_layers(loaded, say)
         cuts = _cuts(loaded, say) if cut else ()
-    data: dict[str, Any] = {
+    content: dict[str, Any] = {
         "model": model,
         "weights": loaded.weights,
         "sparsify": loaded.sparsified.label if loaded.sparsified is not None else None,
         "layers": [asdict(one) for one in layers],
     }
     if cut:
-        data["cuts"] = [asdict(one) for one in cuts]
+        content["cuts"] = [asdict(one) for one in cuts]
     chosen = _find(layers, layer, model) if layer is not None else None
-    if output.write_json(data, json):
+    if output.write_json(content, json):
         return
     console = output.stdout()
     if chosen is not None:

@@ -44,6 +44,16 @@ class PrunedLayer:
 
 
 @dataclass(frozen=True)
+class SparseMap:
+    """The map of an activation that the training put in."""
+
+    name: str
+    density: float
+    size: int
+    threshold: float | None
+
+
+@dataclass(frozen=True)
 class PruneReport:
     """What `sparseflow.train` writes of a recipe's run, as far as the report shows it; no torch needed."""
 
@@ -56,6 +66,8 @@ class PruneReport:
     seconds: float
     model_path: str = ""
     exported_path: str = ""
+    maps: tuple[SparseMap, ...] = ()
+    map_density: float | None = None
 
     @property
     def points_lost(self) -> float:
@@ -101,6 +113,8 @@ def build(data: dict[str, Any], where: str) -> Document:
         f"pruned, on the test data; {words.span(result.seconds)} of training."
     )
     sections = [Section("Layer by layer", (_layers(result),))]
+    if result.maps:
+        sections.append(Section("Feature maps", (_maps(result),)))
     if any(result.history.values()):
         sections.insert(0, Section("Training", _training(result)))
     files = tuple((Cell(name), Cell(path)) for name, path in _files(result) if path)
@@ -116,6 +130,8 @@ def _files(result: PruneReport) -> tuple[tuple[str, str], ...]:
 
 def _cards(result: PruneReport) -> Cards:
     note = f"dense {words.percent(result.dense_accuracy, 2)}"
+    sparse = result.map_density
+    maps = () if sparse is None else (Card(words.percent(1 - sparse), "Sparsity of the feature maps"),)
     return Cards(
         (
             Card(words.percent(result.pruned_accuracy, 2), "Accuracy, pruned", note),
@@ -126,8 +142,23 @@ def _cards(result: PruneReport) -> Cards:
                 "Sparsity of all weights",
                 f"{result.kept:,} of {result.total:,} kept",
             ),
+            *maps,
         )
     )
+
+
+def _maps(result: PruneReport) -> Table:
+    columns = (Column("Activation", number=False), Column("Elements"), Column("Density"), Column("Threshold"))
+    rows = tuple(
+        (
+            Cell(m.name),
+            Cell(f"{m.size:,}"),
+            Cell(words.percent(m.density), fraction=m.density),
+            Cell("–" if m.threshold is None else words.digits(m.threshold)),
+        )
+        for m in result.maps
+    )
+    return Table("Non-zeros of each activation's map, over test samples", columns, rows)
 
 
 def _training(result: PruneReport) -> tuple[Block, ...]:

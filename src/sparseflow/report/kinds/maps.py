@@ -1,0 +1,165 @@
+"""The report of `sparseflow inspect --data`: how sparse the maps are, where, and what work that leaves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from sparseflow.report import words
+from sparseflow.report.document import (
+    REPORTS,
+    Bar,
+    Bars,
+    Card,
+    Cards,
+    Cell,
+    Column,
+    Document,
+    Picture,
+    Pictures,
+    Section,
+    Table,
+    Text,
+)
+from sparseflow.report.pixels import shades
+from sparseflow.studies.map_results import VARIANTS, MapLayer, MapResults, from_json
+
+_NAMES = {"dense": "no zeros", "weights": "zero weights", "maps": "zero activations", "both": "both"}
+
+
+@REPORTS.register("maps")
+def build(data: dict[str, Any], where: str) -> Document:
+    """The document of the maps of a network.
+
+    Raises
+    ------
+    SparseflowError
+        If ``data`` is not what `sparseflow inspect --data --json` writes.
+    """
+    results = from_json(data, where)
+    sections = [
+        Section("How dense the maps are", (_densities(results), _table(results))),
+        Section("Where they are dense", (_places(results),)),
+        Section("Work that is left", (_work(results),)),
+    ]
+    if any(layer.times_s for layer in results.layers):
+        how = f"{results.machine}; threads: {results.threads}."
+        sections.append(Section("Time of each kind of kernel", (_times(results), Text(how))))
+    return Document(
+        f"sparseflow inspect: {results.model}",
+        f"{words.percent(1 - results.mean_density)} of the activations are zero on {results.data}",
+        f"The input of every layer over {results.images} samples; the data themselves do not count.",
+        (_cards(results),),
+        tuple(sections),
+    )
+
+
+def _cards(results: MapResults) -> Cards:
+    dense = results.macs("dense")
+    cards = [Card(words.percent(1 - results.mean_density), "Sparsity of all maps", "weighted by elements")]
+    for variant in VARIANTS[1:]:
+        left = words.percent(results.macs(variant) / dense)
+        cards.append(Card(left, f"Multiplications left without {_NAMES[variant]}"))
+    return Cards(tuple(cards))
+
+
+def _densities(results: MapResults) -> Bars:
+    bars = tuple(
+        Bar(
+            layer.name,
+            (("s1", 100 * layer.map.mean),),
+            words.percent(layer.map.mean),
+            100 * layer.map.p10,
+            100 * layer.map.p90,
+        )
+        for layer in results.layers
+    )
+    caption = "Whiskers: 10th and 90th percentile of the samples. The first layer reads the data."
+    return Bars("map-density", "Density of each layer's input", "%", bars, caption=caption)
+
+
+def _table(results: MapResults) -> Table:
+    columns = (
+        Column("Layer", number=False),
+        Column("Map"),
+        Column("Density"),
+        Column("p10–p90"),
+        Column("Pixels all zero"),
+        Column("4×4 tiles all zero"),
+        Column("8×8 tiles all zero"),
+        Column("Channels all zero"),
+        Column("Map"),
+        Column("Index"),
+    )
+    rows = tuple(
+        (
+            Cell(layer.name),
+            Cell(words.shape(layer.map.shape)),
+            Cell(words.percent(layer.map.mean), fraction=layer.map.mean),
+            Cell(f"{words.percent(layer.map.p10)}–{words.percent(layer.map.p90)}"),
+            Cell(words.percent(1 - layer.map.pixels)),
+            Cell(words.percent(1 - layer.map.tiles)),
+            Cell(words.percent(1 - layer.map.wide_tiles)),
+            Cell(words.percent(1 - layer.map.channels)),
+            Cell(words.nbytes(layer.map_bytes)),
+            Cell(words.nbytes(layer.index_bytes)),
+        )
+        for layer in results.layers
+    )
+    return Table("Each layer's input; the index has one bit for each element", columns, rows)
+
+
+def _places(results: MapResults) -> Pictures:
+    pictures = tuple(_place(layer) for layer in results.layers if len(layer.map.shape) == 4)
+    caption = (
+        "Mean over samples and channels; from none (faint) to all (full colour) of the elements not zero."
+    )
+    return Pictures("map-places", "Density over the map", pictures, caption)
+
+
+def _place(layer: MapLayer) -> Picture:
+    density = np.array(layer.map.spatial)
+    alt = f"{layer.name}: {words.percent(float(density.min()))} to {words.percent(float(density.max()))}"
+    return Picture(layer.name, alt, shades(density), "s1")
+
+
+def _work(results: MapResults) -> Table:
+    columns = (
+        Column("Layer", number=False),
+        Column("Multiplications"),
+        *(Column(f"Without {_NAMES[v]}") for v in VARIANTS[1:]),
+    )
+
+    def row(name: str, dense: float, left: tuple[float, ...], strong: bool = False) -> tuple[Cell, ...]:
+        parts = tuple(
+            Cell(words.percent(n / max(dense, 1.0)), fraction=n / max(dense, 1.0), strong=strong)
+            for n in left
+        )
+        return (Cell(name, strong=strong), Cell(f"{dense:,.0f}", strong=strong), *parts)
+
+    rows = [
+        row(layer.name, layer.macs("dense"), tuple(layer.macs(v) for v in VARIANTS[1:]))
+        for layer in results.layers
+    ]
+    whole = tuple(results.macs(v) for v in VARIANTS[1:])
+    rows.append(row("all, the data taken as dense", results.macs("dense"), whole, strong=True))
+    caption = "Multiply-accumulates left; for both, zeros of weights and maps are taken to fall independently"
+    return Table(caption, columns, tuple(rows))
+
+
+def _times(results: MapResults) -> Table:
+    columns = (Column("Layer", number=False), *(Column(f"Without {_NAMES[v]}") for v in VARIANTS))
+    rows = []
+    for layer in results.layers:
+        best = min(layer.times_s.values(), default=0.0)
+        cells = [
+            Cell(words.duration(layer.times_s[v]), strong=layer.times_s[v] == best)
+            if v in layer.times_s
+            else Cell("–")
+            for v in VARIANTS
+        ]
+        rows.append((Cell(layer.name), *cells))
+    return Table(
+        "The fastest kernel of each kind, measured alone; the fastest of all in bold", columns, tuple(rows)
+    )
