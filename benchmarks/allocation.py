@@ -1,7 +1,8 @@
 """Latency-aware allocation against uniform sparsity on CIFAR-10, at equal measured latency; and others beside.
 
-Three steps, each of which goes on where it was stopped: ``fit`` finds budgets so that the engines take equally long
-(masks by magnitude, nothing trained), ``train`` retrains every arm alike, ``measure`` times the engines in turn.
+Four steps, each of which goes on where it was stopped: ``scan`` measures loss increases, ``fit`` finds budgets so that
+the engines take equally long (masks by magnitude, nothing trained), ``train`` retrains every arm alike, ``measure``
+times the engines in turn.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from sparseflow.core.structures import parse_sparsify
 from sparseflow.data import load_data
 from sparseflow.engine.bench import pinned
 from sparseflow.engine.machine import machine_name
-from sparseflow.studies.allocation import Content, Timing, fitted, interleaved, recipe_of
+from sparseflow.studies.allocation import Content, Subject, fitted, interleaved, recipe_of, scanned
 from sparseflow.studies.records import Records
 from sparseflow.train import LogProgress, parse_recipe, run_recipe
+from sparseflow.train.allocation import STRATEGIES, LatencyAware
 
 NAME = "allocation"
 CHOICES = ("unstructured", "block:4x1", "pattern:4+connectivity")
@@ -33,7 +35,7 @@ CHOICES = ("unstructured", "block:4x1", "pattern:4+connectivity")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one step; the exit code is the number of arms that failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("step", choices=("fit", "train", "measure"))
+    parser.add_argument("step", choices=("scan", "fit", "train", "measure"))
     parser.add_argument(
         "--dense", type=Path, default=Path("runs/cifar10-dense/dense.pt"), help="state dictionary"
     )
@@ -51,45 +53,71 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--shares", default="1,0.85", help="latencies of latency-aware arms, of the first arm's"
     )
     parser.add_argument("--estimate", default="measured", help="of the loss increase")
+    parser.add_argument("--samples", type=int, default=128, help="that the loss increase is estimated from")
     parser.add_argument("--arms", default="", help="train only arms whose name contains one of these")
     parser.add_argument("--epochs", type=int, default=3, help="of retraining")
     args = parser.parse_args(arguments)
-    return {"fit": fit, "train": train, "measure": measure}[args.step](args)
+    return {"scan": scan, "fit": fit, "train": train, "measure": measure}[args.step](args)
+
+
+def scan(args: argparse.Namespace) -> int:
+    """The loss increase of every option; takes minutes, and needs no quiet machine."""
+    subject, strategy = latency_aware(args)
+    options.say(f"{sum(map(len, scanned(subject, strategy, scan_file(args))))} options")
+    return 0
 
 
 def fit(args: argparse.Namespace) -> int:
     """Latencies before training, and the recipes."""
-    timing = Timing()
     records = Records(
         args.out / "arms.json", {"kind": "allocation-arms", "machine": machine_name()}, resume=True
     )
 
-    def known(name: str, allocation: Content, choose: Sequence[str]) -> dict[str, Any]:
-        content = recipe_of(args.dense, choose, allocation, args.epochs)
-        latency, assigned = timing.of(parse_recipe(content))
-        return record(content, latency, assigned)
+    def known(allocation: Content, choose: Sequence[str]) -> dict[str, Any]:
+        subject = Subject(recipe_of(args.dense, choose, allocation, args.epochs))
+        strategy = STRATEGIES[allocation["strategy"]].model_validate(allocation)
+        assigned = strategy.allocate(subject.problem)
+        return record(subject.content, subject.latency(assigned), assigned)
 
     def matched(share: float) -> dict[str, Any]:
         target = share * records.cases[first]["latency"]["median_s"]
-        allocation = {"strategy": "latency", "table": str(args.table), "estimate": args.estimate}
-        content = recipe_of(args.dense, CHOICES, allocation, args.epochs)
-        return record(*fitted(content, target, timing, options.say))
+        subject, strategy = latency_aware(args)
+        found = scanned(subject, strategy, scan_file(args))
+        assigned, latency = fitted(subject, strategy, found, target, options.say)
+        return record(subject.decided(assigned), latency, assigned)
 
     cases = []
     specs = [parse_sparsify(text) for text in args.uniform.split(",")]
     first = f"uniform {specs[0].text}"
     for spec in specs:
         budget = {"strategy": "uniform", "sparsity": spec.sparsity}
-        cases.append((f"uniform {spec.text}", partial(known, spec.text, budget, [str(spec.structure)])))
+        cases.append((f"uniform {spec.text}", partial(known, budget, [str(spec.structure)])))
     cases += [
         (f"latency-aware {args.estimate} {s}", partial(matched, float(s))) for s in args.shares.split(",")
     ]
     for strategy in filter(None, args.strategies.split(",")):
         budget = {"strategy": strategy, "sparsity": specs[0].sparsity}
-        choose = [str(specs[0].structure)]
-        cases.append((f"{strategy} {specs[0].text}", partial(known, strategy, budget, choose)))
+        cases.append((f"{strategy} {specs[0].text}", partial(known, budget, [str(specs[0].structure)])))
     with pinned(1):
         return records.run(cases, options.say)
+
+
+def latency_aware(args: argparse.Namespace) -> tuple[Subject, LatencyAware]:
+    """The network and the strategy; its budget is decided by ``fit``."""
+    content = {
+        "strategy": "latency",
+        "table": str(args.table),
+        "estimate": args.estimate,
+        "samples": args.samples,
+        "latency_ms": 1e3,
+    }
+    strategy = LatencyAware.model_validate(content)
+    return Subject(recipe_of(args.dense, CHOICES, content, args.epochs)), strategy
+
+
+def scan_file(args: argparse.Namespace) -> Path:
+    """Where ``scan`` keeps its options."""
+    return Path(args.out) / f"options-{args.estimate}.json"
 
 
 def record(content: Content, latency: Any, assigned: Sequence[Any]) -> dict[str, Any]:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from sparseflow.core.plan import Measurement
+from sparseflow.core.structures import parse_structure
 from sparseflow.engine.compile import compile
 from sparseflow.engine.machine import machine_name
-from sparseflow.train import Recipe, parse_recipe
-from sparseflow.train.allocation import Assigned, allocate, resolved
+from sparseflow.studies.stages import write_json
+from sparseflow.train import parse_recipe
+from sparseflow.train.allocation import Assigned, LatencyAware, Problem, slots_of
 from sparseflow.train.methods import Magnitude, MaskedWeights
 from sparseflow.train.run import load_weights
 from sparseflow.train.sources import Sources
@@ -53,55 +57,79 @@ def recipe_of(dense: Path, choose: Sequence[str], allocation: Content, epochs: i
     }
 
 
-class Timing:
-    """Measures what an allocation costs in a compiled engine, masks by magnitude, before anything is retrained."""
+class Subject:
+    """The dense network of a recipe, pruned by magnitude and timed in a compiled engine, before any retraining."""
 
-    def __init__(self, repeats: int = 200, measure: bool = True) -> None:
-        self.repeats, self.measure = repeats, measure
-
-    def of(self, recipe: Recipe) -> tuple[Measurement, tuple[Assigned, ...]]:
-        """The engine's time and the decisions behind it."""
-        sources = Sources(recipe)
+    def __init__(self, content: Content, repeats: int = 200, measure: bool = True) -> None:
+        self.content, self.repeats, self.measure = content, repeats, measure
+        recipe = parse_recipe(content)
+        self.sources = Sources(recipe)
         torch.manual_seed(recipe.seed)
-        model = sources.model()
+        self.model = self.sources.model()
         if recipe.model is not None and recipe.model.weights is not None:
-            load_weights(model, recipe.model.weights)
+            load_weights(self.model, recipe.model.weights)
         rules = tuple(config.rule() for config in recipe.rules)
-        assigned: tuple[Assigned, ...] = ()
-        if recipe.allocation is not None:
-            assigned = allocate(recipe.allocation, model, rules, sources.train(0))
-        MaskedWeights(model, Magnitude(model, resolved(rules, assigned)).finish())
-        return self.engine(model, next(iter(sources.test()))[0][:1]), assigned
+        self.problem = Problem(self.model, slots_of(self.model, rules), self.sources.train(0))
 
-    def engine(self, model: nn.Module, x: torch.Tensor) -> Measurement:
-        """Time of a call of the compiled model on ``x``."""
+    def latency(self, assigned: Sequence[Assigned]) -> Measurement:
+        """Time of a call with one image of the network pruned as decided."""
+        model = copy.deepcopy(self.model)
+        MaskedWeights(model, Magnitude(model, [a.rule() for a in assigned]).finish())
+        x = next(iter(self.sources.test()))[0][:1]
         engine = compile(model.eval(), (x,), measure=self.measure)
         return engine.measure(x, repeats=self.repeats, warmup=20)
 
+    def decided(self, assigned: Sequence[Assigned]) -> Content:
+        """The recipe with the decision in place of the allocation."""
+        rules = [
+            {"layers": a.name, "sparsify": f"{a.structure}@{1 - a.density:.6g}" if a.structure else "dense"}
+            for a in assigned
+        ]
+        return {k: v for k, v in self.content.items() if k != "allocation"} | {"rules": rules}
+
+
+def scanned(subject: Subject, strategy: LatencyAware, path: Path) -> list[list[Assigned]]:
+    """The options of a latency-aware allocation, kept in ``path``: the scan takes minutes, budgets are tried often."""
+    if not path.is_file():
+        options = strategy.options(subject.problem)
+        rows = [[asdict(o) | {"structure": str(o.structure or "dense")} for o in found] for found in options]
+        write_json(path, {"kind": "allocation-options", "options": rows})
+    rows = json.loads(path.read_text(encoding="utf-8"))["options"]
+    return [[_assigned(o) for o in found] for found in rows]
+
+
+def _assigned(row: Content) -> Assigned:
+    structure = None if row["structure"] == "dense" else parse_structure(row["structure"])
+    return Assigned(**{**row, "structure": structure})
+
 
 def fitted(
-    recipe: Content, target_s: float, timing: Timing, say: Callable[[str], None]
-) -> tuple[Content, Measurement, tuple[Assigned, ...]]:
-    """The recipe with the largest latency budget whose engine takes about ``target_s``.
+    subject: Subject,
+    strategy: LatencyAware,
+    options: list[list[Assigned]],
+    target_s: float,
+    say: Callable[[str], None],
+) -> tuple[tuple[Assigned, ...], Measurement]:
+    """The latency-aware decision whose engine takes about ``target_s``.
 
     The table's times are those of layers alone; what the whole engine takes differs from their sum, so the budget is
     corrected by the ratio a few times, and the best of what was tried is kept.
     """
     budget = target_s
-    best: tuple[Content, Measurement, tuple[Assigned, ...]] | None = None
+    tried: list[tuple[float, tuple[Assigned, ...], Measurement]] = []
     for _ in range(STEPS):
-        content = recipe | {"allocation": recipe["allocation"] | {"latency_ms": 1e3 * budget}}
-        latency, assigned = timing.of(parse_recipe(content))
+        assigned = strategy.model_copy(update={"latency_ms": 1e3 * budget}).choose(subject.problem, options)
+        latency = subject.latency(assigned)
         ratio = latency.median_s / target_s
         say(
             f"budget {1e3 * budget:.3f} ms: engine {1e3 * latency.median_s:.3f} ms, {ratio:.3f} of the target"
         )
-        if best is None or _distance(ratio) < _distance(best[1].median_s / target_s):
-            best = (content, latency, assigned)
+        tried.append((_distance(ratio), assigned, latency))
         if 1 - CLOSE <= ratio <= 1:
             break
         budget /= ratio
-    return best or (recipe, *timing.of(parse_recipe(recipe)))
+    _, assigned, latency = min(tried, key=lambda found: found[0])
+    return assigned, latency
 
 
 def _distance(ratio: float) -> float:

@@ -60,12 +60,18 @@ class LatencyAware(Strategy):
 
     def allocate(self, problem: Problem) -> tuple[Assigned, ...]:
         """See `Strategy`."""
+        return self.choose(problem, self.options(problem))
+
+    def options(self, problem: Problem) -> list[list[Assigned]]:
+        """For every slot dense and what is worth offering, with expected loss increases; no budget counts here."""
         table = LatencyTable.read(self.table)
         increase = ESTIMATES[self.estimate](problem, self.samples)
-        options = [self._options(slot, self._row(table, slot), increase) for slot in problem.slots]
-        chosen = solve(
-            [[o.loss or 0.0 for o in found] for found in options], self._budgets(table, problem, options)
-        )
+        return [self._options(slot, self._row(table, slot), increase) for slot in problem.slots]
+
+    def choose(self, problem: Problem, options: list[list[Assigned]]) -> tuple[Assigned, ...]:
+        """One option for every slot within the budgets."""
+        budgets = self._budgets(LatencyTable.read(self.table), problem, options)
+        chosen = solve([[o.loss or 0.0 for o in found] for found in options], budgets)
         return tuple(found[i] for found, i in zip(options, chosen, strict=True))
 
     def identity(self) -> dict[str, Any]:
