@@ -14,7 +14,7 @@ from sparseflow.cli.main import app
 from tests.cli.conftest import Files, Outcome
 
 Invoke = Callable[..., Outcome]
-COMMANDS = ["quickstart", "prune", "tune", "compile", "inspect", "explain", "bench", "report"]
+COMMANDS = ["quickstart", "prune", "sweep", "tune", "compile", "inspect", "explain", "bench", "report"]
 
 
 def test_help_lists_every_command_and_each_teaches_by_examples(invoke: Invoke) -> None:
@@ -137,8 +137,9 @@ kind = "magnitude"
 def test_prune_writes_a_model_that_inspect_and_report_read(invoke: Invoke, tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text(RECIPE)
     run = tmp_path / "run"
-    done = invoke("prune", tmp_path / "recipe.toml", "-o", run)
+    done = invoke("prune", tmp_path / "recipe.toml", "-o", run, "--csv", tmp_path / "log.csv")
     assert done.code == 0, done.err
+    assert (tmp_path / "log.csv").read_text().startswith("stage,epoch,learning_rate,loss")
     assert str(run / "model.pt2") in done.out.replace("\n", "")
     layers = json.loads(invoke("inspect", run / "model.pt2", "--json", "-").out)["layers"]
     assert "block:4x1" in {layer["structure"] for layer in layers}

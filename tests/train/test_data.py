@@ -223,6 +223,23 @@ def test_batches_depend_on_seed_and_epoch_only() -> None:
     assert len(epoch(1, 3)) == 2 * 3  # the last two images are left out
 
 
+def test_shares_of_a_batch_are_the_whole_batch() -> None:
+    x, y = images_numbered(20), torch.arange(20)
+    statistics = ((0.0,), (1 / 255,))
+
+    def labels_of(share: tuple[int, int]) -> list[torch.Tensor]:
+        batches = Batches(x, y, 6, statistics, Augment("random", 2), seed=1, share=share)
+        batches.set_epoch(3)
+        return [labels for _, labels in batches]
+
+    whole, first, second = labels_of((0, 1)), labels_of((0, 2)), labels_of((1, 2))
+    for all_labels, a, b in zip(whole, first, second, strict=True):
+        assert torch.equal(all_labels[0::2], a)
+        assert torch.equal(all_labels[1::2], b)
+    with pytest.raises(DataError, match="at least one image for each process"):
+        Batches(x, y, 2, statistics, Augment(), share=(0, 3))
+
+
 def test_alternating_flip_mirrors_each_image_in_every_other_epoch() -> None:
     x, y = images_numbered(12), torch.arange(12)
     batches = Batches(x, y, 12, ((0.0,), (1 / 255,)), Augment("alternate"), seed=5)

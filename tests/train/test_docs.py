@@ -1,4 +1,4 @@
-"""The snippets of docs/training.md run as they stand."""
+"""The snippets of docs/training.md and docs/loops.md run as they stand."""
 
 from __future__ import annotations
 
@@ -13,14 +13,22 @@ from sparseflow.train import parse_recipe
 from sparseflow.train.methods import METHODS
 from tests.train.method_cases import layer_for, model
 
-TEXT = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+DOCS = Path(__file__).parents[2] / "docs"
+TEXT = (DOCS / "training.md").read_text()
+SNIPPETS = [
+    (f"{page}:{number}", snippet)
+    for page in ("training.md", "loops.md")
+    for number, snippet in enumerate(re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.S))
+]
 
 
-@pytest.mark.parametrize("number", range(len(re.findall(r"```python\n", TEXT))))
-def test_python_snippets_run(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("name", "snippet"), SNIPPETS, ids=[name for name, _ in SNIPPETS])
+def test_python_snippets_run(
+    name: str, snippet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    snippet = re.findall(r"```python\n(.*?)```", TEXT, re.S)[number]
-    exec(compile(snippet, f"docs/training.md:{number}", "exec"), {})
+    exec(compile(snippet, name, "exec"), {})
 
 
 def test_the_recipe_is_one() -> None:

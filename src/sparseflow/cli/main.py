@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 import sparseflow
-from sparseflow.cli.commands import bench, compile, explain, inspect, prune, quickstart, report, tune
+from sparseflow.cli.commands import bench, compile, explain, inspect, prune, quickstart, report, sweep, tune
 from sparseflow.errors import SparseflowError
 
 
@@ -71,7 +71,7 @@ def main(
         warnings.simplefilter("ignore")
 
 
-for command in (quickstart, prune, tune, compile, inspect, explain, bench, report):
+for command in (quickstart, prune, sweep, tune, compile, inspect, explain, bench, report):
     command.register(app)
 
 

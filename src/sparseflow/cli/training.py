@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -35,3 +37,16 @@ def training_progress() -> Iterator[Callable[[TrainEvent | StageEvent], None]]:
             yield route(bars)
     else:
         yield route(LogProgress(sys.stderr))
+
+
+@contextlib.contextmanager
+def log_files(csv: Path | None, tensorboard: Path | None) -> Iterator[list[Callable[[TrainEvent], None]]]:
+    """The logs that were asked for; none in processes that only help the first one."""
+    from sparseflow.train.integrations.logs import CsvLog, TensorBoardLog
+
+    logs: list[Callable[[TrainEvent], None]] = []
+    with contextlib.ExitStack() as stack:
+        if int(os.environ.get("RANK", "0")) == 0:
+            logs += [CsvLog(csv)] if csv is not None else []
+            logs += [stack.enter_context(TensorBoardLog(tensorboard))] if tensorboard is not None else []
+        yield logs

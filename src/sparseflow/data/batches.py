@@ -53,6 +53,9 @@ class Batches:
         Also turns on shuffling and drops the last, smaller batch; without it the order is kept and no
         image is left out.
     seed : int
+    share : tuple of (int, int)
+        ``(k, n)``: of each augmented batch only every n-th image from the k-th on, for n processes that train
+        together.
     """
 
     def __init__(
@@ -63,13 +66,18 @@ class Batches:
         statistics: tuple[tuple[float, ...], tuple[float, ...]],
         augment: Augment | None = None,
         seed: int = 0,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         if not 1 <= batch_size <= len(images):
             raise DataError(f"batch_size: found {batch_size}; 1 to {len(images)} is allowed")
         if augment is not None and augment.crop >= min(images.shape[2:]):
             raise DataError(f"augment.crop: found {augment.crop}; less than the image's side is allowed")
         self.images, self.labels, self.batch_size = images, labels, batch_size
-        self.augment, self.seed, self.epoch = augment, seed, 0
+        if not 0 <= share[0] < share[1] <= batch_size:
+            raise DataError(
+                f"batch_size: found {batch_size} for share {share}; at least one image for each process is allowed"
+            )
+        self.augment, self.seed, self.epoch, self.share = augment, seed, 0, share
         mean, std = statistics
         self._mean = torch.tensor(mean).view(1, -1, 1, 1) * 255
         self._scale = 1 / (torch.tensor(std).view(1, -1, 1, 1) * 255)
@@ -91,8 +99,11 @@ class Batches:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(len(self.images), generator=generator)
         mirrored = self._mirrored(self.augment.flip, generator)
+        part, parts = self.share
+        if part > 0:  # images of different parts move by different offsets
+            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) * parts + part)
         for i in range(len(self)):
-            index = order[i * self.batch_size : (i + 1) * self.batch_size]
+            index = order[i * self.batch_size : (i + 1) * self.batch_size][part::parts]
             x = self._normalise(self.images[index])
             if mirrored is not None:
                 x = torch.where(mirrored[index].view(-1, 1, 1, 1), x.flip(3), x)

@@ -7,8 +7,9 @@ from sparseflow.train.recipe import Recipe, load_recipe, parse_recipe
 from sparseflow.train.results import LayerSparsity, PruneResult
 from sparseflow.train.rules import Rule
 from sparseflow.train.run import run_recipe
+from sparseflow.train.settings import TrainSettings
 from sparseflow.train.sources import Workspace
-from sparseflow.train.trainer import Session, Trainer, TrainSettings, evaluate
+from sparseflow.train.trainer import Session, Trainer, evaluate
 
 __all__ = [
     "ADMM",

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import (
     BaseModel,
@@ -14,89 +13,15 @@ from pydantic import (
     InstanceOf,
     SerializeAsAny,
     ValidationError,
-    field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
-from sparseflow.core.structures import parse_sparsify, parse_structure
 from sparseflow.errors import RecipeError, SparseflowError
 from sparseflow.train.allocation import STRATEGIES, Strategy
 from sparseflow.train.methods import METHODS
-from sparseflow.train.rules import Rule
+from sparseflow.train.reading import describe, read_toml
+from sparseflow.train.sections import DataConfig, ModelConfig, RuleConfig
 from sparseflow.train.stages import STRICT, MapStage, MethodStage, Stage, stage_class
-
-
-class DataConfig(BaseModel):
-    """``[data]``: a registered data set and how it is fed."""
-
-    model_config = STRICT
-    name: str
-    folder: str | None = None
-    batch_size: int = Field(default=128, ge=1)
-    flip: Literal["none", "random", "alternate"] = "none"
-    crop: int = Field(default=0, ge=0)
-
-
-class ModelConfig(BaseModel):
-    """``[model]``: a registered model and its builder's arguments; ``weights`` is a state dictionary to start from."""
-
-    model_config = STRICT
-    name: str
-    weights: str | None = None
-    arguments: dict[str, Any] = Field(default_factory=dict)
-
-
-class RuleConfig(BaseModel):
-    """``[[rules]]``: layers and what becomes of them; the first rule that matches a layer counts.
-
-    ``sparsify`` says it, or ``choose`` names structures among which ``[allocation]`` chooses, with the density.
-    """
-
-    model_config = STRICT
-    layers: str
-    sparsify: str | None = None
-    choose: tuple[str, ...] = Field(default=(), strict=False)
-    coupled: bool = False
-    include: tuple[Literal["stem", "depthwise", "classifier"], ...] = Field(default=(), strict=False)
-
-    @field_validator("sparsify")
-    @classmethod
-    def _readable(cls, text: str | None) -> str | None:
-        try:
-            if text is not None and text != "dense":
-                parse_sparsify(text)
-        except SparseflowError as error:
-            raise ValueError(str(error)) from None
-        return text
-
-    @field_validator("choose")
-    @classmethod
-    def _structures(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
-        try:
-            return tuple(str(parse_structure(text)) for text in texts)
-        except SparseflowError as error:
-            raise ValueError(str(error)) from None
-
-    @model_validator(mode="after")
-    def _one_of_both(self) -> RuleConfig:
-        if (self.sparsify is None) == (not self.choose):
-            raise ValueError("found both or none of sparsify and choose; give one of them")
-        try:
-            self.rule()
-        except SparseflowError as error:
-            raise ValueError(str(error)) from None
-        return self
-
-    def rule(self) -> Rule:
-        """As the methods and the allocation take it."""
-        include, coupled = self.include, self.coupled
-        if self.sparsify is None:
-            return Rule(self.layers, None, 1.0, include, tuple(map(parse_structure, self.choose)), coupled)
-        if self.sparsify == "dense":
-            return Rule(self.layers, None, 1.0, include, (), coupled)
-        spec = parse_sparsify(self.sparsify)
-        return Rule(self.layers, spec.structure, spec.density, include, (), coupled)
 
 
 class Recipe(BaseModel):
@@ -154,7 +79,7 @@ class Recipe(BaseModel):
         content["data"] = None if self.data is None else _counted(self.data)
         if self.data is not None:
             content["data"].pop("folder", None)
-        content["model"] = None if self.model is None else self.model.name
+        content["model"] = None if self.model is None else self.model.name or self.model.factory
         if self.model is not None and self.model.arguments:
             content["arguments"] = self.model.arguments
         content["stages"] = [_counted(s) for s in upto]
@@ -211,16 +136,7 @@ def load_recipe(path: str | Path) -> Recipe:
         If the file is missing or no TOML, or a key is unknown, missing or of the wrong type; one line that
         names the key's path.
     """
-    path = Path(path)
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(
-            f"{path}: cannot be read ({error.strerror}); give the path of a TOML recipe"
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not TOML ({str(error).splitlines()[0]}); correct the file") from error
-    return parse_recipe(content, str(path))
+    return parse_recipe(read_toml(Path(path)), str(path))
 
 
 def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
@@ -234,12 +150,12 @@ def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
     if isinstance(stages, list | tuple):
         read = [_read_stage(stage, f"stages[{i}]", where) for i, stage in enumerate(stages)]
         content = content | {"stages": read}
-    if "allocation" in content:
+    if content.get("allocation") is not None:
         content = content | {"allocation": _read_allocation(content["allocation"], where)}
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        raise RecipeError(f"{where}: {_describe(error, Recipe)}") from None
+        raise RecipeError(f"{where}: {describe(error, Recipe, sections=_SECTIONS)}") from None
 
 
 def _read_stage(content: Any, place: str, where: str) -> Stage:
@@ -257,7 +173,7 @@ def _read_stage(content: Any, place: str, where: str) -> Stage:
     try:
         return made.model_validate(content)
     except ValidationError as error:
-        raise RecipeError(f"{where}: {_describe(error, made, place)}") from None
+        raise RecipeError(f"{where}: {describe(error, made, place)}") from None
 
 
 def _read_allocation(content: Any, where: str) -> Strategy:
@@ -273,33 +189,7 @@ def _read_allocation(content: Any, where: str) -> Strategy:
     try:
         return made.model_validate(content)
     except ValidationError as error:
-        raise RecipeError(f"{where}: {_describe(error, made, 'allocation')}") from None
+        raise RecipeError(f"{where}: {describe(error, made, 'allocation')}") from None
 
 
 _SECTIONS: dict[str, type[BaseModel]] = {"data": DataConfig, "model": ModelConfig, "rules": RuleConfig}
-
-
-def _describe(error: ValidationError, section: type[BaseModel], place: str = "") -> str:
-    """One line: the key's path, what was found, what is allowed."""
-    details = error.errors(include_url=False)
-    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-    return _describe_detail(details[0], section, place) + more
-
-
-def _describe_detail(detail: ErrorDetails, section: type[BaseModel], path: str) -> str:
-    for i, part in enumerate(detail["loc"]):
-        if isinstance(part, int):
-            path += f"[{part}]"
-            continue
-        if i == 0 and section is Recipe:
-            section = _SECTIONS.get(part, section)
-        path += f".{part}" if path else str(part)
-    message = detail["msg"].removeprefix("Value error, ")
-    if detail["type"] == "extra_forbidden":
-        known = ", ".join(section.model_fields)
-        return f"{path}: unknown key; known here: {known}; correct or remove it"
-    if detail["type"] == "missing":
-        return f"{path}: missing; add it"
-    if detail["type"] == "value_error":
-        return f"{path}: {message}" if path else message
-    return f"{path or 'recipe'}: found {detail['input']!r}; {message[:1].lower()}{message[1:]}"

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from sparseflow.core.mask import Mask
 from sparseflow.core.structures import parse_structure
 from sparseflow.errors import CheckpointError, RecipeError
+from sparseflow.train import parallel
 from sparseflow.train.activations import Activation, MapHooks, fit_thresholds, take
+from sparseflow.train.aids import recalibrate_batch_norm
 from sparseflow.train.allocation import allocate, record, recorded, resolved, slots_of
 from sparseflow.train.checkpoint import (
     BROKEN_FILE,
@@ -35,6 +37,7 @@ from sparseflow.train.stages import ActivationsStage, MethodStage, RetrainStage,
 from sparseflow.train.trainer import Hook, Session, Trainer, evaluate
 
 _MAP_SAMPLES = 1000  # test samples over which the result's map densities are averaged
+_SEED_STRIDE = 1_000_003
 
 
 def run_recipe(
@@ -86,8 +89,15 @@ class _Run:
     activations: dict[str, Activation] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     history: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    teacher: nn.Module | None = None
 
     def run(self) -> PruneResult:
+        with parallel.process_group():
+            if parallel.rank() > 0:
+                self.progress = None
+            return self._with_threads()
+
+    def _with_threads(self) -> PruneResult:
         if self.recipe.threads is None:
             return self._run()
         before = torch.get_num_threads()
@@ -106,9 +116,9 @@ class _Run:
         if self.workspace.model is None and self.recipe.model is not None and self.recipe.model.weights:
             load_weights(model, self.recipe.model.weights)
         self._check_early(model)
-        self.origin = _weights_hash(model)
+        self.origin = _weights_hash(model) + self.sources.content
         if torch.cuda.is_available():
-            model.to("cuda")
+            model.to(f"cuda:{parallel.rank() % torch.cuda.device_count()}")
         self.out.mkdir(parents=True, exist_ok=True)
         dense_accuracy: float | None = None
         for index, stage in enumerate(self.recipe.stages):
@@ -126,7 +136,9 @@ class _Run:
         done = self.out / f"stage-{name}.ckpt"
         if isinstance(stage, ActivationsStage | ThresholdsStage):
             self.activations |= stage.prepare(model)
-        self._take_over(done, index)
+        if parallel.rank() == 0:
+            self._take_over(done, index)
+        parallel.barrier()
         if done.exists():
             self._restore(done, index, name, model)
             return
@@ -137,7 +149,7 @@ class _Run:
             method = stage.method_class(model, rules, stage.method_settings())
         self.history[name] = []
         if isinstance(method, OneShot):
-            method.calibrate(self.sources.train(index))
+            method.calibrate(self.sources.train(index, shared=False))
         if isinstance(stage, TrainedStage):
             hook: Hook | None = method if isinstance(method, InTraining) else None
             if isinstance(stage, RetrainStage):
@@ -147,7 +159,9 @@ class _Run:
             running = self.out / f"running-{name}.ckpt"
             earlier = sum(s.kind == stage.kind for s in self.recipe.stages[:index])
             title = f"{stage.kind} {earlier + 1}" if earlier else stage.kind
-            session = Session(title, running, self._fingerprint(index), self.progress)
+            if parallel.rank() > 0:  # dropout and mixup differ between processes, methods do not
+                torch.manual_seed(self.recipe.seed + index + _SEED_STRIDE * parallel.rank())
+            session = Session(title, running, self._fingerprint(index), self.progress, self.teacher)
             trainer = Trainer(model, self.sources.train(index), self.test, stage.settings(), hook, session)
             self.history[name] = trainer.fit()
             if isinstance(hook, MapHooks):
@@ -156,13 +170,22 @@ class _Run:
             calibration = take(self.sources.calibration(), stage.samples)
             fit_thresholds(model, stage.prepare(model), calibration, stage.budget)
         if method is not None:
-            self.masks = method.finish()
-            if coupled_rules(rules):
-                coupled = CoupledChannels.chosen(model, rules, self._example())
-                self.masks = coupled.joined(model, rules, self.masks)
-            self._masked(model)
-        self._store(done, index, name, model)
-        (self.out / f"running-{name}.ckpt").unlink(missing_ok=True)
+            self._apply(method, rules, index, model)
+        if parallel.rank() == 0:
+            self._store(done, index, name, model)
+            (self.out / f"running-{name}.ckpt").unlink(missing_ok=True)
+        parallel.barrier()
+
+    def _apply(self, method: Method, rules: tuple[Rule, ...], index: int, model: nn.Module) -> None:
+        """The method's masks, held by the model from here on."""
+        self.masks = method.finish()
+        if coupled_rules(rules):
+            coupled = CoupledChannels.chosen(model, rules, self._example())
+            self.masks = coupled.joined(model, rules, self.masks)
+        self._masked(model)
+        count = self.recipe.stages[index].recalibrate
+        if count > 0:
+            recalibrate_batch_norm(model, self.sources.train(index, shared=False), count)
 
     def _masked(self, model: nn.Module) -> MaskedWeights:
         """The model with its masks applied; coupled channels are silenced altogether."""
@@ -186,8 +209,10 @@ class _Run:
         path, fingerprint = self.out / "allocation.json", self._fingerprint(index)
         assigned = recorded(path, fingerprint)
         if assigned is None:
-            assigned = allocate(strategy, model, rules, self.sources.train(index))
-            record(path, fingerprint, strategy.model_dump()["strategy"], assigned)
+            assigned = allocate(strategy, model, rules, self.sources.train(index, shared=False))
+            parallel.barrier()
+            if parallel.rank() == 0:
+                record(path, fingerprint, strategy.model_dump()["strategy"], assigned)
         return resolved(rules, assigned)
 
     def _store(self, path: Path, index: int, name: str, model: nn.Module) -> None:
@@ -264,17 +289,21 @@ class _Run:
 
     # ------------------------------------------------------------------ results
     def _keep_dense(self, model: nn.Module) -> float:
-        save_weights(model, self.out / "dense.pt")
+        if any(isinstance(s, TrainedStage) and s.distill > 0 for s in self.recipe.stages):
+            self.teacher = copy.deepcopy(model).eval()
+        if parallel.rank() == 0:
+            save_weights(model, self.out / "dense.pt")
         accuracy: float = evaluate(model, self.test)
         return accuracy
 
     def _finish(self, model: nn.Module, dense_accuracy: float) -> PruneResult:
         model.to("cpu", memory_format=torch.contiguous_format).eval()
-        save_weights(model, self.out / "model.pt")
         example, coupled = self._example(), self._coupled(model)
-        export_model(model, example, self.out / "model.pt2")
-        if coupled is not None:
-            export_model(coupled.removed(model), example, self.out / "small.pt2")
+        if parallel.rank() == 0:
+            save_weights(model, self.out / "model.pt")
+            export_model(model, example, self.out / "model.pt2")
+            if coupled is not None:
+                export_model(coupled.removed(model), example, self.out / "small.pt2")
         result = PruneResult(
             recipe=self.recipe.name,
             dense_accuracy=dense_accuracy,
@@ -291,7 +320,9 @@ class _Run:
         content |= {"kind": "prune", "conv_compression": result.conv_compression, "seconds": result.seconds}
         content["map_density"] = result.map_density
         content["recipe_text"] = self.recipe.model_dump(mode="json")
-        write_json(self.out / "results.json", content)
+        if parallel.rank() == 0:
+            write_json(self.out / "results.json", content)
+        parallel.barrier()
         return result
 
 

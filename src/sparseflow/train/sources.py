@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor, nn
 
 from sparseflow.data import Augment, Batches, ImageData, load_data
+from sparseflow.data.folder import FolderSettings, content_hash, load_folder
 from sparseflow.errors import RecipeError
+from sparseflow.train import parallel
+from sparseflow.train.factories import loaders_from, model_from
 from sparseflow.train.models import build_model
 from sparseflow.train.recipe import Recipe
 from sparseflow.train.trainer import Loader
@@ -52,29 +56,56 @@ class Sources:
 
     def __init__(self, recipe: Recipe, workspace: Workspace | None = None) -> None:
         self.recipe, self.workspace = recipe, workspace or Workspace()
-        self.data = self._load()
-
-    def _load(self) -> ImageData | None:
+        self.data: ImageData | None = None
+        self.content = ""
+        """Identifies a user's own images, for fingerprints; registered data sets are known by their name."""
+        self._loaders: tuple[Loader, Loader] | None = None
         own = self.workspace
-        if own.train is not None and own.test is not None and own.model is not None:
-            return None
-        if self.recipe.data is None:
+        if own.train is None or own.test is None or own.model is None:
+            self._load()
+
+    def _load(self) -> None:
+        config = self.recipe.data
+        if config is None:
             raise self._missing("data", "model and loaders")
-        return load_data(self.recipe.data.name, self.recipe.data.folder)
+        if config.factory is not None:
+            self._loaders = loaders_from(config.factory, config.arguments)
+        elif config.name is not None:
+            self.data = load_data(config.name, config.folder)
+        elif config.folder is not None and config.size is not None:
+            settings = FolderSettings(config.size, config.channels, config.test_fraction, config.split_seed)
+            self.data = load_folder(Path(config.folder), settings)
+            self.content = content_hash(self.data)
 
     def model(self) -> nn.Module:
         """A new model; its random weights come from torch's generator, so seed that first."""
         if self.workspace.model is not None:
             return self.workspace.model
         config = self.recipe.model
-        if config is None or self.data is None:
+        if config is None:
             raise self._missing("model", "a model")
+        if config.factory is not None:
+            return model_from(config.factory, config.arguments)
+        if self.data is None or config.name is None:
+            raise RecipeError(
+                f"{self.recipe.name}: model.name: {config.name!r} is built for images, but the data are loaders; "
+                "give model.factory"
+            )
         return build_model(config.name, self.data, config.arguments)
 
-    def train(self, stage: int) -> Loader:
-        """Training batches of a stage, which each have a seed of their own."""
+    def train(self, stage: int, shared: bool = True) -> Loader:
+        """Training batches of a stage, which each have a seed of their own.
+
+        Parameters
+        ----------
+        stage : int
+        shared : bool
+            Whether processes that train together get a part of each batch, or all the whole.
+        """
         if self.workspace.train is not None:
             return self.workspace.train
+        if self._loaders is not None:
+            return self._loaders[0]
         config, data = self.recipe.data, self.data
         if config is None or data is None:
             raise self._missing("data", "a train loader")
@@ -85,6 +116,7 @@ class Sources:
             data.statistics(),
             Augment(config.flip, config.crop),
             seed=self.recipe.seed + stage,
+            share=(parallel.rank(), parallel.processes()) if shared else (0, 1),
         )
 
     def calibration(self) -> Loader:
@@ -101,6 +133,8 @@ class Sources:
         """Test batches, in order and whole."""
         if self.workspace.test is not None:
             return self.workspace.test
+        if self._loaders is not None:
+            return self._loaders[1]
         data = self.data
         if data is None:
             raise self._missing("data", "a test loader")

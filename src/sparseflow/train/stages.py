@@ -20,7 +20,7 @@ from sparseflow.train.activations import (
     sparsify_activations,
 )
 from sparseflow.train.methods import METHODS, Method, MethodSettings, Need
-from sparseflow.train.trainer import TrainSettings
+from sparseflow.train.settings import TrainSettings
 
 STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
 """Unknown keys are errors, and so are values of another type."""
@@ -31,6 +31,7 @@ class Stage(BaseModel):
 
     model_config = STRICT
     kind: str
+    recalibrate: int = Field(default=0, ge=0)
 
 
 class TrainedStage(Stage):
@@ -44,10 +45,14 @@ class TrainedStage(Stage):
     final: float = Field(default=0.0, ge=0, le=1)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     mixup: float = Field(default=0.0, ge=0)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
     evaluate_every: int = Field(default=1, ge=1)
     freeze: tuple[str, ...] = Field(default=(), strict=False)
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    distill: float = Field(default=0.0, ge=0, le=1)
+    temperature: float = Field(default=4.0, gt=0)
+    clip: float = Field(default=0.0, ge=0)
 
     @model_validator(mode="after")
     def _warm_in_time(self) -> TrainedStage:
@@ -65,6 +70,14 @@ class DenseStage(TrainedStage):
     """``kind = "dense"``: ordinary training."""
 
     kind: Literal["dense"]
+
+    @model_validator(mode="after")
+    def _has_no_teacher(self) -> DenseStage:
+        if self.distill > 0:
+            raise ValueError(
+                f"distill is {self.distill}, but the dense network is the teacher of later stages only"
+            )
+        return self
 
 
 class RetrainStage(TrainedStage):

@@ -1,4 +1,4 @@
-"""The trainer: SGD with warm-up and cosine annealing, mixup, progress, and exact resume after a kill."""
+"""The trainer: one stage of SGD with warm-up and cosine annealing, progress, and exact resume after a kill."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sparseflow.errors import CheckpointError, SparseflowError
+from sparseflow.train import parallel
+from sparseflow.train.aids import Average, Objective, recalibrate_batch_norm
 from sparseflow.train.checkpoint import load_checkpoint, random_state, restore_random_state, save_checkpoint
 from sparseflow.train.progress import ProgressCallback, TrainEvent
+from sparseflow.train.settings import TrainSettings
 
 
 class Loader(Protocol):
@@ -51,72 +53,6 @@ class Hook(Protocol):
         """Continue from what `state_dict` returned."""
 
 
-@dataclass(frozen=True)
-class TrainSettings:
-    """How one stage is trained.
-
-    Parameters
-    ----------
-    epochs : int
-    learning_rate : float
-        At the end of the warm-up.
-    momentum : float
-        Nesterov momentum.
-    weight_decay : float
-        On parameters with at least two axes.
-    warmup : float
-        Epochs of linear warm-up.
-    final : float
-        Last learning rate as a fraction of ``learning_rate``.
-    label_smoothing : float
-    mixup : float
-        Parameter α of the Beta distribution; 0 turns mixup off.
-    precision : {"fp32", "bf16"}
-        bf16 runs the layers under autocast; the weights stay fp32.
-    channels_last : bool
-    evaluate_every : int
-        Epochs between evaluations; the last epoch is always evaluated.
-    freeze : tuple of str
-        Modules whose parameters this stage leaves as they are.
-
-    References
-    ----------
-    I. Loshchilov, F. Hutter, "SGDR", arXiv 1608.03983, section 3 (cosine annealing); H. Zhang et al.,
-    "mixup", arXiv 1710.09412, section 2.
-    """
-
-    epochs: int
-    learning_rate: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    warmup: float = 0.0
-    final: float = 0.0
-    label_smoothing: float = 0.0
-    mixup: float = 0.0
-    precision: str = "fp32"
-    channels_last: bool = False
-    evaluate_every: int = 1
-    freeze: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.precision not in ("fp32", "bf16"):
-            raise SparseflowError(f"precision: found {self.precision!r}; fp32 or bf16 is allowed")
-        if self.epochs < 0 or self.learning_rate <= 0 or not 0 <= self.warmup <= max(self.epochs, 0):
-            raise SparseflowError(
-                f"training settings: found epochs {self.epochs}, learning_rate {self.learning_rate}, warmup "
-                f"{self.warmup}; epochs >= 0, a positive rate and warmup <= epochs are allowed"
-            )
-
-    def rate(self, step: int, steps_per_epoch: int) -> float:
-        """Learning rate of the given step (from 0): linear warm-up, then half a cosine."""
-        total, warm = self.epochs * steps_per_epoch, self.warmup * steps_per_epoch
-        if step < warm:
-            return self.learning_rate * (step + 1) / warm if warm >= 1 else self.learning_rate
-        position = (step - warm) / max(total - warm, 1)
-        cosine = (1 + math.cos(math.pi * min(position, 1.0))) / 2
-        return self.learning_rate * (self.final + (1 - self.final) * cosine)
-
-
 def evaluate(model: nn.Module, loader: Loader) -> float:
     """Fraction of correctly classified samples, in 0..1; the model keeps its mode."""
     with torch.no_grad():
@@ -124,12 +60,15 @@ def evaluate(model: nn.Module, loader: Loader) -> float:
         model.eval()
         device = device_of(model)
         right = total = 0
-        for x, labels in loader:
+        for i, (x, labels) in enumerate(loader):
+            if i % parallel.processes() != parallel.rank():
+                continue  # another process counts this batch
             predicted = model(x.to(device)).argmax(1)
             right += int((predicted == labels.to(device)).sum())
             total += len(labels)
         model.train(was_training)
-        return right / max(total, 1)
+        right_all, total_all = parallel.total([right, total])
+        return right_all / max(total_all, 1)
 
 
 @dataclass(frozen=True)
@@ -146,12 +85,15 @@ class Session:
         Identifies the run; a checkpoint with another one is refused.
     progress : callable, optional
         Called with `TrainEvent`.
+    teacher : nn.Module, optional
+        The network to distil from, where the settings ask for it.
     """
 
     name: str = "train"
     checkpoint: Path | None = None
     fingerprint: str = ""
     progress: ProgressCallback | None = None
+    teacher: nn.Module | None = None
 
 
 class Trainer:
@@ -187,6 +129,10 @@ class Trainer:
         self.history: list[dict[str, float]] = []
         if settings.channels_last:
             model.to(memory_format=torch.channels_last)
+        self._objective = Objective(settings, self.session.teacher)
+        self._average = Average(model, settings.ema) if settings.ema > 0 else None
+        self._scaler = torch.amp.GradScaler(device_of(model).type, enabled=settings.precision == "fp16")
+        self._forward: nn.Module = model
         self._frozen = self._to_freeze()
         self.optimizer = self._make_optimizer()
 
@@ -209,17 +155,26 @@ class Trainer:
             self._resume(self.checkpoint)
         for parameter in self._frozen:
             parameter.requires_grad_(False)  # no gradient is even computed
+        parallel.synchronise(self.model)
+        self._forward = parallel.shared(self.model)
         while self.epoch < self.settings.epochs:
             start = time.monotonic()
             loss = self._train_epoch()
             self.epoch += 1
+            parallel.synchronise(self.model)  # so that methods find the same in all processes
             detail = self.hook.after_epoch(self.epoch) if self.hook is not None else ""
             record = {"loss": loss}
-            if self.epoch % self.settings.evaluate_every == 0 or self.epoch == self.settings.epochs:
-                record["accuracy"] = evaluate(self.model, self.test)
+            last = self.epoch == self.settings.epochs
+            if last:
+                self._settle()
+            if last or self.epoch % self.settings.evaluate_every == 0:
+                kept = self.model if self._average is None or last else self._average.module
+                record["accuracy"] = evaluate(kept, self.test)
             self.history.append(record | {"seconds": time.monotonic() - start})
             if self.checkpoint is not None:
-                save_checkpoint(self.checkpoint, self._state())
+                state = self._state()
+                if parallel.rank() == 0:
+                    save_checkpoint(self.checkpoint, state)
             self._report(self._event(0, loss, record.get("accuracy"), detail))
         for parameter in self._frozen:
             parameter.requires_grad_(True)
@@ -228,9 +183,10 @@ class Trainer:
 
     def _train_epoch(self) -> float:
         self.model.train()
-        set_epoch = getattr(self.train, "set_epoch", None)
-        if set_epoch is not None:
-            set_epoch(self.epoch)
+        for loader in (self.train, getattr(self.train, "sampler", None)):  # a distributed sampler has it too
+            set_epoch = getattr(loader, "set_epoch", None)
+            if set_epoch is not None:
+                set_epoch(self.epoch)
         device, steps, total, step = device_of(self.model), len(self.train), 0.0, 0
         if self.hook is not None:
             self.hook.begin_epoch(self.epoch, steps)
@@ -241,41 +197,45 @@ class Trainer:
             x, labels = x.to(device), labels.to(device)
             if self.settings.channels_last and x.ndim == 4:
                 x = x.contiguous(memory_format=torch.channels_last)
-            loss = self._loss(x, labels)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            if self.hook is not None:
-                self.hook.before_step()
-            self.optimizer.step()
-            if self.hook is not None:
-                self.hook.after_step()
-            total += float(loss.detach())
+            loss = self._step(x, labels)
+            total += loss
             if not math.isfinite(total):
                 raise SparseflowError(
                     f"{self.name}: the loss is not finite in epoch {self.epoch + 1}, step {step}, at "
                     f"learning rate {rate:.3g}; lower the learning rate or lengthen the warm-up"
                 )
             self._report(self._event(step, total / step))
-        return total / max(step, 1)
+        (mean,) = parallel.total([total / max(step, 1) / parallel.processes()])
+        return mean
 
-    def _loss(self, x: Tensor, labels: Tensor) -> Tensor:
-        s = self.settings
-        autocast = torch.autocast(x.device.type, torch.bfloat16, enabled=s.precision == "bf16")
-        if s.mixup > 0:
-            share = float(torch.distributions.Beta(s.mixup, s.mixup).sample())
-            other = torch.randperm(len(x)).to(x.device)
-            with autocast:
-                logits = self.model(share * x + (1 - share) * x[other])
-            loss = share * F.cross_entropy(logits.float(), labels, label_smoothing=s.label_smoothing)
-            loss = loss + (1 - share) * F.cross_entropy(
-                logits.float(), labels[other], label_smoothing=s.label_smoothing
-            )
-        else:
-            with autocast:
-                logits = self.model(x)
-            loss = F.cross_entropy(logits.float(), labels, label_smoothing=s.label_smoothing)
+    def _step(self, x: Tensor, labels: Tensor) -> float:
+        """One step of the optimiser; the loss of its batch."""
+        loss = self._objective(self._forward, x, labels)
         penalty = self.hook.penalty() if self.hook is not None else None
-        return loss if penalty is None else loss + penalty
+        if penalty is not None:
+            loss = loss + penalty
+        self.optimizer.zero_grad(set_to_none=True)
+        self._scaler.scale(loss).backward()
+        self._scaler.unscale_(self.optimizer)
+        if self.settings.clip > 0:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+        if self.hook is not None:
+            self.hook.before_step()
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        if self.hook is not None:
+            self.hook.after_step()
+        if self._average is not None:
+            self._average.update(self.model)
+        return float(loss.detach())
+
+    def _settle(self) -> None:
+        """What is kept of the stage: the averaged weights, with batch-norm statistics of their own."""
+        if self._average is not None:
+            self._average.copy_to(self.model)
+        if self.settings.recalibrate > 0:
+            recalibrate_batch_norm(self.model, self.train, self.settings.recalibrate)
+        parallel.synchronise(self.model)
 
     def _to_freeze(self) -> list[nn.Parameter]:
         modules = dict(self.model.named_modules())
@@ -304,7 +264,7 @@ class Trainer:
         )
 
     def _state(self) -> dict[str, Any]:
-        return {
+        state = {
             "fingerprint": self.session.fingerprint,
             "stage": self.name,
             "epoch": self.epoch,
@@ -312,8 +272,13 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "hook": self.hook.state_dict() if self.hook is not None else None,
-            "random": random_state(),
+            "random": parallel.gathered(random_state()),
         }
+        if self._average is not None:
+            state["average"] = self._average.state_dict()
+        if self._scaler.is_enabled():
+            state["scaler"] = self._scaler.state_dict()
+        return state
 
     def _resume(self, path: Path) -> None:
         state = load_checkpoint(path)
@@ -327,13 +292,24 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
             if self.hook is not None:
                 self.hook.load_state_dict(state["hook"])
-            restore_random_state(state["random"])
+            if self._average is not None:
+                self._average.load_state_dict(state["average"])
+            if self._scaler.is_enabled():
+                self._scaler.load_state_dict(state["scaler"])
+            restore_random_state(self._own_random(state["random"]))
             self.epoch, self.history = state["epoch"], state["history"]
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise CheckpointError(
                 f"{path}: does not fit this model ({reason}); choose another folder or delete it"
             ) from error
+
+    @staticmethod
+    def _own_random(saved: Any) -> dict[str, Any]:
+        states: list[dict[str, Any]] = saved if isinstance(saved, list) else [saved]  # one, in older files
+        if len(states) != parallel.processes():
+            raise ValueError(f"it is of {len(states)} processes, not of {parallel.processes()}")
+        return states[parallel.rank()]
 
 
 def device_of(model: nn.Module) -> torch.device:

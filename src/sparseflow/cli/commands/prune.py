@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -25,20 +26,29 @@ def command(
         list[Path] | None,
         typer.Option(metavar="RUN", help="Take equal first stages from this run's folder; may be repeated."),
     ] = None,
+    csv: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Append one line for each epoch to this CSV file.")
+    ] = None,
+    tensorboard: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Log each epoch for TensorBoard.")
+    ] = None,
     json: options.JsonOption = None,
 ) -> None:
     """Run a training recipe: dense training, sparsity training, masked retraining, export.
 
     The same command goes on where a stopped one was. OUT receives model.pt2, ready for `compile` and `bench`.
+    Started by torchrun, several processes share each batch.
 
     **Examples**
 
         sparseflow prune recipe.toml -o runs/pruned
         sparseflow bench runs/pruned/model.pt2
         sparseflow report runs/pruned
+        torchrun --nproc-per-node 2 -m sparseflow.cli.main prune recipe.toml -o runs/pruned
     """
     try:
-        from sparseflow.cli.training import training_progress
+        from sparseflow.cli.training import log_files, training_progress
+        from sparseflow.train.progress import TrainEvent
         from sparseflow.train.recipe import load_recipe
         from sparseflow.train.run import run_recipe
     except ModuleNotFoundError as error:
@@ -47,8 +57,15 @@ def command(
         ) from error
 
     loaded = load_recipe(recipe)
-    with training_progress() as progress:
-        run_recipe(loaded, out, reuse=reuse or (), progress=progress)
+    with training_progress() as progress, log_files(csv, tensorboard) as logs:
+
+        def tell(event: TrainEvent) -> None:
+            for listener in (progress, *logs):
+                listener(event)
+
+        run_recipe(loaded, out, reuse=reuse or (), progress=tell)
+    if int(os.environ.get("RANK", "0")) > 0:
+        return  # the first of the processes that train together tells
     from sparseflow.report import build_document, read_results, show
 
     data, where = read_results(out)

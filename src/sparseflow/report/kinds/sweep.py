@@ -1,0 +1,153 @@
+"""The report of `sparseflow sweep`: every cell in a table, accuracy against measured latency in a plot."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sparseflow.report import words
+from sparseflow.report.document import (
+    REPORTS,
+    Block,
+    Cell,
+    Column,
+    Document,
+    Point,
+    Scatter,
+    Section,
+    Table,
+    Text,
+)
+from sparseflow.studies.results import DENSE
+from sparseflow.studies.sweep_results import CellResult, SweepResult
+
+_SERIES = ("s1", "s2", "s3", "s4", "index")
+
+
+@REPORTS.register("sweep")
+def build(data: dict[str, Any], where: str) -> Document:
+    """The document of a sweep's results.
+
+    Raises
+    ------
+    SparseflowError
+        If ``data`` is not a `SweepResult`.
+    """
+    result = SweepResult.from_json(data, where)
+    judged = [cell for cell in result.cells if result.reached(cell) is not None]
+    kept = sum(bool(result.reached(cell)) for cell in judged)
+    headline = (
+        f"{len(result.cells)} of {len(result.cells) + len(result.pending)} cells trained; "
+        f"{kept} of {len(judged)} keep the accuracy that was aimed at"
+    )
+    lede = (
+        f"From one dense network of {words.percent(result.dense.accuracy, 2)} test accuracy, "
+        f"seed {result.environment.seed}; {result.environment.machine}."
+    )
+    summary: tuple[Block, ...] = (_table(result), *_pending(result))
+    sections = [Section("Results", summary)]
+    if len(_measured(result)) > 1:
+        sections.append(Section("Pareto", (_plot(result),)))
+    sections.append(Section("Machine", (_environment(result),)))
+    return Document(f"sparseflow sweep: {result.sweep}", headline, lede, summary, tuple(sections))
+
+
+def _table(result: SweepResult) -> Table:
+    columns = (
+        Column("Method", number=False),
+        Column("Structure and sparsity", number=False),
+        Column("Accuracy"),
+        Column("Points vs dense"),
+        Column("Aim"),
+        Column("Fewer conv weights"),
+        Column("MACs of dense"),
+        Column("Latency, ms"),
+        Column("vs dense"),
+        Column("Epochs"),
+        Column("Minutes"),
+    )
+    front = {cell.name for cell in result.pareto}
+    rows = tuple(_row(result, cell, cell.name in front) for cell in (result.dense, *result.cells))
+    caption = (
+        "Test accuracy after the last epoch; latency is the compiled engine's median, batch 1, all engines in "
+        "turns; bold: none is both faster and more accurate."
+    )
+    return Table(caption, columns, rows)
+
+
+def _row(result: SweepResult, cell: CellResult, strong: bool) -> tuple[Cell, ...]:
+    dense = cell.name == DENSE
+    latency = cell.engine.latency if cell.engine is not None else None
+    fraction = result.mac_fraction(cell)
+    return (
+        Cell(cell.method),
+        Cell("" if dense else cell.structure),
+        Cell(words.percent(cell.accuracy, 2), strong=strong),
+        Cell("" if dense else words.points(result.points_lost(cell))),
+        Cell(_aim(result, cell)),
+        Cell(words.times(cell.conv_compression)),
+        Cell("–" if fraction is None else words.percent(fraction)),
+        Cell("–" if latency is None else words.digits(latency.median_s * 1e3), strong=strong),
+        Cell(words.times(result.speedup(cell))),
+        Cell(str(cell.epochs)),
+        Cell(words.digits(cell.seconds / 60)),
+    )
+
+
+def _aim(result: SweepResult, cell: CellResult) -> str:
+    reached = result.reached(cell)
+    return "" if reached is None else f"{'✓' if reached else '✗'} (≥ {words.points(cell.aim or 0.0)})"
+
+
+def _pending(result: SweepResult) -> tuple[Text, ...]:
+    if not result.pending:
+        return ()
+    return (Text(f"Not trained yet: {', '.join(result.pending)}. The same command goes on with them."),)
+
+
+def _measured(result: SweepResult) -> tuple[CellResult, ...]:
+    return tuple(cell for cell in (result.dense, *result.cells) if cell.engine is not None)
+
+
+def _plot(result: SweepResult) -> Scatter:
+    methods = list(dict.fromkeys(cell.method for cell in result.cells))
+    points = []
+    for cell in _measured(result):
+        if cell.engine is None:
+            continue
+        latency = cell.engine.latency
+        series = "neutral" if cell.name == DENSE else _SERIES[methods.index(cell.method) % len(_SERIES)]
+        points.append(
+            Point(
+                DENSE if cell.name == DENSE else f"{cell.method}, {cell.structure}",
+                latency.median_s * 1e3,
+                100 * cell.accuracy,
+                1 / cell.conv_compression,
+                series,
+                latency.p10_s * 1e3,
+                latency.p90_s * 1e3,
+            )
+        )
+    front = ", ".join(DENSE if c.name == DENSE else f"{c.method} {c.structure}" for c in result.pareto)
+    return Scatter(
+        "accuracy-measured-latency",
+        "Accuracy and measured latency",
+        "latency, ms (less is better)",
+        "test accuracy, %",
+        tuple(points),
+        f"The area of a circle is the fraction of convolution weights kept. On the Pareto front: {front}. "
+        "The accuracy axis does not start at zero.",
+    )
+
+
+def _environment(result: SweepResult) -> Table:
+    environment = result.environment
+    facts = {
+        "Machine": environment.machine,
+        "Threads of an engine": str(environment.threads),
+        "Seed": str(environment.seed),
+        "Written": environment.created,
+        **environment.versions,
+    }
+    columns = (Column("", number=False), Column("", number=False))
+    rows = tuple((Cell(name), Cell(value)) for name, value in facts.items())
+    return Table("Machine, versions", columns, rows)

@@ -1,0 +1,65 @@
+"""One network of a sweep as an engine: compiled, and checked against torch on all test data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import sparseflow
+from sparseflow.engine.bench import max_relative_error, pinned
+from sparseflow.errors import CompileError
+from sparseflow.train.recipe import Recipe
+from sparseflow.train.sources import Sources
+
+Array = np.ndarray[Any, Any]
+
+TOLERANCE = 1e-3
+"""Largest relative difference of an engine's outputs from torch's that is accepted."""
+
+
+def test_arrays(recipe: Recipe) -> tuple[list[Array], Array]:
+    """The recipe's test images one by one, (1, channels, height, width) each, and their labels."""
+    images, labels = [], []
+    for x, y in Sources(recipe).test():
+        images += [image[None].copy() for image in np.asarray(x)]
+        labels.append(np.asarray(y))
+    return images, np.concatenate(labels)
+
+
+def compile_and_check(
+    folder: Path, images: list[Array], labels: Array, threads: int, measure: bool
+) -> dict[str, Any]:
+    """Compile ``model.pt2`` of a run to ``model.engine``.
+
+    Returns
+    -------
+    dict
+        ``accuracy`` of the engine, ``max_relative_error`` of its outputs, ``macs`` of one call.
+
+    Raises
+    ------
+    CompileError
+        If its outputs differ from torch's by more than `TOLERANCE`.
+    """
+    program = torch.export.load(folder / "model.pt2")
+    with pinned(threads):
+        engine = sparseflow.compile(program, threads=threads, measure=measure)
+        outputs = np.concatenate([engine(image) for image in images])
+    module = program.module()
+    with torch.inference_mode():
+        expected = np.concatenate([np.asarray(module(torch.from_numpy(image))) for image in images])
+    error = max_relative_error([outputs], [expected])
+    if not error <= TOLERANCE:
+        raise CompileError(
+            f"{folder}: the engine's outputs differ from torch's by {error:.2g} relative, more than "
+            f"{TOLERANCE:g}; nothing was timed: please report this"
+        )
+    engine.save(folder / "model.engine")
+    return {
+        "accuracy": float(np.mean(outputs.argmax(1) == labels)),
+        "max_relative_error": error,
+        "macs": sum(layer.macs_computed for layer in engine.plan.layers),
+    }
