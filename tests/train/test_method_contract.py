@@ -218,3 +218,15 @@ def test_settings_are_strict_and_say_what_is_known(name: str) -> None:
     with pytest.raises(SparseflowError, match=r"colour.*settings: ") as caught:
         settings(epochs=2, colour="red") if "epochs" in settings.model_fields else settings(colour="red")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_grouped_convolutions_are_pruned_or_refused(name: str) -> None:
+    net, rules = model(), [Rule("deep", Unstructured(), 0.5)]
+    reason = METHODS[name].refuses(Unstructured(), net.deep)
+    if reason is not None:
+        with pytest.raises(StructureError, match=re.escape(reason)):
+            make(name, net, rules)
+        return
+    masks = run(make(name, net, rules))
+    assert masks["deep"].keep.sum() == net.deep.weight.numel() // 2
