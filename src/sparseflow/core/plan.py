@@ -201,11 +201,22 @@ def cut_summary(cuts: Sequence[Cut]) -> str:
 
 
 @dataclass(frozen=True)
+class RestTime:
+    """An operator between the layers: its kernel, how often a call runs it, and the measured seconds of one run."""
+
+    kernel: str
+    calls: int
+    time_s: float
+
+
+@dataclass(frozen=True)
 class Plan:
     """Every layer with weights and what runs it.
 
     Attributes
     ----------
+    rest : tuple of RestTime
+        The operators between the layers (changes of layout, pools, attention, …); empty in a plan that was not measured.
     exact : bool
         Whether kernels with a larger rounding error than adding up the products were left out.
     cuts : tuple of Cut
@@ -220,6 +231,17 @@ class Plan:
     notes: tuple[str, ...] = field(default=())
     exact: bool = False
     cuts: tuple[Cut, ...] = ()
+    rest: tuple[RestTime, ...] = ()
+
+    @property
+    def layers_s(self) -> float:
+        """Seconds of all layers in one call, each kernel's time taken alone."""
+        return sum(layer.chosen.time_s for layer in self.layers)
+
+    @property
+    def rest_s(self) -> float:
+        """Seconds of all operators between the layers in one call."""
+        return sum(r.calls * r.time_s for r in self.rest)
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary that `from_json` reads back."""
@@ -254,6 +276,7 @@ class Plan:
             tuple(data["notes"]),
             data.get("exact", False),  # engines saved before the option existed
             tuple(Cut.from_json(c) for c in data.get("cuts", ())),
+            tuple(RestTime(**r) for r in data.get("rest", ())),
         )
 
 

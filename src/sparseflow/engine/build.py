@@ -16,6 +16,7 @@ from sparseflow.core.map_profile import MapProfile
 from sparseflow.core.plan import cut_summary
 from sparseflow.engine.importer import Imported
 from sparseflow.engine.machine import machine_name
+from sparseflow.engine.rest import rest_times
 from sparseflow.engine.runtime import Engine, Manifest, Signature
 from sparseflow.engine.targets import architecture, instruction_sets
 from sparseflow.errors import CompileError, SparseflowError
@@ -84,10 +85,12 @@ def build(imported: Imported, how: Build, profile: MapProfile | None = None) -> 
     notes = (*((cut_summary(cuts),) if cuts else ()), *plan.notes)
     plan = replace(plan, sparsify=how.sparsify, cuts=cuts, notes=notes)
     calls = call_labels(mod)
-    mod, constants = hoist_constants(mod)
+    hoisted, constants = hoist_constants(mod)
     how.say("generate code")
     with inside_tvm("generating code"):
-        executable = relax.build(mod, target=how.target)
+        executable = relax.build(hoisted, target=how.target)
+        if how.measure:
+            plan = replace(plan, rest=rest_times(mod, executable, {layer.name for layer in plan.layers}))
     manifest = Manifest(
         inputs=tuple(Signature(s.name, tuple(s.shape), s.dtype) for s in imported.inputs),
         outputs=tuple(Signature(s.name, tuple(s.shape), s.dtype) for s in imported.outputs),

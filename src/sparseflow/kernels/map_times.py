@@ -47,7 +47,9 @@ class MapTimes:
             return TEMPLATES[candidate.template].predict_cycles(dense, candidate) / CYCLES_PER_SECOND
 
         def measured() -> float:
-            return time_interleaved(trials(self.selector.target, dense, [candidate], weight))[0]
+            return time_interleaved(
+                trials(self.selector.target, dense, [candidate], weight, self.selector.between)
+            )[0]
 
         return self._kept(dense.key() + candidate.to_json(), measured)
 

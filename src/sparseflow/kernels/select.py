@@ -28,6 +28,7 @@ from sparseflow.kernels import (  # noqa: F401  (they register)
     taps,
     winograd,
 )
+from sparseflow.kernels.cold import ColdWeights
 from sparseflow.kernels.pixels import PixelLayout
 from sparseflow.kernels.workload import (
     TEMPLATES,
@@ -40,6 +41,8 @@ from sparseflow.kernels.workload import (
 )
 
 CYCLES_PER_SECOND = 3.3e9  # the cost model's clock: only ratios matter to the choice
+BEFORE = "sparseflow.before_a_timed_call"
+COLD_CALLS = 5  # timed in one turn of a candidate whose weights have to be made cold before each
 MEASURED = 10  # candidates measured for a workload, the cost model's best of each template among them
 
 
@@ -82,6 +85,9 @@ class Selector:
         False ranks by the cost model alone.
     exact : bool
         Leaves out the templates whose rounding error is larger than that of adding up the products.
+    between : int
+        Bytes of weights that a call of the network reads between two calls of one layer, see `cold.rounded`: they
+        decide the cache that a layer's own come from. The planner sets it; 0: always from the nearest.
     progress : callable, optional
         Told the name of each workload before it is measured.
     """
@@ -91,6 +97,7 @@ class Selector:
     measure: bool = True
     progress: Callable[[str], None] | None = None
     exact: bool = False
+    between: int = 0
     folder: Path = field(default_factory=cache_folder)
     _seen: dict[str, Choice] = field(default_factory=dict)
 
@@ -125,6 +132,7 @@ class Selector:
         return json.dumps(
             {
                 "workload": what,
+                "between": self.between,
                 "target": str(self.target),
                 "machine": self.machine,
                 "exact": self.exact,
@@ -172,7 +180,7 @@ class Selector:
     def _measured(
         self, workload: Workload, candidates: list[Candidate], weight: Array
     ) -> tuple[CandidateTime, ...]:
-        calls = trials(self.target, workload, candidates, weight)
+        calls = trials(self.target, workload, candidates, weight, self.between)
         times = time_interleaved(calls)
         found = [
             CandidateTime(c.template, dict(c.parameters), t, True)
@@ -238,10 +246,19 @@ def layouts_for(template: KernelTemplate, workload: Workload) -> Layouts:
 
 
 class Trial:
-    """A compiled candidate with operands of the right shapes, ready to be timed."""
+    """A compiled candidate with operands of the right shapes, ready to be timed.
+
+    With ``between`` each timed call comes after so many bytes of other data, see `ColdWeights`.
+    """
 
     def __init__(
-        self, module: Any, name: str, workload: Workload, candidate: Candidate, weight: Array
+        self,
+        module: Any,
+        name: str,
+        workload: Workload,
+        candidate: Candidate,
+        weight: Array,
+        between: int = 0,
     ) -> None:
         template = TEMPLATES[candidate.template]
         layouts = layouts_for(template, workload)
@@ -255,7 +272,7 @@ class Trial:
         def filled(shape: tuple[int, ...]) -> Any:
             return tensor(random.random(shape, dtype=np.float32))
 
-        inputs, outputs = self._maps(layouts, workload, random)
+        inputs, outputs = ([tensor(m) for m in maps] for maps in self._maps(layouts, workload, random))
         packed = template.pack(workload, candidate, weight.reshape(workload.weight_shape), layouts)
         extra = [filled((workload.filters,))] if workload.bias else []
         if workload.residual_channels:
@@ -264,8 +281,10 @@ class Trial:
         if workload.residual:
             out = outputs[0].shape
             extra.append(filled(out if layouts.residual is None else (workload.batch, layouts.residual.size)))
-        self.arguments = [*map(tensor, inputs), *map(tensor, packed.values()), *extra, *map(tensor, outputs)]
+        self.arguments = [*inputs, *map(tensor, packed.values()), *extra, *outputs]
+        maps = [*outputs, *(extra[-1:] if workload.residual else ()), *inputs]
         self.module, self.name = module, name
+        self.before = ColdWeights(between, maps) if between else None
 
     @staticmethod
     def _maps(
@@ -288,19 +307,28 @@ class Trial:
         return [x], [y]
 
     def seconds(self, number: int) -> float:
-        """Mean time of ``number`` calls in a row."""
+        """Mean time of ``number`` calls in a row; the median of at most `COLD_CALLS` if each comes after other data."""
+        if self.before is not None:
+            tvm.register_global_func(BEFORE, self.before, override=True)
+            calls = min(number, COLD_CALLS)
+            timer = self.module.mod.time_evaluator(
+                self.name, tvm.cpu(), number=1, repeat=calls, f_preproc=BEFORE
+            )
+            return float(np.median(timer(*self.arguments).results))
         timer = self.module.mod.time_evaluator(self.name, tvm.cpu(), number=number, repeat=1)
         return float(timer(*self.arguments).mean)
 
 
-def trials(target: Any, workload: Workload, candidates: Sequence[Candidate], weight: Array) -> list[Trial]:
+def trials(
+    target: Any, workload: Workload, candidates: Sequence[Candidate], weight: Array, between: int = 0
+) -> list[Trial]:
     """The candidates compiled into one module, each with its operands."""
     functions = {}
     for i, c in enumerate(candidates):
         template = TEMPLATES[c.template]
         functions[f"kernel{i}"] = template.build(workload, c, layouts_for(template, workload), f"kernel{i}")
     module = tvm.compile(tvm.IRModule(functions), target=target)
-    return [Trial(module, f"kernel{i}", workload, c, weight) for i, c in enumerate(candidates)]
+    return [Trial(module, f"kernel{i}", workload, c, weight, between) for i, c in enumerate(candidates)]
 
 
 class Timed(Protocol):

@@ -61,6 +61,8 @@ class Workload:
         0 when the residual has the output's channels in order.
     map_density : float
         Fraction of the input map that is not zero, from calibration; 1.0 when it is not calibrated.
+    halo : (int, int, int, int)
+        Rows and columns around the output that its consumers read and this layer fills: top, left, bottom, right.
     """
 
     op: str
@@ -85,6 +87,7 @@ class Workload:
     passed: int = 0
     residual_channels: int = 0
     map_density: float = 1.0
+    halo: tuple[int, int, int, int] = (0, 0, 0, 0)
 
     @property
     def live(self) -> int:
@@ -193,7 +196,7 @@ class Workload:
     def from_key(cls, text: str) -> Workload:
         """The inverse of `key_exact`."""
         data = json.loads(text)
-        for name in ("kernel_size", "stride", "padding", "dilation"):
+        for name in ("kernel_size", "stride", "padding", "dilation", "halo"):
             data[name] = tuple(data[name])
         for name in ("covers", "patterns"):
             data[name] = tuple((int(k), float(d)) for k, d in data[name])
@@ -315,10 +318,14 @@ class Layouts:
 
 
 def natural_layouts(workload: Workload) -> Layouts:
-    """The layouts used to measure a workload alone: the output's canonical one, and what follows from it."""
+    """The layouts used to measure a workload alone: the output's with its halo, and what follows from it."""
     output = workload.output_layout
     residual = replace(output, channels=workload.residual_channels or workload.filters)
-    return Layouts(workload.input_layout(output), output, residual if workload.residual else None)
+    return Layouts(
+        workload.input_layout(output),
+        output.with_halo(workload.halo),
+        residual if workload.residual else None,
+    )
 
 
 TEMPLATES: Registry[KernelTemplate] = Registry("kernel template")

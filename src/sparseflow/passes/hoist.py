@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import tvm
-from tvm import ir, relax
+from tvm import relax
 
-from sparseflow.passes.graph import Graph, is_constant
+from sparseflow.passes.graph import Graph, is_constant, op_name
 
 Expr = Any
 SMALL = 16  # elements; smaller constants may stay in the code
@@ -54,17 +54,15 @@ def hoist_constants(mod: tvm.IRModule) -> tuple[tvm.IRModule, dict[str, Any]]:
     return relax.transform.Normalize()(out), found
 
 
+def kernel_calls(mod: tvm.IRModule) -> list[Expr]:
+    """The calls of kernels in ``main``, in order."""
+    return [b.value for b in Graph(mod).bindings if op_name(b.value) == "relax.call_tir"]
+
+
 def call_labels(mod: tvm.IRModule) -> list[tuple[str, str]]:
     """(kernel, what it computes) of each call in ``main`` in order; a layer's name stands in its constants' names."""
     labels = []
-    for binding in Graph(mod).bindings:
-        call = binding.value
-        if (
-            not isinstance(call, relax.Call)
-            or not isinstance(call.op, ir.Op)
-            or call.op.name != "relax.call_tir"
-        ):
-            continue
+    for call in kernel_calls(mod):
         kernel = str(call.args[0].name_hint)
         names = [
             str(a.span.source_name.name) for a in call.args[1].fields if is_constant(a) and a.span is not None

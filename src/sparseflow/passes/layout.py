@@ -18,6 +18,7 @@ from sparseflow.passes.ops import ATTENTION, LayerAttrs, is_layer
 
 Expr = Any
 NON_NEGATIVE = ("relu", "relu6", "fatrelu")
+LANES = "direct"  # the template that takes every layer that fits lanes
 BINARY = ("add", "subtract", "multiply", "maximum", "minimum")
 UNARY = {"relax.nn.relu": "relu", "relax.nn.silu": "silu", "relax.nn.gelu": "gelu"}
 
@@ -54,7 +55,10 @@ class Node:
 
 
 def decide_layouts(graph: Graph, lanes: int = 16) -> dict[Expr, Node]:
-    """The lane operators of a planned module, with the halo each has to write for its consumers."""
+    """The lane operators of a module, with the halo each has to write for its consumers.
+
+    Layers without a kernel yet count as in lanes where lane kernels take them.
+    """
     nodes: dict[Expr, Node] = {}
     for binding in graph.bindings:
         node = _node(nodes, binding.var, binding.value, lanes)
@@ -127,8 +131,7 @@ def _node(nodes: dict[Expr, Node], var: Expr, value: Expr, lanes: int) -> Node |
 
 def _layer(value: Expr) -> Node | None:
     attrs = LayerAttrs.of(value)
-    template = TEMPLATES[Candidate.from_json(attrs.candidate).template]
-    if template.layout != "lanes" or attrs.maps:
+    if attrs.maps or not _takes_lanes(attrs):
         return None
     w: Workload = attrs.workload
     layout = w.output_layout
@@ -138,6 +141,13 @@ def _layer(value: Expr) -> Node | None:
     view = "nchw" if w.op == "conv2d" else "matrix"
     positive = w.activation in NON_NEGATIVE
     return Node("layer", [value.args[0], *residual], attrs, layout, view, needs, positive)
+
+
+def _takes_lanes(attrs: LayerAttrs) -> bool:
+    """Whether the chosen kernel works on lanes; before the choice, whether the dense one of that layout would do."""
+    if attrs.candidate:
+        return TEMPLATES[Candidate.from_json(attrs.candidate).template].layout == "lanes"
+    return TEMPLATES[LANES].rejects(attrs.workload) is None
 
 
 def _pool(nodes: dict[Expr, Node], var: Expr, value: Expr, lanes: int) -> Node | None:

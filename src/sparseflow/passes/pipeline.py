@@ -47,7 +47,7 @@ def phases(selector: Selector, threads: int = 1, profile: MapProfile | None = No
         "propagate": [Propagate()],
         "index": [Index(), *([WriteDensities(profile)] if profile is not None else [])],
         "plan": [
-            PlanKernels(selector, threads),
+            PlanKernels(selector, threads, vectors),
             *([IndexMaps(MapTimes(selector, threads), vectors.lanes)] if profile is not None else []),
         ],
         "lower": [FuseAttention(), Lower(threads, vectors)],

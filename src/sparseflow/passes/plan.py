@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import tvm
 
 from sparseflow.core.plan import CandidateTime, LayerPlan, Plan
 from sparseflow.errors import CompileError
+from sparseflow.kernels.cold import rounded
 from sparseflow.kernels.select import Choice, Selector, layouts_for
+from sparseflow.kernels.target import AVX512, VectorUnit
 from sparseflow.kernels.workload import TEMPLATES, Array, Candidate, Workload
-from sparseflow.passes.graph import Rebuild
+from sparseflow.passes.graph import Graph, Rebuild
+from sparseflow.passes.layout import Node, decide_layouts
 from sparseflow.passes.ops import LayerAttrs, is_layer, layer_call, weight_of
 
 Expr = Any
@@ -28,18 +33,21 @@ class PlanKernels:
         Set when the pass has run: every layer with its candidates' times and the reasons of the rejected.
     """
 
-    def __init__(self, selector: Selector, threads: int = 1) -> None:
-        self.selector, self.threads = selector, threads
+    def __init__(self, selector: Selector, threads: int = 1, vectors: VectorUnit = AVX512) -> None:
+        self.selector, self.threads, self.vectors = selector, threads, vectors
         self.plan: Plan | None = None
 
     def transform_module(self, mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
         """See the class."""
         layers = []
+        graph = Graph(mod)
+        nodes = decide_layouts(graph, self.vectors.lanes)
+        self.selector.between = rounded(weight_bytes(graph))
 
-        def visit(rebuild: Rebuild, _var: Expr, value: Expr) -> Any:
+        def visit(rebuild: Rebuild, var: Expr, value: Expr) -> Any:
             if not is_layer(value):
                 return None
-            attrs = LayerAttrs.of(value)
+            attrs = _with_halo(LayerAttrs.of(value), nodes.get(var))
             weight = weight_of(value)
             choice = self.selector.choose(attrs.workload, weight, attrs.name)
             best = without_map_index(choice)
@@ -51,6 +59,19 @@ class PlanKernels:
         chosen = self.selector
         self.plan = Plan(tuple(layers), str(chosen.target), self.threads, chosen.measure, exact=chosen.exact)
         return mod.with_attr("sparseflow.plan", json.dumps(self.plan.to_json()))
+
+
+def _with_halo(attrs: LayerAttrs, node: Node | None) -> LayerAttrs:
+    """The layer with the halo that its consumers ask for, so that filling it is a part of its time."""
+    if node is None or node.layout is None:
+        return attrs
+    return attrs.with_(workload=replace(attrs.workload, halo=node.layout.halo))
+
+
+def weight_bytes(graph: Graph) -> int:
+    """Bytes of all weights other than zero: what a call of the network reads between two calls of one layer."""
+    layers = [b.value for b in graph.bindings if is_layer(b.value)]
+    return sum(4 * int(np.count_nonzero(weight_of(layer))) for layer in layers)
 
 
 def plan_of(mod: tvm.IRModule) -> Plan:

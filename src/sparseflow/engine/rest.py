@@ -1,0 +1,73 @@
+"""The operators between the layers, timed alone like the layers' candidates, so that a plan says what a call takes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Set
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tvm
+
+from sparseflow.core.plan import RestTime
+from sparseflow.kernels.select import time_interleaved
+from sparseflow.passes.graph import is_constant
+from sparseflow.passes.hoist import call_labels, kernel_calls
+
+Expr = Any
+
+
+@dataclass
+class _Kernel:
+    """One kernel of a built module with operands of its shapes."""
+
+    library: Any
+    name: str
+    arguments: list[Any]
+
+    def seconds(self, number: int) -> float:
+        """Mean time of ``number`` calls in a row."""
+        timer = self.library.time_evaluator(self.name, tvm.cpu(), number=number, repeat=1)
+        return float(timer(*self.arguments).mean)
+
+
+def rest_times(mod: tvm.IRModule, executable: Any, layers: Set[str]) -> tuple[RestTime, ...]:
+    """The kernels that are not of ``layers``, with how often a call runs each and its median seconds.
+
+    Parameters
+    ----------
+    mod : tvm.IRModule
+        After all phases, constants in place.
+    executable : VMExecutable
+        What was built from it.
+    layers : set of str
+        Names of the layers, as `call_labels` gives them.
+    """
+    examples: dict[str, Expr] = {}
+    counts: Counter[str] = Counter()
+    for call, (kernel, label) in zip(kernel_calls(mod), call_labels(mod), strict=True):
+        if label not in layers:
+            counts[kernel] += 1
+            examples.setdefault(kernel, call)
+    library = executable.mod.imports[0]
+    kernels = [_Kernel(library, name, _operands(call)) for name, call in examples.items()]
+    times = time_interleaved(kernels) if kernels else []
+    return tuple(RestTime(k.name, counts[k.name], t) for k, t in zip(kernels, times, strict=True))
+
+
+def _operands(call: Expr) -> list[Any]:
+    """The constants of a call as they are, operands for its variables, and room for its results."""
+    results = call.ty_args[0]
+    fields = getattr(results, "fields", None)
+    inputs = [a.value if is_constant(a) else _tensor(a.ty) for a in call.args[1].fields]
+    return [*inputs, *(_tensor(t) for t in (fields if fields is not None else [results]))]
+
+
+def _tensor(of: Any) -> Any:
+    """Random numbers, or zeros where they may be indices."""
+    shape, dtype = tuple(int(n) for n in of.shape.values), str(of.dtype)
+    values = np.zeros(shape) if not dtype.startswith("float") else np.random.default_rng(0).random(shape)
+    out = tvm.runtime.empty(shape, dtype)
+    out.copyfrom(values.astype(dtype))
+    return out
