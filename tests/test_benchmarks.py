@@ -15,6 +15,8 @@ import torch
 
 from sparseflow.train.models import MnistCnn
 
+from sparseflow.core.plan import CandidateTime, LayerPlan, Plan, RestTime
+
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -53,15 +55,21 @@ def record(ours_ms: float, peer_ms: float, sparsify: str | None) -> dict[str, An
         ],
         "speedup_vs_best_peer": peer_ms / ours_ms,
         "versions": {"sparseflow": "1", "onnxruntime": "2"},
-        "plan": {"layers": [{"chosen": {"time_s": ours_ms * share}} for share in (4e-4, 5e-4)]},
+        "plan": {
+            "target": "llvm",
+            "layers": {"a": ["direct", ours_ms * 0.4], "b": ["taps", ours_ms * 0.3]},
+            "rest": {"pool": [2, ours_ms * 0.1]},
+        },
     }
 
 
 def test_table(whole_networks: ModuleType) -> None:
     lines = whole_networks.markdown([record(40, 44, None), record(10, 44, "block:4x1@0.9")]).splitlines()
     assert lines[0].startswith("| model | weights | threads | sparseflow | onnxruntime | × best dense")
-    assert lines[2] == "| resnet50 | dense | 1 | 40.00 ms | 44.00 ms | **1.10×** | – | 90% | 2e-06 |"
-    wanted = "| resnet50 | block:4x1@0.9 | 1 | 10.00 ms | 44.00 ms | **4.40×** ✗ (≥ 6×) | – | 90% | 2e-06 |"
+    assert lines[2] == "| resnet50 | dense | 1 | 40.00 ms | 44.00 ms | **1.10×** | – | 90% (20%) | 2e-06 |"
+    wanted = (
+        "| resnet50 | block:4x1@0.9 | 1 | 10.00 ms | 44.00 ms | **4.40×** ✗ (≥ 6×) | – | 90% (20%) | 2e-06 |"
+    )
     assert lines[3] == wanted
     assert "seeded random" in lines[-1]
     assert [whole_networks.target("vgg16", s) for s in (None, "block:4x1@0.9", whole_networks.PATTERN)] == [
@@ -70,6 +78,32 @@ def test_table(whole_networks: ModuleType) -> None:
         2,
     ]
     assert len({line.count("|") for line in lines[:4]}) == 1
+
+
+def test_records_keep_what_the_table_reads(whole_networks: ModuleType, tmp_path: Path) -> None:
+    candidate = CandidateTime("taps", {"R": 4}, 2e-3, True)
+    layer = LayerPlan(
+        "a", "linear", (4, 4), (1, 4), "Dense", 1.0, "dense", 64, 0, 1, 1, 16, 16, candidate, (candidate,) * 9
+    )
+    rest = (RestTime("pool", 2, 5e-4),)
+    whole = record(10, 44, None) | {"plan": Plan((layer,), "llvm", 1, True, rest=rest).to_json()}
+    small = whole_networks.slim(whole)
+    assert small["plan"] == {
+        "target": "llvm",
+        "layers": {"a": ["taps(R=4)", 2.0]},
+        "rest": {"pool": [2, 0.5]},
+    }
+    assert "| 30% (10%) |" in whole_networks.markdown([small])
+    path = tmp_path / "records.json"
+    whole_networks.write(path, {"one": small, "two": small})
+    assert json.loads(path.read_text()) == {"one": small, "two": small}
+    assert len(path.read_text().splitlines()) == 2 + 2 * (2 + len(small))
+
+
+def test_a_plan_without_the_rest_says_so(whole_networks: ModuleType) -> None:
+    one = record(10, 44, None)
+    one["plan"]["rest"] = {}
+    assert "| layers 70% |" in whole_networks.markdown([one])
 
 
 def test_a_failed_case_is_counted_and_told(

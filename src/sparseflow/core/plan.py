@@ -216,7 +216,8 @@ class Plan:
     Attributes
     ----------
     rest : tuple of RestTime
-        The operators between the layers (changes of layout, pools, attention, …); empty in a plan that was not measured.
+        The operators between the layers (changes of layout, pools, attention, …); empty in a plan
+        that was not measured.
     exact : bool
         Whether kernels with a larger rounding error than adding up the products were left out.
     cuts : tuple of Cut

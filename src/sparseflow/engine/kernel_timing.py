@@ -18,7 +18,7 @@ from sparseflow.engine.targets import host_target
 from sparseflow.errors import CompileError
 from sparseflow.kernels.select import Selector, Timed, Trial, layouts_for, time_interleaved, trials
 from sparseflow.kernels.target import VectorUnit, vector_unit
-from sparseflow.kernels.workload import TEMPLATES, Candidate, Workload, covers_of
+from sparseflow.kernels.workload import TEMPLATES, Candidate, Workload
 
 Weight = npt.NDArray[np.float32]
 
@@ -156,7 +156,7 @@ def random_weight(layer: Layer, structure: str) -> Weight:
 def workload_of(layer: Layer, weight: Weight, vectors: VectorUnit) -> Workload:
     """The layer as the kernel templates see it."""
     pad = layer.kernel // 2
-    return Workload(
+    workload = Workload(
         op=layer.op,
         batch=layer.batch,
         channels=layer.channels,
@@ -167,9 +167,9 @@ def workload_of(layer: Layer, weight: Weight, vectors: VectorUnit) -> Workload:
         padding=(pad, pad, pad, pad),
         bias=True,
         activation="relu",
-        covers=covers_of(weight),
         vectors=vectors,
     )
+    return workload.with_zeros_of(weight.reshape(workload.weight_shape))
 
 
 def cut(layer: Layer, weight: Weight) -> tuple[Layer, Weight]:

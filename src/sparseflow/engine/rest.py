@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import tvm
+from tvm.relax.analysis import has_reshape_pattern
 
 from sparseflow.core.plan import RestTime
 from sparseflow.kernels.select import time_interleaved
@@ -47,7 +48,7 @@ def rest_times(mod: tvm.IRModule, executable: Any, layers: Set[str]) -> tuple[Re
     examples: dict[str, Expr] = {}
     counts: Counter[str] = Counter()
     for call, (kernel, label) in zip(kernel_calls(mod), call_labels(mod), strict=True):
-        if label not in layers:
+        if label not in layers and not has_reshape_pattern(mod[kernel]):  # TVM makes views of reshapes
             counts[kernel] += 1
             examples.setdefault(kernel, call)
     library = executable.mod.imports[0]
