@@ -17,8 +17,8 @@ from sparseflow.report import show as show_document
 RESULTS = "benchmarks/results"
 
 
-def parser(doc: str | None, name: str) -> argparse.ArgumentParser:
-    """A parser with the options that all of them take."""
+def parser(doc: str | None, name: str, choice: bool = True) -> argparse.ArgumentParser:
+    """A parser with the options that all of them take, ``choice`` being that between measurement and cost model."""
     found = argparse.ArgumentParser(
         prog=f"python benchmarks/{name}.py", description=(doc or "").split("\n")[0]
     )
@@ -26,7 +26,10 @@ def parser(doc: str | None, name: str) -> argparse.ArgumentParser:
     found.add_argument("--resume", action="store_true", help="keep records that are already in --out")
     found.add_argument("--minutes", type=float, help="begin no further case after so many; --resume goes on")
     found.add_argument("--rounds", type=int, default=15, help="samples of each kernel; kernels take turns")
-    found.add_argument("--no-measure", action="store_true", help="take the cost model's choice of kernels")
+    if choice:
+        found.add_argument(
+            "--no-measure", action="store_true", help="take the cost model's choice of kernels"
+        )
     return found
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/render.py
 
-fills each block ``<!-- begin FILE.json SECTION -->`` … ``<!-- end -->`` of ``docs/*.md`` from that file in
+fills each block ``<!-- begin FILE.json SECTION -->`` … ``<!-- end -->`` of README and ``docs/*.md`` from that file in
 ``benchmarks/results`` and draws its figures into ``docs/figures``. Blocks without records
 say which command makes them. Some seconds.
 """
@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import selection
 import whole_networks
 
 from sparseflow.errors import SparseflowError
@@ -39,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; say which pages would change")
     args = parser.parse_args(arguments)
     stale = 0
-    for page in sorted(Path(args.docs).glob("*.md")):
+    docs = Path(args.docs)
+    for page in [*sorted(docs.glob("*.md")), *docs.absolute().parent.glob("README.md")]:
         old = page.read_text(encoding="utf-8")
         sources = Sources(Path(args.results), None if args.check else page.parent / FIGURES)
         new = BLOCK.sub(
@@ -84,6 +86,8 @@ class Sources:
         data = self._read[file]
         if file == f"{whole_networks.NAME}.json":
             return WHOLE_NETWORKS[section](list(data.values()))
+        if file == f"{selection.NAME}.json":
+            return selection.markdown(data)
         return self._document_section(build_document(data, str(path)), section, path)
 
     def _document_section(self, document: Document, name: str, path: Path) -> str:
@@ -98,7 +102,10 @@ class Sources:
         return section_markdown(section, FIGURES)
 
 
-WHOLE_NETWORKS: dict[str, Callable[[list[Any]], str]] = {"table": whole_networks.markdown}
+WHOLE_NETWORKS: dict[str, Callable[[list[Any]], str]] = {
+    "table": whole_networks.markdown,
+    "summary": whole_networks.summary,
+}
 
 
 if __name__ == "__main__":

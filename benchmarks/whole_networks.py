@@ -154,9 +154,9 @@ def markdown(records: Sequence[Any]) -> str:
     ]
     lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
     for record in records:
-        times = {r["engine"]: r["latency_ms"]["median"] for r in record["results"]}
+        times = _medians(record)
         cells = [
-            record["model"].removeprefix("zoo:"),
+            _model(record),
             record["sparsify"] or "dense",
             str(record["threads"]),
             *(f"{times[name]:.2f} ms" if name in times else "–" for name in (OURS, *peers)),
@@ -180,14 +180,45 @@ def markdown(records: Sequence[Any]) -> str:
     return "\n".join([*lines, "", notes, ""])
 
 
+def summary(records: Sequence[Any]) -> str:
+    """One row for each model on one thread: our milliseconds, and how many times faster than the best dense peer."""
+    found = {(_model(r), r["sparsify"] or "none"): r for r in records if r["threads"] == 1}
+    columns = list(dict.fromkeys(s for _, s in found))
+    lines = [f"| model | {' | '.join('dense' if s == 'none' else s for s in columns)} |"]
+    lines.append("|" + "---|" * (1 + len(columns)))
+    for model in dict.fromkeys(m for m, _ in found):
+        lines.append(f"| {model} | {' | '.join(_short(found.get((model, s))) for s in columns)} |")
+    machines = ", ".join(sorted({record["machine"] for record in records}))
+    notes = f"One thread, fp32, batch 1, {machines}; against the fastest dense engine of the same run."
+    return "\n".join([*lines, "", notes, ""])
+
+
+def _short(record: Any | None) -> str:
+    if record is None:
+        return "–"
+    times = _medians(record)
+    return f"{times[OURS]:.2f} ms, {_times(_best_dense(record, times), times[OURS])}"
+
+
+def _model(record: Any) -> str:
+    return str(record["model"]).removeprefix("zoo:")
+
+
+def _medians(record: Any) -> dict[str, float]:
+    return {r["engine"]: r["latency_ms"]["median"] for r in record["results"]}
+
+
+def _best_dense(record: Any, times: Mapping[str, float]) -> float | None:
+    dense = [ms for name, ms in times.items() if name != OURS and name not in SPARSE_PEERS]
+    if _model(record) == "vgg16" and "openvino" in times:
+        dense.append(times["openvino"] / FULL_MNN_VGG16)
+    return min(dense, default=None)
+
+
 def _against_dense(record: Any, times: Mapping[str, float]) -> str:
     """Times faster than the best dense peer, and whether that reaches the goal where there is one."""
-    model = record["model"].removeprefix("zoo:")
-    dense = [ms for name, ms in times.items() if name != OURS and name not in SPARSE_PEERS]
-    if model == "vgg16" and "openvino" in times:
-        dense.append(times["openvino"] / FULL_MNN_VGG16)
-    best = min(dense, default=None)
-    wanted = target(model, record["sparsify"]) if record["threads"] == 1 else None
+    best = _best_dense(record, times)
+    wanted = target(_model(record), record["sparsify"]) if record["threads"] == 1 else None
     if best is None or wanted is None:
         return _times(best, times[OURS])
     return f"{_times(best, times[OURS])} {'✓' if best / times[OURS] >= wanted else '✗'} (≥ {wanted:g}×)"

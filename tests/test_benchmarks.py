@@ -80,6 +80,12 @@ def test_table(whole_networks: ModuleType) -> None:
     assert len({line.count("|") for line in lines[:4]}) == 1
 
 
+def test_the_summary_has_a_row_for_each_model(whole_networks: ModuleType) -> None:
+    lines = whole_networks.summary([record(40, 44, None), record(10, 44, "block:4x1@0.9")]).splitlines()
+    assert lines[0] == "| model | dense | block:4x1@0.9 |"
+    assert lines[2] == "| resnet50 | 40.00 ms, **1.10×** | 10.00 ms, **4.40×** |"
+
+
 def test_records_keep_what_the_table_reads(whole_networks: ModuleType, tmp_path: Path) -> None:
     candidate = CandidateTime("taps", {"R": 4}, 2e-3, True)
     layer = LayerPlan(
@@ -232,3 +238,44 @@ def test_one_shot_compares_the_methods_without_training(
     out, err = capsys.readouterr()
     assert [line.split(" | ")[1] for line in out.splitlines()[2:]] == ["–", "`magnitude`", "`taylor`"]
     assert "admm needs training" in err
+
+
+def test_selection_marks_what_holds() -> None:
+    times = {"measured": 10.0, "predicted": 13.0, "dense": 40.0}
+    case = {
+        "model": "m",
+        "sparsify": "s",
+        "threads": 1,
+        "ms": times,
+        "planned_ms": {"layers": 8.0, "rest": 1.0},
+    }
+    for selection in script("selection"):
+        line = selection.markdown({"machine": "CPU", "cases": {"m s": case}}).splitlines()[2]
+        assert line == "| m | s | 10.00 ms | 90% ✓ | 13.00 ms, 1.30× ✗ | 40.00 ms, 4.00× ✓ |"
+
+
+def test_selection_runs_the_three_plans_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    from sparseflow.engine.importer import import_model
+
+    class Loaded:
+        def imported(self) -> Any:
+            return import_model(torch.nn.Conv2d(8, 8, 3).eval(), (torch.zeros(1, 8, 8, 8),))
+
+    monkeypatch.setenv("SPARSEFLOW_CACHE", str(tmp_path))
+    for selection in script("selection"):
+        monkeypatch.setattr(selection, "load_model", lambda _request: Loaded())
+        arguments = [
+            "--models",
+            "tiny",
+            "--sparsify",
+            "unstructured@0.9",
+            "--rounds",
+            "1",
+            "--out",
+            str(tmp_path),
+        ]
+        assert selection.main(arguments) == 0
+        (case,) = json.loads((tmp_path / "selection.json").read_text())["cases"].values()
+        assert set(case["ms"]) == {"measured", "predicted", "dense"}
+        assert case["planned_ms"]["layers"] > 0
