@@ -34,7 +34,9 @@ STRUCTURES = (
     "dense", "unstructured@0.9", "block:2x1@0.9", "block:4x1@0.9", "block:8x1@0.9", "column@0.9", "nm:2:4", "nm:1:4",
     "filter@0.5", "channel@0.5",
 )  # fmt: skip
-STRUCTURES_3X3 = ("pattern:4+connectivity@0.877", "connectivity@0.9")
+STRUCTURES_3X3 = (
+    "pattern:4+connectivity@0.877", "unstructured@0.877", "column@0.877", "connectivity@0.9",
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
