@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from sparseflow.train.models import MnistCnn
-
 from sparseflow.core.plan import CandidateTime, LayerPlan, Plan, RestTime
+from sparseflow.train.models import MnistCnn
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
 
