@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -219,6 +221,17 @@ def test_recipes_that_cannot_work_are_refused(changes: dict[str, object], messag
     stages[2] |= changes
     with pytest.raises(RecipeError, match=message):
         parse_recipe({**RECIPE, "stages": [{k: v for k, v in s.items() if v is not None} for s in stages]})
+
+
+DOCS = (Path(__file__).parents[2] / "docs" / "feature_maps.md").read_text()
+
+
+def test_the_snippets_of_the_docs_run() -> None:
+    (snippet,) = re.findall(r"```python\n(.*?)```", DOCS, re.S)
+    exec(compile(snippet, "docs/feature_maps.md", "exec"), {})
+    (stages,) = re.findall(r"```toml\n(.*?)```", DOCS, re.S)
+    recipe = parse_recipe({"name": "docs", **tomllib.loads(stages)})
+    assert [stage.kind for stage in recipe.stages] == ["activations", "thresholds"]
 
 
 def test_activations_come_after_the_weights() -> None:

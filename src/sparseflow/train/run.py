@@ -155,7 +155,7 @@ class _Run:
             if isinstance(stage, RetrainStage):
                 hook = self._masked(model)
             elif isinstance(stage, ActivationsStage):
-                hook = MapHooks(stage.hooks(self.activations), self._masked(model))
+                hook = MapHooks(stage.hooks(self.activations), self._masked(model) if self.masks else None)
             running = self.out / f"running-{name}.ckpt"
             earlier = sum(s.kind == stage.kind for s in self.recipe.stages[:index])
             title = f"{stage.kind} {earlier + 1}" if earlier else stage.kind

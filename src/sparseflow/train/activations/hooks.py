@@ -25,13 +25,13 @@ class MapHooks:
     Parameters
     ----------
     hooks : sequence of MapHook
-    masked : MaskedWeights
-        Holds removed weights at zero meanwhile; without masks it does nothing.
+    masked : MaskedWeights, optional
+        Holds removed weights at zero meanwhile.
     """
 
-    def __init__(self, hooks: Sequence[MapHook], masked: MaskedWeights) -> None:
-        self.hooks, self.masked = tuple(hooks), masked
-        self._all: tuple[Hook, ...] = (*self.hooks, masked)
+    def __init__(self, hooks: Sequence[MapHook], masked: MaskedWeights | None = None) -> None:
+        self.hooks = tuple(hooks)
+        self._all: tuple[Hook, ...] = (*self.hooks, *([masked] if masked is not None else []))
 
     def begin_epoch(self, epoch: int, steps: int) -> None:
         """See `Hook`."""
