@@ -28,6 +28,11 @@ from sparseflow.report.render import build_document
 
 BLOCK = re.compile(r"(<!-- begin (?P<file>[\w.]+) (?P<section>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 FIGURES = "figures"
+COMMANDS = {
+    "training.json": "sparseflow sweep recipes/sweeps/cifar10.toml -o runs/cifar10-sweep "
+    "--json benchmarks/results/training.json"
+}
+"""What writes a file of records, where it is not the script of its name."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,8 +84,8 @@ class Sources:
         """
         path = self.results / file
         if not path.is_file():
-            script = f"python benchmarks/{Path(file).stem}.py"
-            return f"*Not measured yet: `{script}`, then `python benchmarks/render.py`.*\n"
+            command = COMMANDS.get(file, f"python benchmarks/{Path(file).stem}.py")
+            return f"*Not measured yet: `{command}`, then `python benchmarks/render.py`.*\n"
         if file not in self._read:
             self._read[file] = json.loads(path.read_text(encoding="utf-8"))
         data = self._read[file]

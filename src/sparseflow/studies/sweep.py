@@ -166,7 +166,8 @@ def finished(recipe: Recipe, folder: Path) -> bool:
 def _train(tasks: list[Task], options: SweepOptions, tell: Progress) -> None:
     """Runs the tasks; a failed one leaves the others alone."""
     with _executor(options):
-        run = joblib.Parallel(n_jobs=options.jobs, return_as="generator_unordered")
+        order = "generator_unordered" if options.ray is None else "list"  # Ray's back end has the latter only
+        run = joblib.Parallel(n_jobs=options.jobs, return_as=order)
         for outcome in run(joblib.delayed(train_task)(task) for task in tasks):
             status = outcome.status if outcome.status in ("done", "kept") else "running"
             detail = "" if status != "running" else f"{outcome.status}: {outcome.message}"
