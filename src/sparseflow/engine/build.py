@@ -78,8 +78,9 @@ def build(imported: Imported, how: Build, profile: MapProfile | None = None) -> 
             how.dump.mkdir(parents=True, exist_ok=True)
             (how.dump / f"{phase}.py").write_text(mod.script(show_meta=False))
 
+    selector = how.selector()
     with inside_tvm("lowering"):
-        mod = pipeline.run(imported.mod, how.selector(), how.threads, observe, profile)
+        mod = pipeline.run(imported.mod, selector, how.threads, observe, profile)
     cuts = cuts_of(mod)
     plan = plan_of(mod)
     notes = (*((cut_summary(cuts),) if cuts else ()), *plan.notes)
@@ -90,7 +91,8 @@ def build(imported: Imported, how: Build, profile: MapProfile | None = None) -> 
     with inside_tvm("generating code"):
         executable = relax.build(hoisted, target=how.target)
         if how.measure:
-            plan = replace(plan, rest=rest_times(mod, executable, {layer.name for layer in plan.layers}))
+            names = {layer.name for layer in plan.layers}
+            plan = replace(plan, rest=rest_times(mod, executable, names, selector))
     manifest = Manifest(
         inputs=tuple(Signature(s.name, tuple(s.shape), s.dtype) for s in imported.inputs),
         outputs=tuple(Signature(s.name, tuple(s.shape), s.dtype) for s in imported.outputs),

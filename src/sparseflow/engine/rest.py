@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Set
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import tvm
 from tvm.relax.analysis import has_reshape_pattern
 
 from sparseflow.core.plan import RestTime
-from sparseflow.kernels.select import time_interleaved
+from sparseflow.kernels.select import Selector, time_interleaved
 from sparseflow.passes.graph import is_constant
 from sparseflow.passes.hoist import call_labels, kernel_calls
 
@@ -33,8 +34,12 @@ class _Kernel:
         return float(timer(*self.arguments).mean)
 
 
-def rest_times(mod: tvm.IRModule, executable: Any, layers: Set[str]) -> tuple[RestTime, ...]:
+def rest_times(
+    mod: tvm.IRModule, executable: Any, layers: Set[str], selector: Selector
+) -> tuple[RestTime, ...]:
     """The kernels that are not of ``layers``, with how often a call runs each and its median seconds.
+
+    Times are kept where the selector keeps its own.
 
     Parameters
     ----------
@@ -44,6 +49,7 @@ def rest_times(mod: tvm.IRModule, executable: Any, layers: Set[str]) -> tuple[Re
         What was built from it.
     layers : set of str
         Names of the layers, as `call_labels` gives them.
+    selector : Selector
     """
     examples: dict[str, Expr] = {}
     counts: Counter[str] = Counter()
@@ -51,10 +57,17 @@ def rest_times(mod: tvm.IRModule, executable: Any, layers: Set[str]) -> tuple[Re
         if label not in layers and not has_reshape_pattern(mod[kernel]):  # TVM makes views of reshapes
             counts[kernel] += 1
             examples.setdefault(kernel, call)
-    library = executable.mod.imports[0]
-    kernels = [_Kernel(library, name, _operands(call)) for name, call in examples.items()]
-    times = time_interleaved(kernels) if kernels else []
-    return tuple(RestTime(k.name, counts[k.name], t) for k, t in zip(kernels, times, strict=True))
+    if not examples:
+        return ()
+    code = "".join(mod[name].script() for name in examples)
+    key = selector.key_of(f"rest {hashlib.sha256(code.encode()).hexdigest()}")
+    found = selector.kept(key)
+    if found is None:
+        library = executable.mod.imports[0]
+        kernels = [_Kernel(library, name, _operands(call)) for name, call in examples.items()]
+        found = {"times_s": time_interleaved(kernels)}
+        selector.keep(key, found)
+    return tuple(RestTime(n, counts[n], float(t)) for n, t in zip(examples, found["times_s"], strict=True))
 
 
 def _operands(call: Expr) -> list[Any]:
