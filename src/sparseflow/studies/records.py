@@ -77,8 +77,11 @@ class Records:
         return {**self.head, "cases": self.cases}
 
     def write(self) -> None:
-        """Under a temporary name, then renamed: a stopped run leaves whole files only."""
+        """One line a case, under a temporary name, then renamed: a stopped run leaves whole files only."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
-        part.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
+        cases = ",\n".join(f"  {json.dumps(name)}: {json.dumps(case)}" for name, case in self.cases.items())
+        head = json.dumps(self.head | {"cases": None}, indent=1)
+        text = head.replace('"cases": null', f'"cases": {{\n{cases}\n }}')
+        part.write_text(text + "\n", encoding="utf-8")
         os.replace(part, self.path)
