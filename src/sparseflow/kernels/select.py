@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -109,12 +109,24 @@ class Selector:
         CompileError
             If no template accepts the workload.
         """
+        plain = replace(workload, map_density=1.0)
+        found = self._among(tuple(TEMPLATES), plain, weight, label)
+        if workload.map_density < 1.0:
+            skips = tuple(n for n, t in TEMPLATES.items() if t.refusal(workload) != t.refusal(plain))
+            found = _joined(found, self._among(skips, workload, weight, label))
+        if not found.times:
+            reasons = "; ".join(f"{r.template}: {r.reason}" for r in found.rejected)
+            raise CompileError(f"no kernel for {workload.op} {workload.weight_shape}: {reasons}")
+        return found
+
+    def _among(self, templates: tuple[str, ...], workload: Workload, weight: Array, label: str) -> Choice:
+        """The candidates of some templates: those that no density of the map changes are measured once for all."""
         key = self._key(workload)
         if key not in self._seen:
             found = self._load(key) if self.measure else None
             if found is None:
-                candidates, rejected = self._candidates(workload)
-                if self.measure and len(candidates) > 1:
+                candidates, rejected = self._candidates(templates, workload)
+                if self.measure and candidates and (len(candidates) > 1 or workload.map_density < 1.0):
                     if self.progress is not None:
                         self.progress(label)
                     found = Choice(self._measured(workload, candidates, weight), rejected)
@@ -143,10 +155,13 @@ class Selector:
             sort_keys=True,
         )
 
-    def _candidates(self, workload: Workload) -> tuple[list[Candidate], tuple[Rejection, ...]]:
+    def _candidates(
+        self, templates: tuple[str, ...], workload: Workload
+    ) -> tuple[list[Candidate], tuple[Rejection, ...]]:
         """The most promising candidates, best predicted first: those of each template, then the rest by prediction."""
         rejected, lists = [], []
-        for name, template in TEMPLATES.items():
+        for name in templates:
+            template = TEMPLATES[name]
             reason = template.refusal(workload)
             if reason is None and self.exact and not template.exact:
                 reason = "left out by --exact"
@@ -156,9 +171,6 @@ class Selector:
             found = template.candidates(workload)
             if found:
                 lists.append(found)
-        if not lists:
-            reasons = "; ".join(f"{r.template}: {r.reason}" for r in rejected)
-            raise CompileError(f"no kernel for {workload.op} {workload.weight_shape}: {reasons}")
         first = [c for found in lists for c in found[:2]]
         rest = [c for found in lists for c in found[2:]]
         rest.sort(key=lambda c: TEMPLATES[c.template].predict_cycles(workload, c))
@@ -236,6 +248,13 @@ class Selector:
         ]
         rejected = [{"template": r.template, "reason": r.reason} for r in choice.rejected]
         self.keep(key, {"times": times, "rejected": rejected})
+
+
+def _joined(plain: Choice, skipping: Choice) -> Choice:
+    """Both together, fastest first; what the second says of a template replaces what the first said."""
+    said = {t.template for t in skipping.times} | {r.template for r in skipping.rejected}
+    times = sorted((*plain.times, *skipping.times), key=lambda t: t.time_s)
+    return Choice(tuple(times), (*(r for r in plain.rejected if r.template not in said), *skipping.rejected))
 
 
 def layouts_for(template: KernelTemplate, workload: Workload) -> Layouts:
