@@ -13,8 +13,10 @@ pytest.importorskip("tvm")
 from torch import nn  # noqa: E402
 
 import sparseflow  # noqa: E402
+from sparseflow import Engine  # noqa: E402
 from sparseflow.core.map_profile import MapCounter, MapProfile, as_map  # noqa: E402
-from sparseflow.engine.calibrate import batches, profile_maps  # noqa: E402
+from sparseflow.core.plan import Measurement, Plan  # noqa: E402
+from sparseflow.engine.calibrate import batches, faster_engine, profile_maps  # noqa: E402
 from sparseflow.engine.importer import import_model  # noqa: E402
 from sparseflow.errors import CompileError, FormatError, InputError  # noqa: E402
 
@@ -122,3 +124,21 @@ def test_compile_takes_inputs_or_a_profile(net: Net, data: list[Any], profile: M
         engine = sparseflow.compile(net, (data[0],), measure=False, calibration=calibration)
         with torch.no_grad():
             torch.testing.assert_close(engine(data[1]), net(data[1]), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("with_s", "kept"), [(0.9, True), (0.99, False), (1.1, False)])
+def test_the_whole_engine_decides(
+    net: Net, data: list[Any], profile: MapProfile, monkeypatch: Any, with_s: float, kept: bool
+) -> None:
+    indexed = sparseflow.compile(net, (data[0],), measure=False, calibration=profile)
+    plain = sparseflow.compile(net, (data[0],), measure=False)
+
+    def measure(engine: Engine, *_inputs: Any, **_how: Any) -> Measurement:
+        return Measurement.of([with_s if engine is indexed else 1.0], 1, "machine")
+
+    monkeypatch.setattr(Engine, "measure", measure)
+    chosen = faster_engine(indexed, plain, data)
+    assert chosen.plan.maps == profile
+    assert ("map index left out" in chosen.plan.notes[-1]) is not kept
+    assert Plan.from_json(chosen.plan.to_json()) == chosen.plan
+    assert chosen.plan.layers[1].map_density == pytest.approx(profile.layers[1].mean)

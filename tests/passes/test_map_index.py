@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 import sparseflow  # noqa: E402
-from sparseflow.core.map_profile import MapProfile  # noqa: E402
 from sparseflow.engine.calibrate import profile_maps  # noqa: E402
 from sparseflow.engine.importer import import_model  # noqa: E402
 from sparseflow.passes import map_choice  # noqa: E402
@@ -97,15 +95,9 @@ def _inputs(batch: int, size: tuple[int, int] = (13, 18), seed: int = 0) -> Any:
     return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(seed))
 
 
-def _sparse(profile: MapProfile, density: float = 0.3) -> MapProfile:
-    """The profile with all maps but the data as sparse as said."""
-    layers = [replace(layer, mean=density) for layer in profile.layers[1:]]
-    return replace(profile, layers=(profile.layers[0], *layers))
-
-
 def _engine(model: nn.Module, x: Any, threads: int = 1, dump: Any = None) -> Any:
     imported = import_model(model, (x,))
-    profile = _sparse(profile_maps(imported, [x]))
+    profile = profile_maps(imported, [x]).claimed(0.3)
     return sparseflow.compile(imported, threads=threads, measure=False, calibration=profile, dump=dump)
 
 
@@ -171,8 +163,7 @@ def test_nothing_changes_without_calibration_or_gain() -> None:
     plain = sparseflow.compile(imported, measure=False)
     assert not any(layer.map_format or layer.map_note for layer in plain.plan.layers)
     profile = profile_maps(imported, [x])
-    dense = replace(profile, layers=tuple(replace(layer, mean=0.69) for layer in profile.layers))
-    engine = sparseflow.compile(imported, measure=False, calibration=dense)
+    engine = sparseflow.compile(imported, measure=False, calibration=profile.claimed(0.69))
     assert not any(layer.map_format for layer in engine.plan.layers)
     assert all(layer.map_note.startswith("no index: ") for layer in engine.plan.layers)
     assert any(note.startswith(("map index", "no index")) for note in engine.plan.notes)

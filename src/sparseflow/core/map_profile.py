@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -80,6 +80,11 @@ class MapProfile:
         rest = self.layers[1:] or self.layers
         sizes = [math.prod(layer.shape) for layer in rest]
         return sum(layer.mean * n for layer, n in zip(rest, sizes, strict=True)) / sum(sizes)
+
+    def claimed(self, density: float) -> MapProfile:
+        """This profile with another density of all maps but the data: for the worst case, not for a real plan."""
+        layers = [replace(layer, mean=density) for layer in self.layers[1:]]
+        return replace(self, layers=(*self.layers[:1], *layers))
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary that `from_json` reads back."""

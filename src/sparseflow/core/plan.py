@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sparseflow.core.map_profile import MapProfile
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -222,6 +224,8 @@ class Plan:
         Whether kernels with a larger rounding error than adding up the products were left out.
     cuts : tuple of Cut
         What propagation took from which layer before that.
+    maps : MapProfile or None
+        Densities of the layers' inputs on the calibration data, if there was any.
     """
 
     layers: tuple[LayerPlan, ...]
@@ -233,6 +237,7 @@ class Plan:
     exact: bool = False
     cuts: tuple[Cut, ...] = ()
     rest: tuple[RestTime, ...] = ()
+    maps: MapProfile | None = None
 
     @property
     def layers_s(self) -> float:
@@ -278,6 +283,7 @@ class Plan:
             data.get("exact", False),  # engines saved before the option existed
             tuple(Cut.from_json(c) for c in data.get("cuts", ())),
             tuple(RestTime(**r) for r in data.get("rest", ())),
+            MapProfile.from_json(data["maps"]) if data.get("maps") else None,
         )
 
 

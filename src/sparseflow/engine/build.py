@@ -84,7 +84,7 @@ def build(imported: Imported, how: Build, profile: MapProfile | None = None) -> 
     cuts = cuts_of(mod)
     plan = plan_of(mod)
     notes = (*((cut_summary(cuts),) if cuts else ()), *plan.notes)
-    plan = replace(plan, sparsify=how.sparsify, cuts=cuts, notes=notes)
+    plan = replace(plan, sparsify=how.sparsify, cuts=cuts, notes=notes, maps=profile)
     calls = call_labels(mod)
     hoisted, constants = hoist_constants(mod)
     how.say("generate code")

@@ -13,6 +13,7 @@ import tvm
 from sparseflow.core.map_profile import MapCounter, MapProfile
 from sparseflow.engine.build import Build, build, inside_tvm
 from sparseflow.engine.importer import Imported, TensorSpec
+from sparseflow.engine.runtime import Engine
 from sparseflow.engine.targets import resolve
 from sparseflow.errors import InputError
 from sparseflow.passes.canonicalise import Canonicalise
@@ -20,6 +21,9 @@ from sparseflow.passes.density import expose_maps
 from sparseflow.passes.propagate import Propagate
 
 Array = npt.NDArray[Any]
+TURNS = 9
+MARGIN = 0.02
+"""What the index has to save of a whole call to stay."""
 
 
 def profile_maps(imported: Imported, inputs: Iterable[Any], how: Build | None = None) -> MapProfile:
@@ -65,6 +69,30 @@ def profile_maps(imported: Imported, inputs: Iterable[Any], how: Build | None = 
     if not calls:
         raise InputError("calibration: no inputs given; give at least one example")
     return MapProfile(tuple(counter.result() for counter in counters), calls)
+
+
+def faster_engine(indexed: Engine, plain: Engine, calls: Sequence[Any]) -> Engine:
+    """``indexed``, unless ``plain`` is as fast on ``calls``; the plan then says so.
+
+    Both take turns, so that a slow spell of the machine hits both.
+    """
+    samples: dict[str, list[float]] = {"indexed": [], "plain": []}
+    for turn in range(TURNS):
+        inputs = _arrays(calls[turn % len(calls)])
+        for name, engine in (("indexed", indexed), ("plain", plain)):
+            samples[name].append(engine.measure(*inputs, repeats=5, warmup=1).median_s)
+    with_s, without_s = (float(np.median(samples[name])) for name in ("indexed", "plain"))
+    measured = (
+        f"whole engine measured: {with_s * 1e3:.2f} ms with the index, {without_s * 1e3:.2f} ms without"
+    )
+    if with_s < (1.0 - MARGIN) * without_s:
+        return indexed.with_plan(replace(indexed.plan, notes=(*indexed.plan.notes, measured)))
+    layers = tuple(
+        replace(layer, map_density=known.map_density, map_note=known.map_note or f"no index: {measured}")
+        for layer, known in zip(plain.plan.layers, indexed.plan.layers, strict=True)
+    )
+    notes = (*plain.plan.notes, f"map index left out: {measured}")
+    return plain.with_plan(replace(plain.plan, layers=layers, notes=notes, maps=indexed.plan.maps))
 
 
 def batches(

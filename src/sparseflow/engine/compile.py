@@ -12,7 +12,7 @@ import tvm
 from sparseflow.core.map_profile import MapProfile
 from sparseflow.core.plan import Cut
 from sparseflow.engine.build import Build, Progress, build, inside_tvm
-from sparseflow.engine.calibrate import profile_maps
+from sparseflow.engine.calibrate import faster_engine, profile_maps
 from sparseflow.engine.importer import Imported, import_model
 from sparseflow.engine.runtime import Engine
 from sparseflow.engine.targets import architecture, instruction_sets, not_here, resolve
@@ -58,7 +58,8 @@ def compile(
         Label of how the weights were pruned, noted in the plan.
     calibration : MapProfile or iterable of example inputs, optional
         Real inputs of the compiled shapes, each one array or one for each input: they tell how sparse the feature
-        maps are, and where a map is to carry an index of its zeros. A profile saves counting again.
+        maps are, and where a map is to carry an index of its zeros. A profile saves counting again; with inputs, and
+        where kernels are measured, the whole engine is timed on them too, and left without index if that is faster.
     dump : Path, optional
         Folder that receives the IR after each phase, constants left out.
     progress : callable, optional
@@ -84,16 +85,15 @@ def compile(
     if foreign and measure:
         how.say(f"the cost model chooses: {foreign}")
         how = replace(how, measure=False)
-    return build(imported, how, _profile(imported, calibration, threads))
-
-
-def _profile(
-    imported: Imported, calibration: MapProfile | Iterable[Any] | None, threads: int
-) -> MapProfile | None:
-    """What is known of the maps; a model for another machine is calibrated on this one."""
     if calibration is None or isinstance(calibration, MapProfile):
-        return calibration
-    return profile_maps(imported, calibration, Build(resolve("native"), threads))
+        return build(imported, how, calibration)
+    calls = list(calibration)  # of a model for another machine the maps are counted on this one
+    profile = profile_maps(imported, calls, Build(resolve("native"), threads, progress=progress))
+    engine = build(imported, how, profile)
+    if not how.measure or not any(layer.map_format for layer in engine.plan.layers):
+        return engine
+    how.say("time the engine with and without the index")
+    return faster_engine(engine, build(imported, replace(how, dump=None)), calls)
 
 
 def cuts(imported: Imported) -> tuple[Cut, ...]:

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,10 @@ class Engine:
     def threads(self) -> int:
         """Threads that one call uses."""
         return self.manifest.threads
+
+    def with_plan(self, plan: Plan) -> Engine:
+        """The same engine with another record of what was decided."""
+        return Engine(self._executable, self._weights, replace(self.manifest, plan=plan))
 
     def explain(self) -> Plan:
         """The plan: per layer the structure found, formats, bytes, the chosen kernel and why others were not."""

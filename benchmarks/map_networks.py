@@ -1,0 +1,168 @@
+"""Whole networks with and without the index of their feature maps, on real inputs, beside other engines.
+
+    python benchmarks/map_networks.py                        # all cases; --cases resnet50-photographs,cifar10 picks
+    python benchmarks/map_networks.py --resume --minutes 3   # goes on where it stopped
+
+writes ``map_networks.json``, one record for each case. ``tools/fetch_data.sh resnet50 photographs cifar10`` fetches the
+data; the CIFAR-10 network is the dense stage of ``sparseflow prune recipes/cifar10_pattern.toml`` (``--cifar`` names
+its weights). Zoo networks have seeded random weights; their maps are what such weights make of random inputs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import options
+import torch
+
+from sparseflow import zoo
+from sparseflow.data import data_roots, load_data
+from sparseflow.engine.machine import machine_name
+from sparseflow.engine.peers import installed
+from sparseflow.errors import DataError
+from sparseflow.studies.map_networks import INDEXED, PLAIN, Options, Subjects, compare
+from sparseflow.studies.records import Records
+from sparseflow.train.models import build_model
+from sparseflow.train.run import load_weights
+from sparseflow.zoo.pretrained import WEIGHTS, imagenet_resnet50, photographs
+
+NAME = "map_networks"
+CIFAR_IMAGES = 64
+ZOO = ("resnet18", "resnet50", "vgg16", "mobilenet_v1", "mobilenet_v2", "bert_base")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs all cases; the exit code is the number of those that failed."""
+    parser = options.parser(__doc__, NAME)
+    parser.add_argument("--cases", default="", help="parts of case names, separated by commas")
+    parser.add_argument("--against", default=",".join(installed()), help="peers, separated by commas")
+    parser.add_argument(
+        "--cifar", default="runs/cifar10-dense/dense.pt", help="weights of the CIFAR-10 network"
+    )
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args(arguments)
+    peers = tuple(name for name in args.against.split(",") if name)
+    how = Options(args.threads, peers, args.rounds, not args.no_measure, options.say)
+    head = {"kind": "map-networks", "machine": machine_name(), "command": options.command(NAME, arguments)}
+    records = Records(Path(args.out) / f"{NAME}.json", head, args.resume)
+    cases = [
+        (name, partial(_measure, make, how)) for name, make in _cases(args.cifar).items()
+        if options.named(name, args.cases)
+    ]  # fmt: skip
+    return records.run(cases, options.say, args.minutes)
+
+
+def _measure(make: Callable[[], Subjects], how: Options) -> dict[str, Any]:
+    return compare(make(), how)
+
+
+def _cases(cifar: str) -> dict[str, Callable[[], Subjects]]:
+    found: dict[str, Callable[[], Subjects]] = {
+        "resnet50-photographs": _resnet50,
+        "cifar10": partial(_cifar10, Path(cifar)),
+        "dense-maps-resnet18": _dense_maps,
+    }
+    return found | {f"zoo-{name}": partial(_zoo, name) for name in ZOO}
+
+
+def _resnet50() -> Subjects:
+    folder = next((root for root in data_roots() if (root / WEIGHTS).is_dir()), Path("data"))
+    images, labels = photographs(folder)
+    calls = tuple((image[None],) for image in images)
+    return Subjects(
+        "ResNet-50", "ImageNet (Keras)", "20 photographs", imagenet_resnet50(folder), calls, labels
+    )
+
+
+def _cifar10(weights: Path) -> Subjects:
+    data = load_data("cifar10")
+    model = build_model("cifar_net", data)
+    if not weights.is_file():
+        raise DataError(f"{weights}: no weights here; train them or name others with --cifar")
+    load_weights(model, weights)
+    mean, std = (np.array(s, np.float32).reshape(-1, 1, 1) * 255 for s in data.statistics())
+    images = (data.test_images[:CIFAR_IMAGES].numpy() - mean) / std
+    calls = tuple((np.ascontiguousarray(image[None], np.float32),) for image in images)
+    labels = data.test_labels[:CIFAR_IMAGES].numpy()
+    return Subjects(
+        "CIFAR-10 network", "trained dense", f"{CIFAR_IMAGES} test images", model.eval(), calls, labels
+    )
+
+
+def _zoo(name: str) -> Subjects:
+    model, examples = zoo.build(name)
+    return Subjects(f"zoo:{name}", "seeded random", "random", model, (tuple(x.numpy() for x in examples),))
+
+
+def _dense_maps() -> Subjects:
+    """ResNet-18 planned for maps of 15 % density, with biases that leave nearly no zeros."""
+    model, examples = zoo.build("resnet18")
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.bias.fill_(4.0 * float(module.weight.abs().max()))
+    calls = (tuple(x.numpy() for x in examples),)
+    return Subjects(
+        "zoo:resnet18, dense maps", "seeded random, biases raised", "random", model, calls, None, 0.15
+    )
+
+
+def table(records: Sequence[dict[str, Any]]) -> str:
+    """The table of all records: median milliseconds and what the index gains, within one run each."""
+    peers = list(dict.fromkeys(n for r in records for n in r["median_ms"] if n not in (INDEXED, PLAIN)))
+    head = [
+        "network",
+        "weights",
+        "inputs",
+        "map density",
+        PLAIN,
+        INDEXED,
+        *peers,
+        "gain",
+        "over the best peer",
+        "layers",
+    ]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for r in records:
+        times = [
+            f"{r['median_ms'][n]:.2f} ms" if n in r["median_ms"] else "–" for n in (PLAIN, INDEXED, *peers)
+        ]
+        density = f"{r['map_density']:.0%}"
+        if r["claimed_density"] is not None:
+            density += f", planned for {r['claimed_density']:.0%}"
+        over = r["gain_over_best_peer"]
+        carried = sum(layer["indexed"] for layer in r["layers"])
+        cells = [
+            r["name"], r["weights"], r["data"], density, *times, f"**{r['gain']:.2f}×**",
+            "–" if over is None else f"{over:.2f}×", f"{carried} of {len(r['layers'])}",
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def layers(records: Sequence[dict[str, Any]]) -> str:
+    """For each network with any index: the layers that read an indexed map."""
+    parts = []
+    for r in records:
+        chosen = [layer for layer in r["layers"] if layer["indexed"]]
+        if not chosen:
+            continue
+        head = "| layer | map | density | kernel on the index | ms | kernel without | ms |"
+        lines = [f"{r['name']}, {r['weights']}:", "", head, "|" + "---|" * 7]
+        for layer in chosen:
+            size = "×".join(map(str, layer["map"][1:]))
+            lines.append(
+                f"| {layer['name']} | {size} | {layer['density']:.0%} | `{layer['kernel']}` | {layer['time_ms']:.3f} | "
+                f"`{layer['without']}` | {layer['without_ms']:.3f} |"
+            )
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n" if parts else "No layer of these networks is faster with an index.\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,204 @@
+"""Whole networks with and without the index of their feature maps, on real inputs, beside other engines."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from sparseflow.core.plan import Measurement
+from sparseflow.engine.bench import interleave, max_relative_error, pinned
+from sparseflow.engine.build import Build
+from sparseflow.engine.calibrate import profile_maps
+from sparseflow.engine.compile import compile as compile_model
+from sparseflow.engine.importer import Imported, import_model
+from sparseflow.engine.machine import machine_name
+from sparseflow.engine.peers import PEERS
+from sparseflow.engine.peers.base import Subject, torch_inputs
+from sparseflow.engine.runtime import Engine
+from sparseflow.engine.targets import resolve
+from sparseflow.errors import CompileError, SparseflowError
+
+Array = npt.NDArray[Any]
+Run = Callable[[Sequence[Array]], Sequence[Array]]
+INDEXED, PLAIN = "with map index", "without"
+TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """A network and the inputs that it is calibrated and timed on.
+
+    Attributes
+    ----------
+    name, weights, data : str
+        For the record.
+    model : nn.Module
+    calls : tuple of tuple of ndarray
+        The inputs of each call, all of the same shapes; the timed calls take them in turn.
+    labels : ndarray, optional
+        Of the images of all calls, to see that the weights are what they are said to be.
+    claimed : float, optional
+        Density that the plan is made for instead of the calibrated ones: what a map denser than calibrated costs.
+    """
+
+    name: str
+    weights: str
+    data: str
+    model: Any
+    calls: tuple[tuple[Array, ...], ...]
+    labels: Array | None = None
+    claimed: float | None = None
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to time: threads of every engine, peers by name, rounds, and whether kernels are chosen by measurement."""
+
+    threads: int = 1
+    against: tuple[str, ...] = tuple(PEERS)
+    rounds: int = 9
+    measure: bool = True
+    say: Callable[[str], None] = field(default=lambda _text: None)
+
+
+def compare(subject: Subjects, options: Options) -> dict[str, Any]:
+    """The record of one network: medians of interleaved calls, errors, densities and what was decided of each map.
+
+    Raises
+    ------
+    CompileError
+        If an output differs from the reference by more than 1e-3 relative; nothing is timed then.
+    """
+    imported = import_model(subject.model, torch_inputs(subject.calls[0]))
+    counted, calibration = None, cast(Any, subject.calls)
+    if subject.claimed is not None:  # a profile alone: its engine is taken without being timed
+        counted = profile_maps(imported, subject.calls, Build(resolve("native"), options.threads))
+        calibration = counted.claimed(subject.claimed)
+    with pinned(options.threads) as cores, tempfile.TemporaryDirectory(prefix="sparseflow-maps-") as folder:
+        engines = {
+            PLAIN: _compiled(imported, None, options),
+            INDEXED: _compiled(imported, calibration, options),
+        }
+        profile = counted or engines[INDEXED].plan.maps
+        if profile is None:
+            raise CompileError(f"{subject.name}: compiled without calibration")
+        runs: dict[str, Run] = {name: _runner(engine) for name, engine in engines.items()}
+        runs |= _peers(subject, options, Path(folder))
+        errors, accuracy = _checked(subject, runs)
+        options.say("time")
+        samples = interleave(
+            [_in_turn(run, subject.calls) for run in runs.values()], options.rounds, cores, options.say
+        )
+    medians = {
+        name: Measurement.of(taken, options.threads, machine_name()).median_s
+        for name, taken in zip(runs, samples, strict=True)
+    }
+    peers = {name: time_s for name, time_s in medians.items() if name not in engines}
+    best = min(peers, key=lambda name: peers[name], default=None)
+    plan = engines[INDEXED].plan
+    return {
+        "name": subject.name,
+        "weights": subject.weights,
+        "data": subject.data,
+        "calls": len(subject.calls),
+        "threads": options.threads,
+        "machine": machine_name(),
+        "median_ms": {name: time_s * 1e3 for name, time_s in medians.items()},
+        "max_relative_error": errors,
+        "accuracy": accuracy,
+        "map_density": profile.mean,
+        "claimed_density": subject.claimed,
+        "gain": medians[PLAIN] / medians[INDEXED],
+        "best_peer": best,
+        "gain_over_best_peer": peers[best] / medians[INDEXED] if best is not None else None,
+        "notes": list(plan.notes),
+        "layers": [
+            {
+                "name": layer.name,
+                "map": list(counted.shape),
+                "density": counted.mean,
+                "kernel": layer.chosen.label,
+                "indexed": bool(layer.map_format),
+                "note": layer.map_note,
+                "without": without.chosen.label,
+                "time_ms": layer.chosen.time_s * 1e3,
+                "without_ms": without.chosen.time_s * 1e3,
+            }
+            for layer, without, counted in zip(
+                plan.layers, engines[PLAIN].plan.layers, profile.layers, strict=True
+            )
+        ],
+    }
+
+
+def _compiled(imported: Imported, calibration: Any, options: Options) -> Engine:
+    return compile_model(
+        imported,
+        threads=options.threads,
+        measure=options.measure,
+        calibration=calibration,
+        progress=options.say,
+    )
+
+
+def _runner(engine: Engine) -> Run:
+    def run(inputs: Sequence[Array]) -> Sequence[Array]:
+        outputs = engine(*inputs)
+        return list(outputs) if isinstance(outputs, tuple) else [outputs]
+
+    return run
+
+
+def _peers(subject: Subjects, options: Options, folder: Path) -> dict[str, Run]:
+    """Those that can run it."""
+    given = Subject(subject.name, subject.model, subject.calls[0], weights=subject.weights)
+    found: dict[str, Run] = {}
+    for name in options.against:
+        options.say(f"prepare {name}")
+        try:
+            found[name] = PEERS[name].make(given, options.threads, folder)
+        except (SparseflowError, RuntimeError) as error:
+            options.say(f"{name} left out: {str(error).strip().splitlines()[0]}")
+    return found
+
+
+def _checked(subject: Subjects, runs: dict[str, Run]) -> tuple[dict[str, float], float | None]:
+    """The largest error of each engine over all calls, against the module itself, and the accuracy of ours."""
+    import torch
+
+    errors, right = dict.fromkeys(runs, 0.0), 0
+    for i, inputs in enumerate(subject.calls):
+        with torch.no_grad():
+            expected = subject.model(*torch_inputs(inputs))
+        reference = [t.numpy() for t in (expected if isinstance(expected, tuple) else (expected,))]
+        for name, run in runs.items():
+            outputs = [np.array(output) for output in run(inputs)]
+            errors[name] = max(errors[name], max_relative_error(outputs, reference))
+            if name == INDEXED and subject.labels is not None:
+                batch = len(outputs[0])
+                right += int((outputs[0].argmax(1) == subject.labels[i * batch : (i + 1) * batch]).sum())
+    for name, error in errors.items():
+        if not error <= TOLERANCE:
+            raise CompileError(
+                f"{subject.name}: outputs of {name} differ from torch's by {error:.2g} relative, more than "
+                f"{TOLERANCE:g}; nothing was timed"
+            )
+    count = len(subject.calls) * len(subject.calls[0][0])
+    return errors, None if subject.labels is None else right / count
+
+
+def _in_turn(run: Run, calls: Sequence[tuple[Array, ...]]) -> Callable[[], object]:
+    """One call after another, over and over."""
+
+    def endless() -> Iterator[tuple[Array, ...]]:
+        while True:
+            yield from calls
+
+    inputs = endless()
+    return lambda: run(next(inputs))
