@@ -58,6 +58,8 @@ def command(
     console.print(layer_table(plan))
     if plan.cuts:
         console.print(cut_table(plan.cuts))
+    if plan.maps is not None:
+        console.print(map_table(plan))
     if operators:
         console.print(operator_table(operators))
 
@@ -111,6 +113,27 @@ def cut_table(cuts: Sequence[Cut]) -> Table:
             " → ".join(f"{n:,.1f}" for n in macs),
             " → ".join(weight),
             cut.union,
+        )
+    return drawn
+
+
+def map_table(plan: Plan) -> Table:
+    """How dense each layer's input was when calibrated, which inputs carry an index, and why the others do not."""
+    title = "feature maps\n" + "\n".join(
+        note for note in plan.notes if "map index" in note or "no index" in note
+    )
+    columns = ("layer", "map", "density", "10–90 %", "index", "bytes", "plain above", "why not")
+    drawn = output.table(title, *columns, numbers=("density", "10–90 %", "bytes", "plain above"))
+    for layer, counted in zip(plan.layers, plan.maps.layers if plan.maps is not None else (), strict=True):
+        drawn.add_row(
+            output.layer_name(layer.name),
+            output.dims(counted.shape),
+            f"{counted.mean:.0%}",
+            f"{counted.p10:.0%}–{counted.p90:.0%}",
+            layer.map_format,
+            output.size(layer.map_index_bytes) if layer.map_format else "",
+            "" if layer.map_switch is None else f"{layer.map_switch:.0%}",
+            layer.map_note.removeprefix("no index: "),
         )
     return drawn
 

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from sparseflow.core.plan import Plan
 from sparseflow.report import words
 from sparseflow.report.document import REPORTS, Bar, Bars, Block, Cell, Column, Document, Section, Table
-from sparseflow.report.kinds.layers import candidates, cuts, layer_table
+from sparseflow.report.kinds.layers import candidates, cuts, layer_table, maps
 from sparseflow.studies.results import OURS, read
 
 _MS = 1e-3
@@ -80,7 +80,9 @@ def build(data: dict[str, Any], where: str) -> Document:
     if result.plan:
         plan = Plan.from_json(result.plan)
         blocks: list[Block] = [layer_table(plan, "What the compiler found and chose"), candidates(plan)]
-        sections.append(Section("Layer by layer", (*blocks, *((cuts(plan),) if plan.cuts else ()))))
+        blocks += [cuts(plan)] if plan.cuts else []
+        blocks += [maps(plan)] if plan.maps is not None else []
+        sections.append(Section("Layer by layer", tuple(blocks)))
     facts = {
         "Model": result.model,
         "Weights": result.weights,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from sparseflow.core.plan import LayerPlan, Plan, cut_summary
@@ -53,6 +54,39 @@ def cuts(plan: Plan) -> Fold:
         for cut in plan.cuts
     )
     return Fold("What propagation cut", (Table(cut_summary(plan.cuts), columns, rows),))
+
+
+def maps(plan: Plan) -> Fold:
+    """How dense each layer's input was on the calibration data, and which inputs carry an index of their zeros."""
+    columns = (
+        Column("Layer", number=False),
+        Column("Input", number=False),
+        Column("Density"),
+        Column("10th to 90th percentile"),
+        Column("Map + index"),
+        Column("Plain kernel above"),
+        Column("Why no index", number=False),
+    )
+    counted = plan.maps.layers if plan.maps is not None else ()
+    rows = tuple(
+        (
+            Cell(layer.name),
+            Cell(words.shape(found.shape)),
+            Cell(words.percent(found.mean), fraction=found.mean),
+            Cell(f"{words.percent(found.p10)} to {words.percent(found.p90)}"),
+            Cell(_indexed(found.shape, layer.map_index_bytes)),
+            Cell("" if layer.map_switch is None else words.percent(layer.map_switch)),
+            Cell(layer.map_note.removeprefix("no index: ")),
+        )
+        for layer, found in zip(plan.layers, counted, strict=True)
+    )
+    notes = "; ".join(note for note in plan.notes if "map index" in note or "no index" in note)
+    return Fold("Feature maps and their index", (Table(notes, columns, rows),))
+
+
+def _indexed(shape: tuple[int, ...], index_bytes: int) -> str:
+    values = words.nbytes(4 * math.prod(shape))
+    return f"{values} + {words.nbytes(index_bytes)}" if index_bytes else values
 
 
 def _layer(layer: LayerPlan, size: float, longest: float) -> tuple[Cell, ...]:
