@@ -1,7 +1,7 @@
 """sparseflow: the sparsity flow for Apache TVM, from sparsity training to machine code that is faster than dense.
 
-`compile` makes an `Engine` of a model; heavy libraries are imported when they are first needed, so that training works
-without TVM and running an engine without torch.
+`compile` makes an `Engine` of a model, `compile_stream` one for frames that resemble each other; heavy libraries are
+imported when they are first needed, so that training works without TVM and running an engine without torch.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ os.environ.setdefault("TVM_BIND_THREADS", "0")
 if TYPE_CHECKING:
     from sparseflow.engine.compile import compile
     from sparseflow.engine.runtime import Engine
+    from sparseflow.engine.stream import StreamEngine
+    from sparseflow.engine.stream_build import compile_stream
 
-__all__ = ["Engine", "__version__", "compile"]
+__all__ = ["Engine", "StreamEngine", "__version__", "compile", "compile_stream"]
 
 
 def __getattr__(name: str) -> Any:
@@ -31,4 +33,12 @@ def __getattr__(name: str) -> Any:
         from sparseflow.engine.runtime import Engine
 
         return Engine
+    if name == "compile_stream":
+        from sparseflow.engine.stream_build import compile_stream
+
+        return compile_stream
+    if name == "StreamEngine":
+        from sparseflow.engine.stream import StreamEngine
+
+        return StreamEngine
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

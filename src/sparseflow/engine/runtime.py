@@ -275,7 +275,7 @@ class Engine:
         if len(inputs) != len(self.inputs):
             names = ", ".join(s.name for s in self.inputs)
             raise InputError(f"{len(inputs)} inputs given, {len(self.inputs)} expected: {names}")
-        return [_checked(x, s) for x, s in zip(inputs, self.inputs, strict=True)]
+        return [checked(x, s) for x, s in zip(inputs, self.inputs, strict=True)]
 
     def _results(self, result: Any) -> list[Any]:
         return [result] if len(self.outputs) == 1 and hasattr(result, "shape") else list(result)
@@ -285,7 +285,7 @@ class Engine:
         tvm.get_global_func("runtime.config_threadpool")(1, threads)
 
 
-def _checked(x: Any, signature: Signature) -> Any:
+def checked(x: Any, signature: Signature) -> Any:
     """The input as a TVM tensor: the caller's own memory where its alignment allows, else a copy."""
     shape = tuple(int(n) for n in getattr(x, "shape", ()))
     dtype = str(getattr(x, "dtype", type(x).__name__)).removeprefix("torch.")

@@ -145,6 +145,13 @@ class Accumulators:
         return value
 
 
+def cell(value: Expr, dtype: str) -> Any:
+    """A variable: a buffer of one element that holds ``value``."""
+    buffer = T.alloc_buffer((1,), dtype)
+    T.buffer_store(buffer, value, [0])
+    return buffer
+
+
 def activate(kind: str, x: Expr, lanes: int, threshold: float | None = None) -> Expr:
     """The activation ``kind`` of a float32 vector; ``fatrelu`` keeps what is larger than its ``threshold``.
 
