@@ -146,6 +146,7 @@ CALLS = {
     "break_even": (["--layers", "1 row", "--structures", "block:4x1", "--sparsities", "0.1,0.9"], 2),
     "feature_maps": (["--layers", "@56", "--structures", "block:64x1@0.9"], 1),
     "published": (["--only", "8065", "--layers", "1x1 320→1280"], 6),
+    "streams": (["--model", "resnet18", "--image-size", "32", "--fractions", "0.1", "--thresholds", "0"], 3),
 }
 
 
@@ -169,6 +170,7 @@ def test_a_kernel_benchmark_from_records_to_docs(
         "break_even": "curves",
         "published": "network",
         "feature_maps": "both",
+        "streams": "reach",
     }
     docs = tmp_path / "docs"
     docs.mkdir()

@@ -191,7 +191,8 @@ class _Builder:
 
     def _linear(self, node: MapNode, source: KeptMap, target: KeptMap) -> Step:
         layouts = source.layout, target.layout
-        writer = partial(kept_maps.linear, *layouts, node.detail.workload.activation)
+        workload = node.detail.workload
+        writer = partial(kept_maps.linear, *layouts, (workload.activation, workload.threshold))
         depth = target.layout.depth
         bias, sums = shared((depth,)), shared((source.pixels * depth,))
         for operand in node.call.args[2].fields:

@@ -225,11 +225,14 @@ def settle(
             T.buffer_store(y, value, [emit.ramp(pixel * target.depth + block * lanes, lanes)])
 
 
-def linear(source: KeptLayout, target: KeptLayout, activation: str, name: str) -> tirx.PrimFunc:
+def linear(
+    source: KeptLayout, target: KeptLayout, activation: tuple[str, float | None], name: str
+) -> tirx.PrimFunc:
     """Kernel ``(map, mask, data, bias, sums, limit, out, out_mask)`` of a linear layer on a whole map.
 
     The sum over the channels of each pixel is kept in ``sums`` (pixels, results), so that only the weights of changed
-    pixels are read, and the total is that of a full computation bit by bit. Zeros of the map are skipped.
+    pixels are read, and the total is that of a full computation bit by bit. Zeros of the map are skipped. ``activation``
+    is its name and its threshold.
     """
     lanes, depth, pixels = target.lanes, target.depth, source.height * source.width
     with emit.prim_func(name) as finish:
@@ -249,7 +252,7 @@ def linear(source: KeptLayout, target: KeptLayout, activation: str, name: str) -
             total[0] = bias[emit.ramp(block * lanes, lanes)]
             with emit.loop(pixels) as p:
                 total[0] = total[0] + sums[emit.ramp(p * depth + block * lanes, lanes)]
-            value = emit.activate(activation, total[0], lanes)
+            value = emit.activate(activation[0], total[0], lanes, activation[1])
             T.buffer_store(fresh, value, [emit.ramp(block * lanes, lanes)])
         settle((fresh, 0), (y, marks), target, target.pixel(0, 0), limit)
     return finish()

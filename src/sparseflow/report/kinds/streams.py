@@ -83,6 +83,6 @@ def _reach(runs: Sequence[StreamRun]) -> Table:
             ]
         rows.append(tuple(cells))
     caption = (
-        f"Threshold 0, {words.percent(SHOWN, 0)} of the frame changed: pixels that differ, tiles recomputed"
+        f"Threshold 0, {words.percent(SHOWN, 0)} of the frame changed: pixels that differ, tiles run anew"
     )
     return Table(caption, columns, tuple(rows))
