@@ -185,7 +185,7 @@ def test_a_kernel_benchmark_from_records_to_docs(
     text = page.read_text()
     assert text.startswith("before\n<!-- begin ")
     assert "after" in text
-    assert "old" not in text
+    assert "\nold\n" not in text
     assert "Not measured yet: `python benchmarks/none.py`" in text
     if name == "break_even":
         assert (docs / "figures" / "break-even.png").stat().st_size > 1000

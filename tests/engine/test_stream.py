@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -211,6 +213,13 @@ class Attended(nn.Module):
 def test_what_a_stream_cannot_run_is_refused(model: Any, shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(CompileError, match=message):
         sparseflow.compile_stream(model.eval(), (torch.zeros(shape),), measure=False)
+
+
+def test_the_example_of_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = Path(__file__).parents[2] / "docs" / "streams.md"
+    (example,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
+    exec(compile(example.replace("threshold=0.0", "measure=False"), str(page), "exec"), {})
+    assert "frame 100 of 4096 pixels changed" in capsys.readouterr().out
 
 
 def test_a_threshold_is_a_fraction(frame: Tensor) -> None:

@@ -224,8 +224,10 @@ def test_a_folder_that_cannot_be_written_is_one_line(quickstart: QuickstartResul
         render_run(tmp_path, tmp_path / "file" / "page.html")
 
 
-def test_every_kind_is_covered_here() -> None:
-    assert set(REPORTS) == {"quickstart", "bench", "prune", "kernels", "break-even", "published"}
+def test_every_kind_is_covered() -> None:
+    here = {"quickstart", "bench", "prune", "kernels", "break-even", "published"}
+    by_their_commands = {"feature-maps", "maps", "streams", "sweep"}
+    assert set(REPORTS) == here | by_their_commands
 
 
 def test_a_results_file_by_another_name_is_left_as_it_is(bench: dict[str, object], tmp_path: Path) -> None:

@@ -16,7 +16,16 @@ from sparseflow.engine.importer import Imported, TensorSpec, import_model
 from sparseflow.engine.runtime import Signature
 from sparseflow.engine.stream import StreamEngine
 from sparseflow.engine.stream_graph import MapNode, Split, split
-from sparseflow.engine.stream_steps import KeptMap, LayerStep, Part, PixelStep, Size, Step, shared
+from sparseflow.engine.stream_steps import (
+    KeptMap,
+    LayerStep,
+    Part,
+    PixelStep,
+    Size,
+    Step,
+    shared,
+    shared_copy,
+)
 from sparseflow.engine.stream_tiles import BATCH, PartKernel, part_kernels, window_of
 from sparseflow.engine.targets import resolve
 from sparseflow.errors import CompileError
@@ -197,7 +206,7 @@ class _Builder:
         bias, sums = shared((depth,)), shared((source.pixels * depth,))
         for operand in node.call.args[2].fields:
             bias[0][: target.layout.channels] = operand.value.numpy()
-        data = device_tensor(kept_maps.pack_linear(weight_of(node.call), *layouts))
+        data = shared_copy(kept_maps.pack_linear(weight_of(node.call), *layouts))
         return PixelStep(
             node.name, (source,), target, self._kernel("linear", writer), (data, bias[1], sums[1])
         )
@@ -274,6 +283,6 @@ class _Packed:
         for arrays, tensors in self.known:
             if all(np.array_equal(arrays[k], fresh[k]) for k in fresh):
                 return *tensors, *self.others
-        made = tuple(device_tensor(a) for a in fresh.values())
+        made = tuple(shared_copy(a) for a in fresh.values())
         self.known.append((fresh, made))
         return *made, *self.others

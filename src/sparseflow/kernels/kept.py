@@ -231,8 +231,8 @@ def linear(
     """Kernel ``(map, mask, data, bias, sums, limit, out, out_mask)`` of a linear layer on a whole map.
 
     The sum over the channels of each pixel is kept in ``sums`` (pixels, results), so that only the weights of changed
-    pixels are read, and the total is that of a full computation bit by bit. Zeros of the map are skipped. ``activation``
-    is its name and its threshold.
+    pixels are read, and the total is that of a full computation bit by bit.
+    ``activation`` is its name and its threshold.
     """
     lanes, depth, pixels = target.lanes, target.depth, source.height * source.width
     with emit.prim_func(name) as finish:
@@ -271,11 +271,10 @@ def _pixel_sum(
             for i in range(part.size):
                 acc[i] = emit.const(0.0, lanes)
             with emit.loop(source.channels) as c:
-                value = T.bind(x[first + c])
-                with T.If(value != T.float32(0)), T.Then():
-                    at = T.bind(weights + start * source.channels + c * (part.size * lanes))
-                    for i in range(part.size):
-                        acc[i] = acc[i] + emit.splat(value, lanes) * data[emit.ramp(at + i * lanes, lanes)]
+                value = emit.splat(T.bind(x[first + c]), lanes)
+                at = T.bind(weights + start * source.channels + c * (part.size * lanes))
+                for i in range(part.size):
+                    acc[i] = acc[i] + value * data[emit.ramp(at + i * lanes, lanes)]
             for i in range(part.size):
                 T.buffer_store(sums, acc[i], [emit.ramp(pixel * depth + start + i * lanes, lanes)])
 
