@@ -4,8 +4,10 @@
     python benchmarks/map_networks.py --resume --minutes 3   # goes on where it stopped
 
 writes ``map_networks.json``, one record for each case. ``tools/fetch_data.sh resnet50 photographs cifar10`` fetches the
-data; the CIFAR-10 network is the dense stage of ``sparseflow prune recipes/cifar10_pattern.toml`` (``--cifar`` names
-its weights). Zoo networks have seeded random weights; their maps are what such weights make of random inputs.
+data. The CIFAR-10 networks are those that ``sparseflow prune recipes/cifar10_maps.toml -o runs/cifar10-maps`` leaves,
+before and after its maps were made sparse, and ``recipes/cifar10_maps_and_blocks.toml`` with ``-o
+runs/cifar10-maps-blocks`` (``--runs`` names the folder that holds both). Zoo networks have seeded random weights; their
+maps are what such weights make of random inputs.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cases", default="", help="parts of case names, separated by commas")
     parser.add_argument("--against", default=",".join(installed()), help="peers, separated by commas")
     parser.add_argument(
-        "--cifar", default="runs/cifar10-dense/dense.pt", help="weights of the CIFAR-10 network"
+        "--runs", default="runs", help="folder of the runs that trained the CIFAR-10 networks"
     )
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(arguments)
@@ -51,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     head = {"kind": "map-networks", "machine": machine_name(), "command": options.command(NAME, arguments)}
     records = Records(Path(args.out) / f"{NAME}.json", head, args.resume)
     cases = [
-        (name, partial(_measure, make, how)) for name, make in _cases(args.cifar).items()
+        (name, partial(_measure, make, how)) for name, make in _cases(Path(args.runs)).items()
         if options.named(name, args.cases)
     ]  # fmt: skip
     return records.run(cases, options.say, args.minutes)
@@ -61,10 +63,13 @@ def _measure(make: Callable[[], Subjects], how: Options) -> dict[str, Any]:
     return compare(make(), how)
 
 
-def _cases(cifar: str) -> dict[str, Callable[[], Subjects]]:
+def _cases(runs: Path) -> dict[str, Callable[[], Subjects]]:
+    maps, both = runs / "cifar10-maps", runs / "cifar10-maps-blocks"
     found: dict[str, Callable[[], Subjects]] = {
         "resnet50-photographs": _resnet50,
-        "cifar10": partial(_cifar10, Path(cifar)),
+        "cifar10-dense": partial(_cifar10, maps / "dense.pt", "dense"),
+        "cifar10-maps": partial(_cifar10, maps / "model.pt2", "sparse maps"),
+        "cifar10-maps-blocks": partial(_cifar10, both / "model.pt2", "sparse maps, blocks of weights"),
         "dense-maps-resnet18": _dense_maps,
     }
     return found | {f"zoo-{name}": partial(_zoo, name) for name in ZOO}
@@ -79,19 +84,21 @@ def _resnet50() -> Subjects:
     )
 
 
-def _cifar10(weights: Path) -> Subjects:
+def _cifar10(path: Path, label: str) -> Subjects:
     data = load_data("cifar10")
-    model = build_model("cifar_net", data)
-    if not weights.is_file():
-        raise DataError(f"{weights}: no weights here; train them or name others with --cifar")
-    load_weights(model, weights)
+    if not path.is_file():
+        raise DataError(f"{path}: no such network; train it, or name the folder of the runs with --runs")
+    if path.suffix == ".pt2":
+        model = torch.export.load(path)
+    else:
+        model = build_model("cifar_net", data)
+        load_weights(model, path)
+        model.eval()
     mean, std = (np.array(s, np.float32).reshape(-1, 1, 1) * 255 for s in data.statistics())
     images = (data.test_images[:CIFAR_IMAGES].numpy() - mean) / std
     calls = tuple((np.ascontiguousarray(image[None], np.float32),) for image in images)
     labels = data.test_labels[:CIFAR_IMAGES].numpy()
-    return Subjects(
-        "CIFAR-10 network", "trained dense", f"{CIFAR_IMAGES} test images", model.eval(), calls, labels
-    )
+    return Subjects("cifar_net", f"trained, {label}", f"{CIFAR_IMAGES} test images", model, calls, labels)
 
 
 def _zoo(name: str) -> Subjects:

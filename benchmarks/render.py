@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import map_networks
 import selection
 import whole_networks
 
@@ -93,6 +94,8 @@ class Sources:
             return WHOLE_NETWORKS[section](list(data.values()))
         if file == f"{selection.NAME}.json":
             return selection.markdown(data)
+        if file == f"{map_networks.NAME}.json":
+            return MAP_NETWORKS[section](list(data["cases"].values()))
         return self._document_section(build_document(data, str(path)), section, path)
 
     def _document_section(self, document: Document, name: str, path: Path) -> str:
@@ -110,6 +113,10 @@ class Sources:
 WHOLE_NETWORKS: dict[str, Callable[[list[Any]], str]] = {
     "table": whole_networks.markdown,
     "summary": whole_networks.summary,
+}
+MAP_NETWORKS: dict[str, Callable[[list[Any]], str]] = {
+    "table": map_networks.table,
+    "layers": map_networks.layers,
 }
 
 

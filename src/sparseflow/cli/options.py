@@ -40,6 +40,15 @@ ExactOption = Annotated[
         "--exact", help="Leave out kernels with a larger rounding error than direct sums (Winograd)."
     ),
 ]
+CalibrateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--calibrate",
+        metavar="DATA",
+        help="Count the feature maps' zeros on DATA (.npy, .npz or a data set's name) and use them where that pays.",
+    ),
+]
+SamplesOption = Annotated[int, typer.Option("--samples", min=1, help="At most so many samples of DATA.")]
 JsonOption = Annotated[
     Path | None,
     typer.Option("--json", metavar="FILE", help="Write the result as JSON too; - for standard output alone."),

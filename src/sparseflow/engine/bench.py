@@ -44,6 +44,8 @@ class BenchOptions:
         Whether kernels with a larger rounding error than direct sums are left out of ours.
     tolerance : float
         Largest relative difference of outputs that is still timed.
+    calibration : sequence of tuple of ndarray, optional
+        Calls on which ours counts the zeros of feature maps (`sparseflow.compile`).
     """
 
     threads: int = 1
@@ -52,6 +54,7 @@ class BenchOptions:
     measure: bool = True
     exact: bool = False
     tolerance: float = 1e-3
+    calibration: Sequence[tuple[Array, ...]] | None = None
 
     def __post_init__(self) -> None:
         cores = len(os.sched_getaffinity(0))
@@ -241,6 +244,7 @@ def _ours(
         threads=options.threads,
         measure=options.measure,
         exact=options.exact,
+        calibration=options.calibration,
         sparsify=subject.sparsify,
         progress=say,
     )

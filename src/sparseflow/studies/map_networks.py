@@ -38,7 +38,7 @@ class Subjects:
     ----------
     name, weights, data : str
         For the record.
-    model : nn.Module
+    model : nn.Module or ExportedProgram
     calls : tuple of tuple of ndarray
         The inputs of each call, all of the same shapes; the timed calls take them in turn.
     labels : ndarray, optional
@@ -173,9 +173,11 @@ def _checked(subject: Subjects, runs: dict[str, Run]) -> tuple[dict[str, float],
     import torch
 
     errors, right = dict.fromkeys(runs, 0.0), 0
+    exported = isinstance(subject.model, torch.export.ExportedProgram)
+    module = subject.model.module() if exported else subject.model
     for i, inputs in enumerate(subject.calls):
         with torch.no_grad():
-            expected = subject.model(*torch_inputs(inputs))
+            expected = module(*torch_inputs(inputs))
         reference = [t.numpy() for t in (expected if isinstance(expected, tuple) else (expected,))]
         for name, run in runs.items():
             outputs = [np.array(output) for output in run(inputs)]

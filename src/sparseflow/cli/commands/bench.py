@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sparseflow.cli import options, output
+from sparseflow.cli.calibration import calibration_calls
 from sparseflow.cli.models import ModelRequest, load_model
 
 if TYPE_CHECKING:
@@ -33,29 +34,35 @@ def command(
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each engine; engines alternate.")] = 9,
     no_measure: options.NoMeasureOption = False,
     exact: options.ExactOption = False,
+    calibrate: options.CalibrateOption = None,
+    samples: options.SamplesOption = 32,
     json: options.JsonOption = None,
 ) -> None:
     """Time MODEL in our engine and in others, interleaved in one run, outputs compared first.
 
     The process is pinned to as many cores as threads. Times are of whole calls; a ratio holds within its run.
     Zoo weights are seeded random numbers, and --sparsify prunes by magnitude without retraining: that shows
-    speed, not accuracy.
+    speed, not accuracy. With --calibrate DATA the call that is timed is DATA's first batch.
 
     **Examples**
 
         sparseflow bench zoo:resnet50 --sparsify unstructured@0.9
         sparseflow bench model.onnx --shape input=1,3,224,224 --threads 2 --against onnxruntime
+        sparseflow bench runs/cifar10-maps/model.pt2 --calibrate cifar10
         sparseflow bench zoo:bert_base --sparsify block:4x1@0.9 --json bert.json
     """
     from sparseflow.engine.bench import BenchOptions, bench
     from sparseflow.engine.peers import Subject
 
-    wanted = BenchOptions(threads, options.parse_names(against), rounds, not no_measure, exact)
     shapes = options.parse_shapes(shape)
     with output.progress("bench") as say:
         loaded = load_model(ModelRequest(model, sparsify, tuple(include or ()), shapes, batch))
         imported = loaded.imported()
-        inputs = loaded.inputs(imported.inputs)
+        calls = calibration_calls(calibrate, imported.inputs, samples)
+        inputs = loaded.inputs(imported.inputs) if calls is None else calls[0]
+        wanted = BenchOptions(
+            threads, options.parse_names(against), rounds, not no_measure, exact, calibration=calls
+        )
         subject = Subject(model, loaded.model, inputs, loaded.sparsify, loaded.weights, imported)
         result = bench(subject, wanted, say)
     if output.write_json(result.to_json(), json):

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from sparseflow.cli import options, output
+from sparseflow.cli.calibration import calibration_calls
 from sparseflow.cli.models import ModelRequest, load_model
 
 
@@ -29,6 +30,8 @@ def command(
     threads: options.ThreadsOption = 1,
     no_measure: options.NoMeasureOption = False,
     exact: options.ExactOption = False,
+    calibrate: options.CalibrateOption = None,
+    samples: options.SamplesOption = 32,
     target: Annotated[
         str, typer.Option(metavar="NAME", help="native (this machine), avx512, avx2 or neon (aarch64).")
     ] = "native",
@@ -45,13 +48,15 @@ def command(
 
     Zeros in the weights are found and used, whoever put them there. Every layer's kernel is chosen by
     measuring the candidates here; choices are kept on disk, so the next compile of the same shapes is quick.
-    For a target that this machine cannot run the cost model chooses.
+    For a target that this machine cannot run the cost model chooses. With --calibrate DATA a feature map may
+    carry an index of its zeros too; the engine keeps that only if it was measured to be faster.
 
     **Examples**
 
         sparseflow compile pruned.pt2 -o pruned.engine
         sparseflow compile model.onnx --shape input=1,3,224,224 --threads 2 -o model.engine
         sparseflow compile zoo:resnet50 --sparsify block:4x1@0.9 -o resnet50.engine
+        sparseflow compile runs/cifar10-maps/model.pt2 --calibrate cifar10 -o maps.engine
         sparseflow compile pruned.pt2 --target neon -o pruned-arm.engine
     """
     from sparseflow import compile as compile_model
@@ -63,11 +68,13 @@ def command(
     start = time.perf_counter()
     with output.progress("compile") as say:
         loaded = load_model(ModelRequest(model, sparsify, tuple(include or ()), shapes, batch))
+        imported = loaded.imported()
         engine = compile_model(
-            loaded.imported(),
+            imported,
             threads=threads,
             measure=not no_measure,
             exact=exact,
+            calibration=calibration_calls(calibrate, imported.inputs, samples),
             target=target,
             sparsify=loaded.sparsified.label if loaded.sparsified is not None else "",
             dump=dump,
