@@ -27,7 +27,7 @@ from sparseflow.data import data_roots, load_data
 from sparseflow.engine.machine import machine_name
 from sparseflow.engine.peers import installed
 from sparseflow.errors import DataError
-from sparseflow.studies.map_networks import INDEXED, PLAIN, Options, Subjects, compare
+from sparseflow.studies.map_networks import INDEXED, JUMPS, PLAIN, TOLERANCE, Options, Subjects, compare
 from sparseflow.studies.records import Records
 from sparseflow.train.models import build_model
 from sparseflow.train.run import load_weights
@@ -98,7 +98,9 @@ def _cifar10(path: Path, label: str) -> Subjects:
     images = (data.test_images[:CIFAR_IMAGES].numpy() - mean) / std
     calls = tuple((np.ascontiguousarray(image[None], np.float32),) for image in images)
     labels = data.test_labels[:CIFAR_IMAGES].numpy()
-    return Subjects("cifar_net", f"trained, {label}", f"{CIFAR_IMAGES} test images", model, calls, labels)
+    tolerance = JUMPS if path.suffix == ".pt2" else TOLERANCE
+    what = f"{CIFAR_IMAGES} test images"
+    return Subjects("cifar_net", f"trained, {label}", what, model, calls, labels, tolerance=tolerance)
 
 
 def _zoo(name: str) -> Subjects:

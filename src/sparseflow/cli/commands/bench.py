@@ -36,6 +36,13 @@ def command(
     exact: options.ExactOption = False,
     calibrate: options.CalibrateOption = None,
     samples: options.SamplesOption = 32,
+    tolerance: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            help="Largest relative difference of outputs. Networks with thresholds need more: they jump there.",
+        ),
+    ] = 1e-3,
     json: options.JsonOption = None,
 ) -> None:
     """Time MODEL in our engine and in others, interleaved in one run, outputs compared first.
@@ -48,7 +55,7 @@ def command(
 
         sparseflow bench zoo:resnet50 --sparsify unstructured@0.9
         sparseflow bench model.onnx --shape input=1,3,224,224 --threads 2 --against onnxruntime
-        sparseflow bench runs/cifar10-maps/model.pt2 --calibrate cifar10
+        sparseflow bench runs/cifar10-maps/model.pt2 --calibrate cifar10 --tolerance 0.1
         sparseflow bench zoo:bert_base --sparsify block:4x1@0.9 --json bert.json
     """
     from sparseflow.engine.bench import BenchOptions, bench
@@ -61,7 +68,7 @@ def command(
         calls = calibration_calls(calibrate, imported.inputs, samples)
         inputs = loaded.inputs(imported.inputs) if calls is None else calls[0]
         wanted = BenchOptions(
-            threads, options.parse_names(against), rounds, not no_measure, exact, calibration=calls
+            threads, options.parse_names(against), rounds, not no_measure, exact, tolerance, calls
         )
         subject = Subject(model, loaded.model, inputs, loaded.sparsify, loaded.weights, imported)
         result = bench(subject, wanted, say)
