@@ -154,6 +154,20 @@ def table(records: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def summary(records: Sequence[dict[str, Any]]) -> str:
+    """The table's essence, for real inputs only."""
+    lines = [
+        "| network | map density | without | with map index | gain | over the best peer |",
+        "|" + "---|" * 6,
+    ]
+    for r in records:
+        if r["data"] != "random":
+            times = " | ".join(f"{r['median_ms'][name]:.2f} ms" for name in (PLAIN, INDEXED))
+            gains = f"**{r['gain']:.2f}×** | {r['gain_over_best_peer']:.2f}×"
+            lines.append(f"| {r['name']}, {r['weights']} | {r['map_density']:.0%} | {times} | {gains} |")
+    return "\n".join([*lines, "", "One thread, fp32, batch 1; the best peer runs dense."]) + "\n"
+
+
 def layers(records: Sequence[dict[str, Any]]) -> str:
     """For each network with any index: the layers that read an indexed map."""
     parts = []

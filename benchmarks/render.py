@@ -117,6 +117,7 @@ WHOLE_NETWORKS: dict[str, Callable[[list[Any]], str]] = {
 MAP_NETWORKS: dict[str, Callable[[list[Any]], str]] = {
     "table": map_networks.table,
     "layers": map_networks.layers,
+    "summary": map_networks.summary,
 }
 
 
