@@ -179,3 +179,11 @@ def test_an_engine_is_saved_loaded_and_profiled(tmp_path: Any) -> None:
     names = [operator.name for operator in engine.profile(x.numpy(), repeats=1)]
     assert {"a", "b", "c", "short"} <= set(names)
     np.testing.assert_array_equal(loaded(x.numpy()), engine(x.numpy()))
+
+
+def test_a_dense_map_is_named_as_the_reason() -> None:
+    model, x = Chain().eval(), torch.randn(1, 3, 12, 12)
+    imported = import_model(model, (x,))
+    dense = profile_maps(imported, [x.numpy()]).claimed(0.9)
+    engine = sparseflow.compile(imported, measure=False, calibration=dense)
+    assert all("map density 0.90 is above" in layer.map_note for layer in engine.plan.layers)

@@ -161,12 +161,10 @@ def _note(layer: LayerPlan, reason: str) -> str:
     """Why a layer reads its input without an index: the choice's reason, or why no kernel applies."""
     if reason:
         return reason
-    refusals = [r.reason for r in layer.rejected if TEMPLATES[r.template].layout == "pixels"]
-    return (
-        f"no index: {refusals[0]}"
-        if refusals
-        else "no index: no kernel for it was fast enough to be measured"
-    )
+    refused = [r for r in layer.rejected if TEMPLATES[r.template].layout == "pixels"]
+    # the template for dense weights takes any: what it refuses is the map, not how the weights were pruned
+    refused.sort(key=lambda r: TEMPLATES[r.template].format != "dense")
+    return f"no index: {refused[0].reason if refused else 'no kernel for it was fast enough to be measured'}"
 
 
 def _indexed_plan(value: Expr, layer: LayerPlan, found: Indexed) -> LayerPlan:
