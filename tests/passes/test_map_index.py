@@ -186,4 +186,9 @@ def test_a_dense_map_is_named_as_the_reason() -> None:
     imported = import_model(model, (x,))
     dense = profile_maps(imported, [x.numpy()]).claimed(0.9)
     engine = sparseflow.compile(imported, measure=False, calibration=dense)
-    assert all("map density 0.90 is above" in layer.map_note for layer in engine.plan.layers)
+    image, *others = engine.plan.layers
+    assert (
+        image.map_note
+        == "no index: no zeros of its input are known: it holds none, or nothing was calibrated"
+    )
+    assert all("map density 0.90 is above" in layer.map_note for layer in others)

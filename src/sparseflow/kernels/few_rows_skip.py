@@ -36,7 +36,7 @@ class FewRowsSkip(FewRows):
         if workload.op == "linear" and workload.width > MOST_ROWS:
             return f"{workload.width} rows, more than {MOST_ROWS}: each has zeros of its own, so weights are read again"
         if workload.map_density >= 1.0:
-            return "no calibration data says how sparse its input is"
+            return "no zeros of its input are known: it holds none, or nothing was calibrated"
         if workload.map_density > DENSEST_INPUT:
             return f"input density {workload.map_density:.2f} is above {DENSEST_INPUT}: too few zeros to skip"
         return super().rejects(workload)

@@ -88,7 +88,7 @@ class PixelConvolution(KernelTemplate):
     def rejects(self, workload: Workload) -> str | None:
         """See `KernelTemplate.rejects`."""
         if workload.map_density >= 1.0:
-            return "no calibration data says how sparse its input is"
+            return "no zeros of its input are known: it holds none, or nothing was calibrated"
         if workload.map_density > DENSEST_MAP:
             return f"map density {workload.map_density:.2f} is above {DENSEST_MAP}: too few zeros to skip"
         if workload.op != "conv2d":
