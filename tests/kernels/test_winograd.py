@@ -15,7 +15,14 @@ torch = pytest.importorskip("torch")
 
 from sparseflow.kernels.select import Selector  # noqa: E402
 from sparseflow.kernels.target import AVX2  # noqa: E402
-from sparseflow.kernels.winograd import ERRORS, SIZES, Winograd, error_bound, matrices  # noqa: E402
+from sparseflow.kernels.winograd import (  # noqa: E402
+    ERRORS,
+    SIZES,
+    Winograd,
+    error_bound,
+    matrices,
+    phase_taps,
+)
 from sparseflow.kernels.workload import (  # noqa: E402
     TEMPLATES,
     Candidate,
@@ -30,9 +37,10 @@ WINOGRAD = Winograd()
 
 def conv(channels: int, size: tuple[int, int], filters: int, **more: Any) -> Workload:
     """A 3x3 convolution that keeps the map's size unless told otherwise."""
-    fields: dict[str, Any] = {"batch": 1, "padding": (1, 1, 1, 1), "covers": dense_covers(), **more}
-    return Workload("conv2d", channels=channels, height=size[0], width=size[1], filters=filters,
-                    kernel_size=(3, 3), **fields)  # fmt: skip
+    fields: dict[str, Any] = {
+        "batch": 1, "kernel_size": (3, 3), "padding": (1, 1, 1, 1), "covers": dense_covers(), **more
+    }  # fmt: skip
+    return Workload("conv2d", channels=channels, height=size[0], width=size[1], filters=filters, **fields)
 
 
 def candidate(mh: int, mw: int, r: int = 4, t: int = 2) -> Candidate:
@@ -77,28 +85,38 @@ class Run:
         return float(difference.max() / self.sums.max())
 
 
-@pytest.mark.parametrize("m", SIZES)
-def test_the_matrices_are_an_exact_correlation(m: int) -> None:
+@pytest.mark.parametrize(("m", "r"), [(m, r) for r in SIZES for m in SIZES[r]])
+def test_the_matrices_are_an_exact_correlation(m: int, r: int) -> None:
     random = np.random.default_rng(m)
-    x, w = random.standard_normal(m + 2), random.standard_normal(3)
-    f = matrices(m)
+    x, w = random.standard_normal(m + r - 1), random.standard_normal(r)
+    f = matrices(m, r)
     y = f.outputs @ ((f.weights @ w) * (f.inputs @ x))
     np.testing.assert_allclose(y, np.correlate(x, w, "valid"), rtol=0, atol=1e-12)
 
 
+LARGE = {
+    "3x3": conv(64, (48, 48), 16),
+    "7x7, stride 2": conv(16, (96, 96), 16, kernel_size=(7, 7), stride=(2, 2), padding=(3, 3, 3, 3)),
+}
+
+
 @pytest.mark.parametrize("positive", [False, True], ids=["any sign", "after a relu"])
-def test_the_error_keeps_the_stated_bound(positive: bool, compile_kernels: Any, dense_reference: Any) -> None:
-    run = Run(conv(64, (48, 48), 16), dense_reference, positive=positive)
-    layouts = natural_layouts(run.w)
-    chosen = {f"m{m}": candidate(m, m) for m in SIZES}
+@pytest.mark.parametrize("name", LARGE)
+def test_the_error_keeps_the_stated_bound(
+    name: str, positive: bool, compile_kernels: Any, dense_reference: Any
+) -> None:
+    run = Run(LARGE[name], dense_reference, positive=positive)
+    layouts, taps = natural_layouts(run.w), phase_taps(run.w)[0]
+    chosen = {f"m{m}": candidate(m, m) for m in SIZES[taps]}
     kernels = compile_kernels({name: run.function(c, layouts, name) for name, c in chosen.items()})
-    errors = {m: run.error(kernels, f"m{m}", chosen[f"m{m}"], layouts) for m in SIZES}
-    assert all(errors[m] <= ERRORS[m] for m in SIZES), errors
-    assert errors[6] > errors[2]  # the bound is not empty: larger tiles do lose digits
+    errors = {m: run.error(kernels, f"m{m}", chosen[f"m{m}"], layouts) for m in SIZES[taps]}
+    assert all(errors[m] <= error_bound((m, taps)) for m in errors), errors
+    assert errors[max(errors)] > errors[2]  # the bound is not empty: larger tiles do lose digits
 
 
 def test_the_bound_of_a_mixed_tile_is_that_of_its_longer_side() -> None:
-    assert error_bound(2, 4) == error_bound(4, 2) == error_bound(4, 4) == ERRORS[4]
+    assert error_bound((2, 3), (4, 3)) == error_bound((4, 3), (2, 3)) == error_bound((4, 3)) == ERRORS[6]
+    assert error_bound((3, 4)) == error_bound((4, 3)) > error_bound((1, 4)) == error_bound((1, 3))
     assert sorted(ERRORS.values()) == list(ERRORS.values())
 
 
@@ -110,6 +128,22 @@ AWKWARD = {
     "wide padding": conv(8, (16, 16), 8, padding=(3, 4, 3, 4), activation="relu6"),
     "two threads": conv(17, (28, 28), 19, threads=2, bias=True, activation="relu"),
     "two threads, batch 3": conv(8, (14, 14), 21, batch=3, threads=2, residual=True),
+    "3 channels": conv(3, (26, 30), 9, bias=True, activation="relu"),
+    "7x7 with stride 2, two threads": conv(
+        3, (53, 44), 11, kernel_size=(7, 7), stride=(2, 2), padding=(3, 3, 3, 3), threads=2, bias=True
+    ),
+    "8x8 with stride 2": conv(
+        5, (50, 61), 9, kernel_size=(8, 8), stride=(2, 2), padding=(3, 4, 3, 4), batch=2
+    ),
+    "5x5 with stride 2, residual": conv(
+        4, (45, 47), 8, kernel_size=(5, 5), stride=(2, 2), padding=(2, 2, 2, 2), residual=True
+    ),
+    "4x7 with strides 1 and 2": conv(
+        9, (24, 41), 10, kernel_size=(4, 7), stride=(1, 2), padding=(1, 3, 2, 3)
+    ),
+    "9x3 with strides 3 and 1": conv(
+        2, (61, 22), 8, kernel_size=(9, 3), stride=(3, 1), padding=(3, 1, 3, 1), bias=True, vectors=AVX2
+    ),
     "eight lanes": conv(12, (28, 20), 12, batch=2, bias=True, vectors=AVX2),
 }
 
@@ -128,13 +162,15 @@ def test_awkward_shapes(name: str, compile_kernels: Any, dense_reference: Any) -
         wide if wide.can_fill_halo() else natural.output,
         natural.output.with_halo((0, 1, 0, 0)) if w.residual else None,
     )
-    bh, bw = natural.output.block
-    pairs = [(mh, mw) for mh, mw in itertools.product((1, 2, 3, 4, 6), repeat=2) if mh <= bh and mw <= bw]
+    (bh, bw), (rh, rw) = natural.output.block, phase_taps(w)
+    pairs = [(mh, mw) for mh, mw in itertools.product(SIZES[rh], SIZES[rw]) if mh <= bh and mw <= bw]
     shapes = itertools.cycle([(4, 2), (5, 3), (8, 1), (1, 5)])
     chosen = {f"k{i}": candidate(*pair, *next(shapes)) for i, pair in enumerate(pairs[::3])}
     kernels = compile_kernels({n: run.function(c, layouts, n) for n, c in chosen.items()})
     for n, c in chosen.items():
-        bound = error_bound(c.parameters["mh"], c.parameters["mw"]) + 2e-7  # and the epilogue's rounding
+        bound = (
+            error_bound((c.parameters["mh"], rh), (c.parameters["mw"], rw)) + 2e-7
+        )  # and the epilogue's rounding
         assert run.error(kernels, n, c, layouts) <= bound, c
 
 
@@ -160,12 +196,13 @@ def test_large_maps_prefer_large_tiles() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"kernel_size": (3, 1)}, "3x3"),
-        ({"stride": (2, 1)}, r"stride \(2, 1\)"),
+        ({"kernel_size": (3, 1)}, "not 3x1 with stride 1x1"),
+        ({"stride": (2, 1)}, "not 3x3 with stride 2x1"),
+        ({"op": "linear"}, "takes 3 or 4 taps"),
         ({"dilation": (1, 2)}, r"dilation \(1, 2\)"),
         ({"groups": 2}, "2 groups"),
-        ({"channels": 3}, "3 channels"),
-        ({"filters": 5}, "5 channels"),
+        ({"channels": 2}, "2 channels"),
+        ({"filters": 5}, "5 filters"),
         ({"height": 3, "width": 3}, "one pixel"),
     ],
 )

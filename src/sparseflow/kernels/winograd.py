@@ -1,11 +1,13 @@
-"""Winograd's minimal filtering for dense 3x3 convolutions with stride 1: fewer products, a little more rounding.
+"""Winograd's minimal filtering for dense convolutions: fewer products, a little more rounding.
 
-An output tile of mh x mw pixels comes from (mh+2)(mw+2) multiplications a channel instead of 9 mh mw. In the lane
-layout each lane holds its own block with its own halo, so a tile is a set of whole vectors and every transform a sum
-of vectors, without a shuffle:
+An output tile of mh x mw pixels under a kernel of r x r comes from (mh+r-1)(mw+r-1) multiplications a channel instead
+of r r mh mw. A convolution with stride s is a sum of s x s convolutions with stride 1, one for each phase of its input
+(every s-th row and column), with ceil(k/s) taps: each phase counts as a channel, and all share the output's transform.
+In the lane layout each lane holds its own block with its own halo, so a tile is a set of whole vectors and every
+transform a sum of vectors, without a shuffle:
 
 for each group of T tiles (of one vector of lanes each):
-  V[position][channel][T] = B'xB, the transformed input; channels in parallel
+  V[position][channel][T] = B'xB, the transformed input of each phase; channels in parallel
   for each position and block of R filters, the blocks in parallel:
     M[position][filter][T] = sum over channels of U[position][block][channel][R] * V    (acc[R][T] in registers)
   y = A'MA, then bias, residual, activation; filters in parallel
@@ -13,9 +15,9 @@ fill the halo
 
 The last tile of a row or column that mh or mw does not divide overlaps the one before it.
 
-Error: ``max |y - exact| <= error_bound(mh, mw) * max over outputs of sum |w||x|``, with exact in float64 and all
-values in float32. It is what random operands give, with a margin (tests/kernels/test_winograd.py); the proven bounds
-of Barabasz et al. hold for all operands and are wider.
+Error: ``max |y - exact| <= error_bound((mh, rh), (mw, rw)) * max over outputs of sum |w||x|``, with exact in float64
+and all values in float32. It is what random operands give, with a margin (tests/kernels/test_winograd.py); the proven
+bounds of Barabasz et al. hold for all operands and are wider.
 
 References
 ----------
@@ -27,6 +29,7 @@ Networks", ACM TOMS 46(4), 2020: how the choice of points decides the error. The
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,33 +46,35 @@ from sparseflow.kernels.workload import Array, Candidate, KernelTemplate, Layout
 
 Expr = Any
 
-# The finite points of F(m, 3) beside infinity. Pairs of opposite sign halve the work of a transform; of those, dyadic
-# numbers that kept the error small in a search (0, 1, -1, 2, -2 has four times the error at m = 4).
+# The finite points beside infinity, by the number n of products of F(m, r), n = m + r - 1. Pairs of opposite sign halve
+# the work of a transform; of those, dyadic numbers that kept the error small in a search (0, 1, -1, 2, -2 has four
+# times the error at n = 6).
 POINTS: dict[int, tuple[float, ...]] = {
-    2: (0.0, 1.0, -1.0),
-    3: (0.0, 0.75, -0.75, 1.5),
-    4: (0.0, 0.75, -0.75, 1.5, -1.5),
-    5: (0.0, 1.0, -1.0, 0.5, -0.5, 2.0),
-    6: (0.0, 1.0, -1.0, 0.5, -0.5, 2.0, -2.0),
+    4: (0.0, 1.0, -1.0),
+    5: (0.0, 0.75, -0.75, 1.5),
+    6: (0.0, 0.75, -0.75, 1.5, -1.5),
+    7: (0.0, 1.0, -1.0, 0.5, -0.5, 2.0),
+    8: (0.0, 1.0, -1.0, 0.5, -0.5, 2.0, -2.0),
 }
-SIZES = (1, *POINTS)
-ERRORS = {1: 3e-7, 2: 3e-7, 3: 1e-6, 4: 2e-6, 5: 6e-6, 6: 8e-6}  # of F(m x m); the larger m of a tile decides
-LEAST_CHANNELS = 8
-SUMS = {1: 0, 2: 4, 3: 9, 4: 12, 5: 20, 6: 24}  # vector operations of a transform along one axis, about
+TAPS = (3, 4)  # r: taps along an axis in one phase; with 2 the transforms take what is saved
+SIZES = {r: (1, *(n - r + 1 for n in POINTS if n > r)) for r in TAPS}
+ERRORS = {4: 3e-7, 5: 1e-6, 6: 2e-6, 7: 6e-6, 8: 8e-6}  # by n; the larger n of a tile decides
+LEAST_CHANNELS, LEAST_FILTERS = 3, 8  # phases count as channels
+SUMS = {4: 4, 5: 9, 6: 12, 7: 20, 8: 24}  # vector operations of a transform along one axis, about
 L3_BYTES = 8 << 20  # one core's part of the L3 cache
 
 
 @dataclass(frozen=True)
 class Matrices:
-    """F(m, 3): outputs = A'[(G w) * (B' x)] for a filter w of 3 and an input x of m + 2 values.
+    """F(m, r): outputs = A'[(G w) * (B' x)] for a filter w of r and an input x of n = m + r - 1 values.
 
     Attributes
     ----------
-    outputs : float64 array (m, m + 2)
+    outputs : float64 array (m, n)
         A'.
-    weights : float64 array (m + 2, 3)
+    weights : float64 array (n, r)
         G.
-    inputs : float64 array (m + 2, m + 2)
+    inputs : float64 array (n, n)
         B'.
     """
 
@@ -79,30 +84,37 @@ class Matrices:
 
 
 @functools.cache
-def matrices(m: int) -> Matrices:
-    """The matrices of F(m, 3); for m = 1 the three products themselves."""
+def matrices(m: int, r: int) -> Matrices:
+    """The matrices of F(m, r); for m = 1 the r products themselves."""
     if m == 1:
-        return Matrices(np.ones((1, 3)), np.eye(3), np.eye(3))
-    points, n = np.array(POINTS[m]), m + 2
-    outputs, weights, inputs = np.zeros((m, n)), np.zeros((n, 3)), np.zeros((n, n))
+        return Matrices(np.ones((1, r)), np.eye(r), np.eye(r))
+    n = m + r - 1
+    points = np.array(POINTS[n])
+    outputs, weights, inputs = np.zeros((m, n)), np.zeros((n, r)), np.zeros((n, n))
     for j, point in enumerate(points):
         others = np.delete(points, j)
         outputs[:, j] = point ** np.arange(m)
-        weights[j] = point ** np.arange(3) / np.prod(point - others)
+        weights[j] = point ** np.arange(r) / np.prod(point - others)
         inputs[j, :-1] = np.poly(others)[::-1]
     outputs[-1, -1] = weights[-1, -1] = 1.0
     inputs[-1] = np.poly(points)[::-1]
     return Matrices(outputs, weights, inputs)
 
 
-def error_bound(mh: int, mw: int) -> float:
-    """The largest error to expect of tiles of mh x mw, relative to the largest sum of |w||x| of an output."""
-    return max(ERRORS[mh], ERRORS[mw])
+def error_bound(*axes: tuple[int, int]) -> float:
+    """The largest error to expect of tiles of m under r taps along each axis, relative to the largest sum of |w||x|."""
+    return max(ERRORS[4 if m == 1 else m + r - 1] for m, r in axes)
+
+
+def phase_taps(workload: Workload) -> tuple[int, int]:
+    """Taps along height and width of the phase that has the most: ceil(kernel / stride)."""
+    (kh, kw), (sh, sw) = workload.kernel_size, workload.stride
+    return math.ceil(kh / sh), math.ceil(kw / sw)
 
 
 @register
 class Winograd(KernelTemplate):
-    """Dense 3x3 convolution with stride 1 by Winograd's algorithm."""
+    """Dense convolution by Winograd's algorithm, a strided one phase by phase."""
 
     name = "winograd"
     layout = "lanes"
@@ -112,15 +124,18 @@ class Winograd(KernelTemplate):
     def rejects(self, workload: Workload) -> str | None:
         """See `KernelTemplate.rejects`."""
         w = workload
-        if w.op != "conv2d" or w.kernel_size != (3, 3):
-            return "Winograd is for 3x3 convolutions"
-        if w.stride != (1, 1) or w.dilation != (1, 1):
-            return f"stride {w.stride} and dilation {w.dilation}: Winograd needs 1 and 1"
+        if w.op != "conv2d" or not set(phase_taps(w)) <= set(TAPS):
+            (kh, kw), (sh, sw) = w.kernel_size, w.stride
+            taps = f"{TAPS[0]} or {TAPS[-1]} taps in a stride's phase"
+            return f"Winograd takes {taps}, not {kh}x{kw} with stride {sh}x{sw}"
+        if w.dilation != (1, 1):
+            return f"dilation {w.dilation}: Winograd needs 1"
         if w.groups != 1:
             return f"{w.groups} groups: Winograd shares transforms among all channels"
-        if min(w.channels, w.filters) < LEAST_CHANNELS:
-            few = min(w.channels, w.filters)
-            return f"{few} channels: fewer than {LEAST_CHANNELS} do not pay for the transforms"
+        if (channels := w.channels * math.prod(w.stride)) < LEAST_CHANNELS:
+            return f"{channels} channels: fewer than {LEAST_CHANNELS} do not pay for the transforms"
+        if w.filters < LEAST_FILTERS:
+            return f"{w.filters} filters: fewer than {LEAST_FILTERS} do not pay for the transforms"
         bh, bw = w.output_layout.block
         if bh * bw == 1:
             return "one pixel in a lane: a tile would save no multiplication"
@@ -130,8 +145,9 @@ class Winograd(KernelTemplate):
         """The tile sizes with the fewest predicted cycles, each with some shapes of the register block."""
         bh, bw = workload.output_layout.block
         most, found = workload.vectors.accumulators, []
-        for mh in _sizes(bh):
-            for mw in _sizes(bw):
+        rh, rw = phase_taps(workload)
+        for mh in _sizes(bh, rh):
+            for mw in _sizes(bw, rw):
                 tiles = workload.batch * math.ceil(bh / mh) * math.ceil(bw / mw)
                 shapes = {(r, _even(tiles, most // r)) for r in (4, 6, 8, 12)} | {(8, 1), (8, 2)}
                 found += [
@@ -145,23 +161,33 @@ class Winograd(KernelTemplate):
         """Multiply-adds and vector loads, the sums of the transforms, and the weights read once for each group."""
         w, p = workload, candidate.parameters
         mh, mw, r, t = p["mh"], p["mw"], p["R"], p["T"]
-        bh, bw = w.output_layout.block
+        (bh, bw), (rh, rw) = w.output_layout.block, phase_taps(w)
+        (nh, nw), channels = (mh + rh - 1, mw + rw - 1), w.channels * math.prod(w.stride)
         rate = w.vectors.per_cycle
         groups = math.ceil(w.batch * math.ceil(bh / mh) * math.ceil(bw / mw) / t)
-        positions, blocks = (mh + 2) * (mw + 2), math.ceil(w.filters / r)
-        load = 1.0 if w.channels * t * w.vectors.lanes * 4 <= L1_BYTES else 2.0
+        positions, blocks = nh * nw, math.ceil(w.filters / r)
+        load = 1.0 if channels * t * w.vectors.lanes * 4 <= L1_BYTES else 2.0
         per_channel = max(1.03 * r * t / rate, t * load / rate + 0.5 * r, 4.2)
-        product = positions * blocks * (w.channels * per_channel + 2 * r * t / rate + 12)
-        sums = 2.2 * positions + (mh + 2) * SUMS[mw] + (mw + 2) * SUMS[mh]
-        transforms = t * (w.channels + w.filters) * sums / rate
-        return groups * (product + transforms + _stream(positions * blocks * r * w.channels * 4)) / w.threads
+        product = positions * blocks * (channels * per_channel + 2 * r * t / rate + 12)
+        sums = 2.2 * positions + nh * _sums(mw, nw) + nw * _sums(mh, nh)
+        transforms = t * (channels + w.filters) * sums / rate
+        between = positions * (channels + w.filters) * t * w.vectors.lanes * 4  # V and M
+        transforms += max(0, between - L2_BYTES // 2) / 16
+        return groups * (product + transforms + _stream(positions * blocks * r * channels * 4)) / w.threads
 
     def pack(
         self, workload: Workload, candidate: Candidate, weight: Array, layouts: Layouts
     ) -> dict[str, Array]:
-        """U = G w G' in float64, rounded once: (positions, blocks, channels, R) flattened, padded with zero filters."""
-        p = candidate.parameters
-        r, (gh, gw) = p["R"], (matrices(p["mh"]).weights, matrices(p["mw"]).weights)
+        """U = G w G' in float64, rounded once: (positions, blocks, channels, R) flattened, padded with zero filters.
+
+        A phase is a channel; phases with fewer taps are padded with zeros.
+        """
+        p, (rh, rw), (sh, sw) = candidate.parameters, phase_taps(workload), workload.stride
+        r, (gh, gw) = p["R"], (matrices(p["mh"], rh).weights, matrices(p["mw"], rw).weights)
+        missing = [(0, rh * sh - weight.shape[2]), (0, rw * sw - weight.shape[3])]
+        weight = np.pad(weight, [(0, 0), (0, 0), *missing])
+        weight = weight.reshape(*weight.shape[:2], rh, sh, rw, sw).transpose(0, 1, 3, 5, 2, 4)
+        weight = weight.reshape(len(weight), -1, rh, rw)
         filters, channels = weight.shape[:2]
         blocks = math.ceil(filters / r)
         u = np.zeros((len(gh), len(gw), blocks * r, channels), np.float32)
@@ -179,15 +205,20 @@ class Winograd(KernelTemplate):
         return finish()
 
 
-def _sizes(extent: int) -> list[int]:
+def _sizes(extent: int, taps: int) -> list[int]:
     """Tile sizes for a block of ``extent``: of those with equally many tiles only the smallest."""
     return sorted(
         {
-            min(m for m in SIZES if math.ceil(extent / m) == math.ceil(extent / top))
-            for top in SIZES
+            min(m for m in SIZES[taps] if math.ceil(extent / m) == math.ceil(extent / top))
+            for top in SIZES[taps]
             if top <= extent
         }
     )
+
+
+def _sums(m: int, n: int) -> int:
+    """Vector operations of a transform along one axis, about."""
+    return 0 if m == 1 else SUMS[n]
 
 
 def _even(tiles: int, most: int) -> int:
@@ -213,17 +244,21 @@ class _Body:
         self.lanes = output.lanes
         p = candidate.parameters
         self.size, self.R, self.T = (p["mh"], p["mw"]), p["R"], p["T"]
+        taps = phase_taps(workload)
+        self.matrices = [matrices(m, r) for m, r in zip(self.size, taps, strict=True)]
+        self.n = (self.size[0] + taps[0] - 1, self.size[1] + taps[1] - 1)
+        self.channels = workload.channels * math.prod(workload.stride)
         self.grid = (math.ceil(output.block[0] / p["mh"]), math.ceil(output.block[1] / p["mw"]))
-        self.positions = (p["mh"] + 2) * (p["mw"] + 2)
+        self.positions = self.n[0] * self.n[1]
         self.blocks = math.ceil(workload.filters / self.R)
-        self.v_plane = _odd(workload.channels * self.T, self.lanes) * self.lanes
+        self.v_plane = _odd(self.channels * self.T, self.lanes) * self.lanes
         self.m_plane = _odd(self.blocks * self.R * self.T, self.lanes) * self.lanes
 
     def write(self) -> None:
         """The whole kernel."""
         w = self.workload
         self.x = emit.arg("x", (w.batch, self.input.size))
-        self.u = emit.arg("data", (self.positions * self.blocks * w.channels * self.R,))
+        self.u = emit.arg("data", (self.positions * self.blocks * self.channels * self.R,))
         self.bias = emit.arg("bias", (w.filters,)) if w.bias else None
         self.other = emit.arg("residual", (w.batch, self.residual.size)) if self.residual else None
         self.y = emit.arg("y", (w.batch, self.output.size))
@@ -263,32 +298,40 @@ class _Body:
 
     def _transform_input(self, c: Expr, t: Expr, tile: Expr, count: int) -> None:
         n, row, col = self._place(T.bind(T.int32(0) + tile))
-        top, left = (self.input.halo[i] - self.workload.padding[i] for i in (0, 1))
-        base = T.bind((c * self.input.plane + (row + top) * self.input.cols + col + left) * self.lanes)
-        out = T.bind((c * count + t) * self.lanes)
-        (mh, mw), lanes = self.size, self.lanes
+        w, lanes = self.workload, self.lanes
+        (sh, sw), (kh, kw) = w.stride, w.kernel_size
+        top, left = (self.input.halo[i] - w.padding[i] for i in (0, 1))
+        place = (row * sh + top) * self.input.cols + col * sw + left
+        base = T.bind((c * self.input.plane + place) * lanes)
+        for phase, (ph, pw) in enumerate(itertools.product(range(sh), range(sw))):
+            rows = (
+                self.size[0] + len(range(ph, kh, sh)) - 1
+            )  # the phase's last tap may be missing: its weight is zero
+            cols = self.size[1] + len(range(pw, kw, sw)) - 1
 
-        def load(i: int, j: int) -> Expr:
-            return T.bind(self.x[n, emit.ramp(base + (i * self.input.cols + j) * lanes, lanes)])
+            def load(i: int, j: int, ph: int = ph, pw: int = pw) -> Expr:
+                at = base + ((i * sh + ph) * self.input.cols + j * sw + pw) * lanes
+                return T.bind(self.x[n, emit.ramp(at, lanes)])
 
-        columns = [
-            _by_rows(matrices(mh).inputs, [load(i, j) for i in range(mh + 2)], lanes) for j in range(mw + 2)
-        ]
-        for i in range(mh + 2):
-            for j, value in enumerate(
-                _by_rows(matrices(mw).inputs, [column[i] for column in columns], lanes)
-            ):
-                place = out + (i * (mw + 2) + j) * self.v_plane
-                T.buffer_store(self.v, value, [emit.ramp(place, lanes)])
+            columns = [
+                _by_rows(self.matrices[0].inputs, [load(i, j) for i in range(rows)], lanes)
+                for j in range(cols)
+            ]
+            out = T.bind(((c * (sh * sw) + phase) * count + t) * lanes)
+            for i in range(self.n[0]):
+                values = _by_rows(self.matrices[1].inputs, [column[i] for column in columns], lanes)
+                for j, value in enumerate(values):
+                    spot = out + (i * self.n[1] + j) * self.v_plane
+                    T.buffer_store(self.v, value, [emit.ramp(spot, lanes)])
 
     def _product(self, block: Expr, position: Expr, count: int) -> None:
-        w, lanes = self.workload, self.lanes
+        lanes = self.lanes
         acc = emit.Accumulators(self.R * count, lanes)
         for i in range(self.R * count):
             acc[i] = emit.const(0.0, lanes)
-        weights = T.bind((position * self.blocks + block) * (w.channels * self.R))
+        weights = T.bind((position * self.blocks + block) * (self.channels * self.R))
         values = T.bind(position * self.v_plane)
-        with emit.loop(w.channels) as c:
+        with emit.loop(self.channels) as c:
             x = [T.bind(self.v[emit.ramp(values + (c * count + t) * lanes, lanes)]) for t in range(count)]
             for r in range(self.R):
                 weight = emit.splat(self.u[weights + c * self.R + r], lanes)
@@ -301,19 +344,19 @@ class _Body:
     def _transform_output(self, f: Expr, t: Expr, tile: Expr, count: int) -> None:
         n, row, col = self._place(T.bind(T.int32(0) + tile))
         base = T.bind((f * count + t) * self.lanes)
-        (mh, mw), lanes, w = self.size, self.lanes, self.workload
+        lanes, w = self.lanes, self.workload
 
         def load(i: int, j: int) -> Expr:
-            return T.bind(self.m[emit.ramp(base + (i * (mw + 2) + j) * self.m_plane, lanes)])
+            return T.bind(self.m[emit.ramp(base + (i * self.n[1] + j) * self.m_plane, lanes)])
 
         columns = [
-            _by_columns(matrices(mh).outputs, [load(i, j) for i in range(mh + 2)], lanes)
-            for j in range(mw + 2)
+            _by_columns(self.matrices[0].outputs, [load(i, j) for i in range(self.n[0])], lanes)
+            for j in range(self.n[1])
         ]
         bias = T.bind(emit.splat(self.bias[f], lanes)) if self.bias is not None else None
-        for i in range(mh):
+        for i in range(self.size[0]):
             for j, value in enumerate(
-                _by_columns(matrices(mw).outputs, [column[i] for column in columns], lanes)
+                _by_columns(self.matrices[1].outputs, [column[i] for column in columns], lanes)
             ):
                 value = value if bias is None else value + bias
                 if self.other is not None and self.residual is not None:
@@ -331,7 +374,7 @@ def _odd(vectors: int, lanes: int) -> int:
 
 
 def _combine(terms: Sequence[tuple[float, Expr]], lanes: int) -> Expr:
-    """The sum of factor * vector; at least one factor is not zero."""
+    """The sum of factor * vector; zero if no factor is left."""
     total: Expr = None
     for factor, x in sorted((term for term in terms if term[0] != 0.0), key=lambda term: abs(term[0]) != 1.0):
         if total is None:
@@ -340,11 +383,15 @@ def _combine(terms: Sequence[tuple[float, Expr]], lanes: int) -> Expr:
             total = total + x if factor > 0 else total - x
         else:
             total = total + emit.const(factor, lanes) * x
-    return T.bind(total)
+    return emit.const(0.0, lanes) if total is None else T.bind(total)
 
 
 def _by_rows(matrix: Array, x: Sequence[Expr], lanes: int) -> list[Expr]:
-    """``matrix`` times the vectors ``x``; two rows that differ in signs only share their even and odd parts."""
+    """``matrix`` times the vectors ``x``, those that are missing at the end being zero.
+
+    Two rows that differ in signs only share their even and odd parts.
+    """
+    matrix = matrix[:, : len(x)]
     out: list[Expr] = [None] * len(matrix)
     for i, row in enumerate(matrix):
         if out[i] is not None:
