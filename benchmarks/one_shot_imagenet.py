@@ -35,7 +35,7 @@ BATCH = 16
 CROPS = 100
 KEPT_OUT = 5
 """Every which picture is for the comparison only."""
-SETTINGS = {"second_order": {"against_dense": True}}
+SETTINGS = {"second_order": {"against_dense": True, "positions": 128}}
 HEAD = (
     "| structure | method | photographs right | same answer: photographs | crops | pictures | CIFAR-10 |\n"
     "|---|---|---|---|---|---|---|"

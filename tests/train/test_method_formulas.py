@@ -31,7 +31,7 @@ from sparseflow.train.methods import (
     Wanda,
 )
 from sparseflow.train.methods.least_squares import Curvature, aim, eliminate, error, refit, sweep
-from sparseflow.train.methods.observe import input_rows
+from sparseflow.train.methods.observe import input_rows, observe
 from sparseflow.train.methods.penalties import unit_sums
 from sparseflow.train.rules import Rule
 from tests.train.method_cases import STEPS, batch, make, model, run, train_epoch
@@ -131,6 +131,21 @@ def test_the_aim_is_the_ridge_solution_for_the_other_inputs() -> None:
     exact = torch.linalg.lstsq(left, right).solution.T
     torch.testing.assert_close(aim(weight, x.T @ x, dense.T @ x, 0.1), exact)
     torch.testing.assert_close(aim(weight, x.T @ x, x.T @ x, 0.1), weight)
+
+
+def test_looking_at_early_layers_leaves_out_the_later_ones_but_no_call() -> None:
+    seen: list[tuple[str, int]] = []
+    net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    net.insert(2, net[0])  # called twice
+    late = []
+    net[3].register_forward_hook(lambda layer, args, out: late.append(len(out)))
+    sizes = [3, 4, 5]
+    net.train()
+    observe(net, ["0"], lambda name, layer, x: seen.append((name, len(x))), [torch.ones(n, 2) for n in sizes])
+    assert seen == [("0", n) for n in sizes for _ in range(2)]
+    assert late == sizes[:1]
+    assert net.training
+    assert not net[0]._forward_pre_hooks
 
 
 def test_layers_that_aim_at_the_dense_network_make_up_for_those_before() -> None:

@@ -18,7 +18,7 @@ from sparseflow.core.structures import Structure
 from sparseflow.errors import SparseflowError
 from sparseflow.train.methods.base import METHODS, CalibrationSettings, Need, OneShot
 from sparseflow.train.methods.least_squares import Curvature, aim, eliminate, refit, saliency, sweep
-from sparseflow.train.methods.observe import input_rows, observe, take
+from sparseflow.train.methods.observe import input_rows, observing, take
 from sparseflow.train.methods.selection import channels_at_once, density_of, shared_columns, spans_columns
 from sparseflow.train.rules import Rule, Target, scores_of, with_library
 
@@ -156,10 +156,12 @@ class SecondOrder(OneShot):
                 crosses[name] = (before.T @ rows).double() + crosses.get(name, 0)
             counts[name] = len(rows) + counts.get(name, 0)
 
-        for x in inputs:
-            if dense is not None:
-                observe(dense, names, remember, [x])
-            observe(self.model, names, add, [x])
+        runs = [observing(self.model, names, add, inputs)]
+        if dense is not None:
+            runs.insert(0, observing(dense, names, remember, inputs))
+        for _ in zip(*runs, strict=True):  # batch by batch, so that little is remembered
+            for left_over in unpruned.values():
+                left_over.clear()
         missing = [name for name in names if name not in grams]
         if missing:
             raise SparseflowError(
