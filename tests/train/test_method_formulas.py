@@ -30,8 +30,8 @@ from sparseflow.train.methods import (
     Taylor,
     Wanda,
 )
-from sparseflow.train.methods.least_squares import Curvature, eliminate, error, refit, sweep
-from sparseflow.train.methods.observe import input_rows
+from sparseflow.train.methods.least_squares import Curvature, aim, eliminate, error, refit, sweep
+from sparseflow.train.methods.observe import input_rows, observe
 from sparseflow.train.methods.penalties import unit_sums
 from sparseflow.train.rules import Rule
 from tests.train.method_cases import STEPS, batch, make, model, run, train_epoch
@@ -118,6 +118,53 @@ def test_refitting_reaches_the_least_squares_solution_and_each_step_helps() -> N
     assert all(b <= a * (1 + 1e-9) for a, b in itertools.pairwise(errors))
     done = refit(weight, start, keep, curvature.hessian, 60)
     torch.testing.assert_close(done, least_squares(weight, keep, curvature.hessian))
+
+
+def test_the_aim_is_the_ridge_solution_for_the_other_inputs() -> None:
+    generator = torch.Generator().manual_seed(5)
+    x, dense = torch.randn(2, 40, 6, generator=generator, dtype=torch.float64)
+    weight = torch.randn(3, 6, generator=generator, dtype=torch.float64)
+    strength = 0.1 * float((x.T @ x).diagonal().mean())
+    # the ridge as six more samples, on which the weights stay what they are
+    extra = strength**0.5 * torch.eye(6, dtype=torch.float64)
+    left, right = torch.cat([x, extra]), torch.cat([dense @ weight.T, extra @ weight.T])
+    exact = torch.linalg.lstsq(left, right).solution.T
+    torch.testing.assert_close(aim(weight, x.T @ x, dense.T @ x, 0.1), exact)
+    torch.testing.assert_close(aim(weight, x.T @ x, x.T @ x, 0.1), weight)
+
+
+def test_looking_at_early_layers_leaves_out_the_later_ones_but_no_call() -> None:
+    seen: list[tuple[str, int]] = []
+    net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    net.insert(2, net[0])  # called twice
+    late = []
+    net[3].register_forward_hook(lambda layer, args, out: late.append(len(out)))
+    sizes = [3, 4, 5]
+    net.train()
+    observe(net, ["0"], lambda name, layer, x: seen.append((name, len(x))), [torch.ones(n, 2) for n in sizes])
+    assert seen == [("0", n) for n in sizes for _ in range(2)]
+    assert late == sizes[:1]
+    assert net.training
+    assert not net[0]._forward_pre_hooks
+
+
+def test_layers_that_aim_at_the_dense_network_make_up_for_those_before() -> None:
+    x = torch.cat([batch(i)[0] for i in range(4)])
+    seen, errors = {}, {}
+    for against_dense in (False, True):
+        net = model()
+        net.hidden.register_forward_hook(lambda layer, args, out: seen.update(out=out.detach()))
+        with torch.no_grad():
+            net.eval()(x)
+            wanted = seen["out"]
+        rules = [Rule("body", Unstructured(), 0.2), Rule("hidden", parse_structure("nm:2:4"), 0.5)]
+        method = make("second_order", net, rules, layers_per_pass=1, against_dense=against_dense)
+        method.calibrate([x])
+        MaskedWeights(net, method.finish())
+        with torch.no_grad():
+            net(x)
+        errors[against_dense] = float((seen["out"] - wanted).square().sum())
+    assert errors[True] < 0.8 * errors[False]
 
 
 @pytest.mark.parametrize(

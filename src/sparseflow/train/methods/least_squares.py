@@ -56,6 +56,33 @@ def error(weight: Tensor, pruned: Tensor, hessian: Tensor) -> float:
     return float(((change @ hessian) * change).sum())
 
 
+def aim(weight: Tensor, gram: Tensor, cross: Tensor, ridge: float) -> Tensor:
+    """The weights whose outputs from inputs X come closest to those of ``weight`` from inputs X₀.
+
+    They are the V that minimise ``‖X Vᵀ − X₀ Wᵀ‖² + λ ‖V − W‖²``, so ``V = W (X₀ᵀX + λI) (XᵀX + λI)⁻¹``.
+
+    Parameters
+    ----------
+    weight : Tensor, shape (rows, n)
+        W.
+    gram : Tensor, shape (n, n)
+        ``XᵀX``.
+    cross : Tensor, shape (n, n)
+        ``X₀ᵀX``.
+    ridge : float
+        λ over the mean of the diagonal of ``XᵀX``.
+
+    References
+    ----------
+    J. Zhang, Y. Zhou, R. Saab, "Post-training quantization for neural networks with provable guarantees",
+    SIAM J. Math. Data Sci. 2023, section 2 (a layer's error is measured against the unchanged network).
+    """
+    strength = ridge * float(gram.diagonal().mean()) or 1.0
+    damped = strength * torch.eye(len(gram), dtype=torch.float64, device=gram.device)
+    factor = torch.linalg.cholesky(gram.double() + damped)
+    return torch.cholesky_solve((weight @ (cross.double() + damped)).T, factor).T
+
+
 def saliency(weight: Tensor, curvature: Curvature) -> Tensor:
     """``w² / [H⁻¹]_jj``: the error of removing each weight alone, the rest of its row adjusted at best.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -70,6 +72,10 @@ def input_rows(layer: nn.Module, x: Tensor) -> Tensor:
     return rows.transpose(0, 1)
 
 
+class _SeenAll(Exception):
+    """Ends a forward pass after which nothing would be looked at."""
+
+
 def observe(
     model: nn.Module,
     names: Iterable[str],
@@ -77,17 +83,44 @@ def observe(
     inputs: Iterable[Tensor],
 ) -> None:
     """Run ``model`` in evaluation mode; ``tell(name, layer, x)`` gets the input of each named layer."""
+    for _ in observing(model, names, tell, inputs):
+        pass
+
+
+def observing(
+    model: nn.Module,
+    names: Iterable[str],
+    tell: Callable[[str, nn.Module, Tensor], None],
+    inputs: Iterable[Tensor],
+) -> Iterator[None]:
+    """`observe`, a step for each of ``inputs``, so that several models can be run side by side.
+
+    The first forward pass is whole and counts the calls of each layer; later ones end with the last of them.
+    """
+    calls: Counter[str] = Counter()
+    left: Counter[str] | None = None
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda layer, args: tell(name, layer, args[0])
+        def before(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+            tell(name, layer, args[0])
+            if left is None:
+                calls[name] += 1
+                return
+            left[name] -= 1
+            if all(count <= 0 for count in left.values()):
+                raise _SeenAll
+
+        return before
 
     handles = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
     was_training = model.training
     try:
         model.eval()
-        with torch.no_grad():
-            for x in inputs:
+        for x in inputs:
+            with torch.no_grad(), suppress(_SeenAll):
                 model(x.to(device_of(model)))
+            yield
+            left = Counter(calls)
     finally:
         model.train(was_training)
         for handle in handles:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,8 +17,8 @@ from sparseflow.core.mask import Mask
 from sparseflow.core.structures import Structure
 from sparseflow.errors import SparseflowError
 from sparseflow.train.methods.base import METHODS, CalibrationSettings, Need, OneShot
-from sparseflow.train.methods.least_squares import Curvature, eliminate, refit, saliency, sweep
-from sparseflow.train.methods.observe import input_rows, observe, take
+from sparseflow.train.methods.least_squares import Curvature, aim, eliminate, refit, saliency, sweep
+from sparseflow.train.methods.observe import input_rows, observing, take
 from sparseflow.train.methods.selection import channels_at_once, density_of, shared_columns, spans_columns
 from sparseflow.train.rules import Rule, Target, scores_of, with_library
 
@@ -38,6 +40,13 @@ class SecondOrderSettings(CalibrationSettings):
         Columns that are selected together, and after which changes reach the rest of a layer.
     refit : int
         Iterations that move the kept weights to the least-squares solution on the final mask.
+    against_dense : bool
+        Whether a layer is to give what it gives in the dense network, from the inputs that the pruned layers
+        before it leave: it then makes up for their errors too. Otherwise it is to give what it would give
+        from the same inputs. Costs a pass of the dense network beside each of the pruned one.
+    ridge : float
+        With ``against_dense``: what holds a layer's aim to its weights, as a fraction of the mean of the
+        Hessian's diagonal.
     """
 
     positions: int = Field(default=256, ge=1)
@@ -45,6 +54,24 @@ class SecondOrderSettings(CalibrationSettings):
     damping: float = Field(default=0.01, gt=0)
     block: int = Field(default=128, ge=1)
     refit: int = Field(default=10, ge=0)
+    against_dense: bool = False
+    ridge: float = Field(default=0.05, gt=0)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Second moments of a layer's input rows X.
+
+    Parameters
+    ----------
+    gram : Tensor, shape (in, in)
+        ``XᵀX`` over the number of rows.
+    cross : Tensor, shape (in, in), or None
+        ``X₀ᵀX`` over the number of rows, X₀ being the same rows in the dense network.
+    """
+
+    gram: Tensor
+    cross: Tensor | None = None
 
 
 @METHODS.register("second_order")
@@ -52,7 +79,8 @@ class SecondOrder(OneShot):
     """Removes the weights whose loss changes a layer's outputs least, and adjusts those that stay.
 
     For each layer ``‖(Ŵ − W) X‖²`` over the calibration inputs X is made small, a convolution taken as the
-    matrix product of its unfolded input. Units that hold whole columns (channel, column) are eliminated one
+    matrix product of its unfolded input; with ``against_dense`` W is first moved towards what makes up for the
+    errors of the layers before. Units that hold whole columns (channel, column) are eliminated one
     after the other, which is exact for the mask that results. Other structures are chosen chunk by chunk of
     input channels in a sweep over the columns; how much each chunk keeps is decided beforehand. Whole rows
     (filter) are chosen by the energy of their output, for which nothing else in the layer can make up.
@@ -83,11 +111,12 @@ class SecondOrder(OneShot):
     def calibrate(self, batches: Iterable[Any]) -> None:
         """Prune all layers, a few for each pass over the data; their weights are changed."""
         inputs = [x for x, _ in take(batches, self.settings.samples)]
+        dense = deepcopy(self.model) if self.settings.against_dense else None
         for start in range(0, len(self.targets), self.settings.layers_per_pass):
             part = self.targets[start : start + self.settings.layers_per_pass]
-            grams = self.gather(part, inputs)
+            moments = self.gather(part, inputs, dense)
             for target in part:
-                self._prune(target, grams.pop(target.name))
+                self._prune(target, moments.pop(target.name))
 
     def finish(self) -> dict[str, Mask]:
         """The masks that `calibrate` chose.
@@ -101,33 +130,56 @@ class SecondOrder(OneShot):
             raise SparseflowError("second_order: has seen no data; call calibrate(batches) first")
         return dict(self.masks)
 
-    def gather(self, targets: tuple[Target, ...], inputs: list[Tensor]) -> dict[str, Tensor]:
-        """``XᵀX`` of each layer's inputs X, divided by the number of rows; shape (in, in)."""
-        sums: dict[str, Tensor] = {}
+    def gather(
+        self, targets: tuple[Target, ...], inputs: list[Tensor], dense: nn.Module | None = None
+    ) -> dict[str, Moments]:
+        """The moments of each layer's inputs, with the cross moments if the dense network is given."""
+        names = [t.name for t in targets]
+        grams: dict[str, Tensor] = {}
+        crosses: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
         generator = torch.Generator().manual_seed(0)
+        unpruned: dict[str, list[Tensor]] = {name: [] for name in names}
+
+        def remember(name: str, layer: nn.Module, x: Tensor) -> None:
+            unpruned[name].append(x)
 
         def add(name: str, layer: nn.Module, x: Tensor) -> None:
             rows = input_rows(layer, x)[0]
-            most = self.settings.positions * len(x)
+            most, chosen = self.settings.positions * len(x), slice(None)
             if isinstance(layer, nn.modules.conv._ConvNd) and len(rows) > most:
-                rows = rows[torch.randperm(len(rows), generator=generator)[:most].to(rows.device)]
-            sums[name] = (rows.T @ rows).double() + sums.get(name, 0)
+                chosen = torch.randperm(len(rows), generator=generator)[:most].to(rows.device)
+            rows = rows[chosen]
+            grams[name] = (rows.T @ rows).double() + grams.get(name, 0)
+            if dense is not None:
+                before = input_rows(layer, unpruned[name].pop(0))[0][chosen]
+                crosses[name] = (before.T @ rows).double() + crosses.get(name, 0)
             counts[name] = len(rows) + counts.get(name, 0)
 
-        observe(self.model, [t.name for t in targets], add, inputs)
-        missing = [t.name for t in targets if t.name not in sums]
+        runs = [observing(self.model, names, add, inputs)]
+        if dense is not None:
+            runs.insert(0, observing(dense, names, remember, inputs))
+        for _ in zip(*runs, strict=True):  # batch by batch, so that little is remembered
+            for left_over in unpruned.values():
+                left_over.clear()
+        missing = [name for name in names if name not in grams]
         if missing:
             raise SparseflowError(
                 f"second_order: layer {missing[0]!r} is not used by the model's forward pass; leave it dense"
             )
-        return {name: total / counts[name] for name, total in sums.items()}
+        return {
+            name: Moments(gram / counts[name], crosses[name] / counts[name] if crosses else None)
+            for name, gram in grams.items()
+        }
 
-    def _prune(self, target: Target, gram: Tensor) -> None:
+    def _prune(self, target: Target, moments: Moments) -> None:
         parameter = self.weight(target)
         shape = tuple(parameter.shape)
         weight = parameter.detach().double().flatten(1)
-        curvature = Curvature.of(gram.to(weight.device), self.settings.damping)
+        gram = moments.gram.to(weight.device)
+        if moments.cross is not None:
+            weight = aim(weight, gram, moments.cross.to(weight.device), self.settings.ridge)
+        curvature = Curvature.of(gram, self.settings.damping)
         units = shared_columns(target.structure, shape)
         if units is not None:
             labels = torch.tensor(units, device=weight.device)
