@@ -122,10 +122,14 @@ def folder_of(name: str) -> Path:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prune, distil, probe, and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--sparsify", default="block:4x1@0.8", help="STRUCTURE@SPARSITY of the encoder's layers")
+    parser.add_argument(
+        "--sparsify", default="block:4x1@0.8", help="STRUCTURE@SPARSITY of the encoder's layers"
+    )
     parser.add_argument("--epochs", type=int, default=4, help="of distillation")
     parser.add_argument("--learning-rate", type=float, default=5e-4)
-    parser.add_argument("--more", type=int, default=6000, help="beginnings of IMDB reviews to distil on as well")
+    parser.add_argument(
+        "--more", type=int, default=6000, help="beginnings of IMDB reviews to distil on as well"
+    )
     parser.add_argument("--samples", type=int, default=512, help="texts to prune with")
     parser.add_argument("--out", type=Path, default=Path("runs/sentence-encoder"))
     parser.add_argument("--threads", type=int, default=1)
@@ -152,7 +156,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def pruned(model: nn.Module) -> Method:
         method = SecondOrder(model, rules, SecondOrderSettings(samples=args.samples))
-        few = [known[TEST:][i] for i in np.random.default_rng(1).permutation(len(known) - TEST)[: args.samples]]
+        few = [
+            known[TEST:][i] for i in np.random.default_rng(1).permutation(len(known) - TEST)[: args.samples]
+        ]
         method.calibrate(batches(few))
         return method
 
@@ -163,7 +169,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def row(name: str) -> None:
         now = probe()
         right = float((now == labels[:TEST]).mean())
-        print(f"| {name} | {right:.2%} | {100 * (right - rate):+.2f} | {(now == dense).mean():.2%} |", flush=True)
+        print(
+            f"| {name} | {right:.2%} | {100 * (right - rate):+.2f} | {(now == dense).mean():.2%} |",
+            flush=True,
+        )
 
     items = batches(unlabelled)
     settings = transformers.TrainingArguments(
