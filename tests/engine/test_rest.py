@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("tvm")
 torch = pytest.importorskip("torch")
 
 import sparseflow  # noqa: E402

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("tvm")
 torch = pytest.importorskip("torch")
 
 import sparseflow  # noqa: E402

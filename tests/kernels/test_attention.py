@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("tvm")
 torch = pytest.importorskip("torch")
 
 from hypothesis import given, settings  # noqa: E402

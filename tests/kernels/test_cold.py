@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("tvm")
-
 from sparseflow.kernels.cold import FAR, NEAR, rounded
 from sparseflow.kernels.select import Selector, trials
 from sparseflow.kernels.workload import Candidate, Workload, dense_covers

@@ -7,20 +7,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tvm
 
-tvm = pytest.importorskip("tvm")
 pytest.importorskip("torch")
 
-from hypothesis import HealthCheck, given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from sparseflow.core import parse_structure  # noqa: E402
-from sparseflow.kernels import select  # noqa: E402,F401  (registers every template)
-from sparseflow.kernels.lanes import LaneLayout  # noqa: E402
-from sparseflow.kernels.patterns import assign_patterns  # noqa: E402
-from sparseflow.kernels.pixels import PixelLayout  # noqa: E402
-from sparseflow.kernels.target import AVX2, NEON, VectorUnit  # noqa: E402
-from sparseflow.kernels.workload import (  # noqa: E402
+from sparseflow.core import parse_structure
+from sparseflow.kernels import select  # noqa: F401  (registers every template)
+from sparseflow.kernels.lanes import LaneLayout
+from sparseflow.kernels.patterns import assign_patterns
+from sparseflow.kernels.pixels import PixelLayout
+from sparseflow.kernels.target import AVX2, NEON, VectorUnit
+from sparseflow.kernels.workload import (
     ACTIVATIONS,
     TEMPLATES,
     Candidate,

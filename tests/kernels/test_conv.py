@@ -9,8 +9,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-pytest.importorskip("tvm")
-
 from sparseflow.core.formats import TapList
 from sparseflow.kernels import direct, taps
 from sparseflow.kernels.cost import tile_choices

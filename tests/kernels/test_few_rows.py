@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("tvm")
 pytest.importorskip("torch")
 
 from sparseflow.kernels.few_rows import FewRowsDense, FewRowsSparse

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("tvm")
 torch = pytest.importorskip("torch")
 
 from sparseflow.kernels import maps  # noqa: E402

@@ -6,13 +6,11 @@ from functools import partial
 
 import numpy as np
 import pytest
+import tvm
+from tvm import relax
 
-tvm = pytest.importorskip("tvm")
-
-from tvm import relax  # noqa: E402
-
-from sparseflow.errors import CompileError  # noqa: E402
-from sparseflow.kernels.dense_matmul import MatmulShape, legalize_matmul, matmul, panels, shape_of, tile_rows  # noqa: E402
+from sparseflow.errors import CompileError
+from sparseflow.kernels.dense_matmul import MatmulShape, legalize_matmul, matmul, panels, shape_of, tile_rows
 
 TARGET = tvm.target.Target({"kind": "llvm", "mcpu": "x86-64-v4"})
 RNG = np.random.default_rng(0)

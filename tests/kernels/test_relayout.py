@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("tvm")
-
 from sparseflow.kernels import relayout
 from sparseflow.kernels.lanes import LaneLayout, canonical
 from sparseflow.kernels.relayout import Strides

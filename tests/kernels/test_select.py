@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("tvm")
-
 from sparseflow.errors import CompileError
 from sparseflow.kernels import select
 from sparseflow.kernels.select import Choice, Selector, cache_folder, code_fingerprint

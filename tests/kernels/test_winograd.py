@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-tvm = pytest.importorskip("tvm")
 torch = pytest.importorskip("torch")
 
 from sparseflow.kernels.select import Selector  # noqa: E402

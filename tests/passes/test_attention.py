@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("tvm")
 torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402

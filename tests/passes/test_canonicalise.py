@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tvm
 
-tvm = pytest.importorskip("tvm")
 pytest.importorskip("torch")
 
-from tvm import relax  # noqa: E402
+from tvm import relax
 
-from sparseflow.passes.canonicalise import Canonicalise  # noqa: E402
-from sparseflow.passes.graph import Graph  # noqa: E402
-from sparseflow.passes.ops import LayerAttrs, constant, is_layer, layer_call, weight_of  # noqa: E402
+from sparseflow.passes.canonicalise import Canonicalise
+from sparseflow.passes.graph import Graph
+from sparseflow.passes.ops import LayerAttrs, constant, is_layer, layer_call, weight_of
 
 op = relax.op
 RNG = np.random.default_rng(0)

@@ -7,12 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tvm
+from tvm import relax
 
-tvm = pytest.importorskip("tvm")
-
-from tvm import relax  # noqa: E402
-
-from sparseflow.passes.decompose import Decompose  # noqa: E402
+from sparseflow.passes.decompose import Decompose
 
 TARGET = tvm.target.Target({"kind": "llvm", "mcpu": "x86-64-v4"})
 

@@ -8,22 +8,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tvm
 
-tvm = pytest.importorskip("tvm")
 pytest.importorskip("torch")
 
-from tvm import relax  # noqa: E402
+from tvm import relax
 
-from sparseflow.core import parse_structure  # noqa: E402
-from sparseflow.core.formats import TapList  # noqa: E402
-from sparseflow.core.plan import Plan  # noqa: E402
-from sparseflow.kernels.select import Choice, Selector  # noqa: E402
-from sparseflow.kernels.workload import TEMPLATES  # noqa: E402
-from sparseflow.passes.canonicalise import Canonicalise  # noqa: E402
-from sparseflow.passes.graph import Graph  # noqa: E402
-from sparseflow.passes.index import Index  # noqa: E402
-from sparseflow.passes.ops import LayerAttrs, constant, constant_name, is_layer, weight_of  # noqa: E402
-from sparseflow.passes.plan import PlanKernels, describe, plan_of  # noqa: E402
+from sparseflow.core import parse_structure
+from sparseflow.core.formats import TapList
+from sparseflow.core.plan import Plan
+from sparseflow.kernels.select import Choice, Selector
+from sparseflow.kernels.workload import TEMPLATES
+from sparseflow.passes.canonicalise import Canonicalise
+from sparseflow.passes.graph import Graph
+from sparseflow.passes.index import Index
+from sparseflow.passes.ops import LayerAttrs, constant, constant_name, is_layer, weight_of
+from sparseflow.passes.plan import PlanKernels, describe, plan_of
 
 op = relax.op
 RNG = np.random.default_rng(0)

@@ -7,18 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-tvm = pytest.importorskip("tvm")
 pytest.importorskip("torch")
 
-from tvm import relax  # noqa: E402
+from tvm import relax
 
-from sparseflow.kernels.lanes import LaneLayout, canonical  # noqa: E402
-from sparseflow.kernels.select import Selector  # noqa: E402
-from sparseflow.passes.canonicalise import Canonicalise  # noqa: E402
-from sparseflow.passes.graph import Graph  # noqa: E402
-from sparseflow.passes.layout import Node, decide_layouts, logical  # noqa: E402
-from sparseflow.passes.ops import constant  # noqa: E402
-from sparseflow.passes.plan import PlanKernels  # noqa: E402
+from sparseflow.kernels.lanes import LaneLayout, canonical
+from sparseflow.kernels.select import Selector
+from sparseflow.passes.canonicalise import Canonicalise
+from sparseflow.passes.graph import Graph
+from sparseflow.passes.layout import Node, decide_layouts, logical
+from sparseflow.passes.ops import constant
+from sparseflow.passes.plan import PlanKernels
 
 op = relax.op
 RNG = np.random.default_rng(0)

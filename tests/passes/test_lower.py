@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tvm
 
-tvm = pytest.importorskip("tvm")
 torch = pytest.importorskip("torch")
 
 from tvm import relax  # noqa: E402

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-tvm = pytest.importorskip("tvm")
 torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402

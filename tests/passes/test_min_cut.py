@@ -8,8 +8,6 @@ import math
 import numpy as np
 import pytest
 
-pytest.importorskip("networkx")
-
 from sparseflow.passes.min_cut import Edge, Step, choose_indexed, cost_of
 
 

@@ -6,20 +6,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tvm
 
-tvm = pytest.importorskip("tvm")
 pytest.importorskip("torch")
 
-from tvm import relax  # noqa: E402
+from tvm import relax
 
-from sparseflow.errors import CompileError  # noqa: E402
-from sparseflow.kernels.select import Selector  # noqa: E402
-from sparseflow.kernels.workload import TEMPLATES  # noqa: E402
-from sparseflow.passes import pipeline  # noqa: E402
-from sparseflow.passes.canonicalise import Canonicalise  # noqa: E402
-from sparseflow.passes.hoist import SMALL, hoist_constants  # noqa: E402
-from sparseflow.passes.ops import constant  # noqa: E402
-from sparseflow.passes.plan import PlanKernels, plan_of  # noqa: E402
+from sparseflow.errors import CompileError
+from sparseflow.kernels.select import Selector
+from sparseflow.kernels.workload import TEMPLATES
+from sparseflow.passes import pipeline
+from sparseflow.passes.canonicalise import Canonicalise
+from sparseflow.passes.hoist import SMALL, hoist_constants
+from sparseflow.passes.ops import constant
+from sparseflow.passes.plan import PlanKernels, plan_of
 
 op = relax.op
 RNG = np.random.default_rng(0)

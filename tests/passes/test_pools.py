@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tvm
 
-tvm = pytest.importorskip("tvm")
 pytest.importorskip("torch")
 
-from tvm import relax  # noqa: E402
+from tvm import relax
 
-from sparseflow.passes.canonicalise import Canonicalise  # noqa: E402
-from sparseflow.passes.ops import constant  # noqa: E402
-from sparseflow.passes.pools import PoolLast  # noqa: E402
+from sparseflow.passes.canonicalise import Canonicalise
+from sparseflow.passes.ops import constant
+from sparseflow.passes.pools import PoolLast
 
 op = relax.op
 RNG = np.random.default_rng(0)

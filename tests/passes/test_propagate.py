@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tvm
 
-tvm = pytest.importorskip("tvm")
 torch = pytest.importorskip("torch")
 
 from hypothesis import HealthCheck, Phase, given, settings  # noqa: E402

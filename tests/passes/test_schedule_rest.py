@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tvm
 
-tvm = pytest.importorskip("tvm")
 torch = pytest.importorskip("torch")
 
 import torch.nn.functional as F  # noqa: E402

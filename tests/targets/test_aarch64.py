@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tvm
 
-tvm = pytest.importorskip("tvm")
 torch = pytest.importorskip("torch")
 
 import sparseflow  # noqa: E402

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tvm
 
-tvm = pytest.importorskip("tvm")
 torch = pytest.importorskip("torch")
 
 from typer.testing import CliRunner  # noqa: E402

@@ -188,7 +188,8 @@ RECIPE = {
 def test_a_recipe_of_both_sparsities_goes_on_after_a_stop_and_compiles(
     loader: DataLoader[tuple[Tensor, ...]], tmp_path: Path
 ) -> None:
-    sparseflow = pytest.importorskip("sparseflow")
+    import sparseflow
+
     recipe = parse_recipe(RECIPE)
     first = run_recipe(recipe, tmp_path, workspace=Workspace(_network(), loader, loader))
     assert first.map_density is not None

@@ -152,22 +152,43 @@ def cell(value: Expr, dtype: str) -> Any:
     return buffer
 
 
+def at_least(x: Expr, low: Expr) -> Expr:
+    """max(x, low), and NaN where ``x`` is NaN: one instruction on x86, whose maximum gives its second operand then."""
+    return tirx.Select(x < low, low, x)
+
+
+def at_most(x: Expr, high: Expr) -> Expr:
+    """min(x, high), and NaN where ``x`` is NaN."""
+    return tirx.Select(x > high, high, x)
+
+
+def larger(a: Expr, b: Expr) -> Expr:
+    """The larger of two values; NaN if one of them is."""
+    return tirx.Select(a != a, a, tirx.Select(a > b, a, b))
+
+
+def smaller(a: Expr, b: Expr) -> Expr:
+    """The smaller of two values; NaN if one of them is."""
+    return tirx.Select(a != a, a, tirx.Select(a < b, a, b))
+
+
 def activate(kind: str, x: Expr, lanes: int, threshold: float | None = None) -> Expr:
     """The activation ``kind`` of a float32 vector; ``fatrelu`` keeps what is larger than its ``threshold``.
 
-    SiLU and hard-swish follow their definitions, with `exp_vector` as the exponential; GELU is `gelu_vector`.
+    SiLU and hard-swish follow their definitions, with `exp_vector` as the exponential; GELU is `gelu_vector`. NaN stays
+    NaN but in ``fatrelu``, which is ``where(x > threshold, x, 0)``.
     """
     zero = const(0.0, lanes)
     if kind == "none":
         return x
     if kind == "relu":
-        return tirx.max(x, zero)
+        return at_least(x, zero)
     if kind == "fatrelu" and threshold is not None:
         return tirx.Select(x > const(threshold, lanes), x, zero)
     if kind == "relu6":
-        return tirx.min(tirx.max(x, zero), const(6.0, lanes))
+        return at_most(at_least(x, zero), const(6.0, lanes))
     if kind == "hardswish":
-        gate = tirx.min(tirx.max(x + const(3.0, lanes), zero), const(6.0, lanes))
+        gate = at_most(at_least(x + const(3.0, lanes), zero), const(6.0, lanes))
         return x * gate * const(1.0 / 6.0, lanes)
     if kind == "silu":
         return x / (const(1.0, lanes) + exp_vector(zero - x, lanes))
@@ -234,7 +255,7 @@ def gelu_vector(x: Expr, lanes: int) -> Expr:
     poly = const(_GELU[0], lanes)
     for c in _GELU[1:]:
         poly = poly * t + const(c, lanes)
-    return tirx.max(x, zero) - a * poly
+    return at_least(x, zero) - a * poly
 
 
 def lane_numbers(lanes: int) -> Expr:

@@ -16,6 +16,7 @@ from sparseflow.kernels.select import Selector
 from sparseflow.kernels.target import vector_unit
 from sparseflow.passes.attention import FuseAttention
 from sparseflow.passes.canonicalise import Canonicalise
+from sparseflow.passes.comparisons import KEEP_NAN
 from sparseflow.passes.decompose import Decompose
 from sparseflow.passes.density import WriteDensities
 from sparseflow.passes.index import Index
@@ -55,7 +56,7 @@ def phases(selector: Selector, threads: int = 1, profile: MapProfile | None = No
             relax.transform.DecomposeOpsForInference(),
             Decompose(),
             relax.transform.FoldConstant(),
-            relax.transform.LegalizeOps({"relax.matmul": matmul}),
+            relax.transform.LegalizeOps({"relax.matmul": matmul, **KEEP_NAN}),
             relax.transform.AnnotateTIROpPattern(),
             relax.transform.FuseOps(),
             relax.transform.FuseTIR(),

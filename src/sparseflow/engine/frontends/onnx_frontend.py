@@ -18,6 +18,8 @@ from tvm.relax.frontend.onnx import onnx_frontend
 
 from sparseflow.engine.frontends.constants import check_dtype, named_constant
 from sparseflow.engine.frontends.onnx_fold import Arrays, fold
+from sparseflow.engine.frontends.onnx_resize import resize_axes
+from sparseflow.engine.frontends.resample import pad, resample
 from sparseflow.engine.importer import Shapes, check_shape_names, fit_shape
 from sparseflow.errors import ImportModelError
 
@@ -121,7 +123,7 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
     def _convert_operator(self, op_name: str, inputs: Any, attrs: dict[str, Any], opset: int) -> Any:
         convert = _HIGH_LEVEL.get(op_name)
         try:
-            expr = convert(inputs, attrs) if convert is not None else None
+            expr = convert(self.bb, inputs, attrs) if convert is not None else None
             if expr is None:
                 return super()._convert_operator(op_name, inputs, attrs, opset)
             return self.bb.normalize(expr) if not isinstance(expr, relax.Tuple) else expr
@@ -139,7 +141,7 @@ def _array(expr: Any) -> np.ndarray[Any, Any] | None:
     return np.asarray(expr.value.numpy()) if isinstance(expr, tvm.ir.GenericConst) else None
 
 
-def _hard_sigmoid(inputs: Any, attrs: dict[str, Any]) -> Any:
+def _hard_sigmoid(_bb: Any, inputs: Any, attrs: dict[str, Any]) -> Any:
     if abs(attrs.get("alpha", 0.2) - 1 / 6) > 1e-6 or attrs.get("beta", 0.5) != 0.5:
         return None
     x, dtype = inputs[0], str(inputs[0].ty.dtype.dtype)
@@ -147,7 +149,7 @@ def _hard_sigmoid(inputs: Any, attrs: dict[str, Any]) -> Any:
     return relax.op.divide(shifted, relax.const(6.0, dtype))
 
 
-def _clip(inputs: Any, attrs: dict[str, Any]) -> Any:
+def _clip(_bb: Any, inputs: Any, attrs: dict[str, Any]) -> Any:
     low, high = attrs.get("min", -math.inf), attrs.get("max", math.inf)
     bounds = [_array(value) for value in list(inputs)[1:] if value is not None]
     if any(b is None for b in bounds) or str(inputs[0].ty.dtype.dtype) != "float32":
@@ -159,29 +161,62 @@ def _clip(inputs: Any, attrs: dict[str, Any]) -> Any:
     return relax.op.clip(inputs[0], low, high)
 
 
-def _dropout(inputs: Any, attrs: dict[str, Any]) -> Any:
+def _dropout(_bb: Any, inputs: Any, attrs: dict[str, Any]) -> Any:
     training = _array(inputs[2]) if len(inputs) > 2 and inputs[2] is not None else None
     if training is not None and bool(training):
         raise ImportModelError("unsupported operator Dropout in training mode: export the model in eval mode")
     return inputs[0] if attrs["tvm_custom"]["num_outputs"] == 1 else None
 
 
-def _pad(inputs: Any, attrs: dict[str, Any]) -> Any:
+def _pad(bb: Any, inputs: Any, attrs: dict[str, Any]) -> Any:
     mode = attrs.get("mode", b"constant")
-    pads = _array(inputs[1]) if len(inputs) > 1 and inputs[1] is not None else None
-    value = _array(inputs[2]) if len(inputs) > 2 and inputs[2] is not None else np.float32(0)
-    if mode not in (b"constant", "constant") or pads is None or value is None or len(inputs) > 3:
-        return None
-    if pads.min() < 0:
-        return None
-    rank = len(pads) // 2
-    interleaved = [int(pads[side * rank + axis]) for axis in range(rank) for side in (0, 1)]
-    return relax.op.nn.pad(inputs[0], interleaved, pad_mode="constant", pad_value=float(value))
+    mode = mode.decode() if isinstance(mode, bytes) else mode
+    rank = len(inputs[0].ty.shape)
+    given = [None if x is None else _array(x) for x in inputs[1:]] + [None] * 3
+    pads = (
+        attrs.get("pads", attrs.get("paddings")) if given[0] is None else given[0]
+    )  # opset 1 has attributes
+    if pads is None or any(x is not None and a is None for x, a in zip(inputs[1:], given, strict=False)):
+        raise ImportModelError("unsupported operator Pad with widths that are no constants")
+    value = float(attrs.get("value", 0.0) if given[1] is None else given[1].reshape(()))
+    axes = range(rank) if given[2] is None else [int(a) % rank for a in given[2]]
+    both = {a: (int(pads[i]), int(pads[i + len(axes)])) for i, a in enumerate(axes)}
+    return pad(bb.emit, inputs[0], both, mode, value)
 
 
-_HIGH_LEVEL: dict[str, Callable[[Any, dict[str, Any]], Any]] = {
+def _resize(bb: Any, inputs: Any, attrs: dict[str, Any]) -> Any:
+    x, *rest = inputs
+    if len(rest) == 1:  # opset 10, and Upsample of opset 9: no region of interest
+        rest = [None, *rest]
+    roi, scales, sizes = [
+        None if a is None or not a.size else a for a in map(_maybe, [*rest, None, None, None][:3])
+    ]
+    if "scales" in attrs:
+        scales = np.asarray(attrs["scales"])
+    if attrs.get("mode", b"nearest") in (b"bilinear", "bilinear"):  # Upsample of opset 1
+        attrs = {**attrs, "mode": "linear"}
+    if not rest or (len(rest) == 2 and rest[0] is None):
+        attrs = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor", **attrs}
+    try:
+        axes = resize_axes(
+            [int(n) for n in x.ty.shape],
+            attrs,
+            *(None if a is None else a.tolist() for a in (scales, sizes, roi)),
+        )
+    except ValueError as error:
+        raise ImportModelError(f"unsupported operator Resize: {error}") from error
+    return resample(bb.emit, x, axes, float(attrs.get("extrapolation_value", 0.0)))
+
+
+def _maybe(expr: Any) -> np.ndarray[Any, Any] | None:
+    return None if expr is None else _array(expr)
+
+
+_HIGH_LEVEL: dict[str, Callable[[Any, Any, dict[str, Any]], Any]] = {
     "Clip": _clip,
     "Dropout": _dropout,
     "HardSigmoid": _hard_sigmoid,
     "Pad": _pad,
+    "Resize": _resize,
+    "Upsample": _resize,
 }

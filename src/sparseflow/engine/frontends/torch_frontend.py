@@ -18,6 +18,7 @@ import tvm
 from tvm import relax
 from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
+from sparseflow.engine.frontends import torch_resample
 from sparseflow.engine.frontends.constants import check_dtype, close_blocks, named_constant
 from sparseflow.errors import ImportModelError
 
@@ -92,6 +93,8 @@ def program_to_relax(program: Any) -> tuple[Any, list[str], list[str]]:
     table = torch.export.default_decompositions()
     for name in KEPT_WHOLE:
         table.pop(getattr(torch.ops.aten, name).default, None)
+    for operator in torch_resample.named(table):
+        table.pop(operator)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -104,6 +107,8 @@ def program_to_relax(program: Any) -> tuple[Any, list[str], list[str]]:
             "scaled_dot_product_attention.default": _attention(importer),
             "group_norm.default": _group_norm(importer),
             "layer_norm.default": _layer_norm(importer),
+            "elu.default": _elu(importer),
+            **torch_resample.converters(importer),
         }
         _check_operators(program, known)
         guarded = {name: _guard(convert) for name, convert in known.items()}
@@ -240,5 +245,23 @@ def _layer_norm(importer: Any) -> Converter:
         x = importer.env[args["x"]]
         norm = relax.op.nn.layer_norm(x, weight, bias, axes=axes, epsilon=args.get("eps", 1e-5))
         return importer.block_builder.emit(norm)
+
+    return convert
+
+
+def _elu(importer: Any) -> Converter:
+    """ELU, and what torch writes as one: SELU (with a scale) and CELU (with a scale of the exponent)."""
+
+    def convert(node: Any) -> Any:
+        emit, x = importer.block_builder.emit, importer.env[node.args[0]]
+        args = torch_resample.arguments(node)
+        scale, dtype = float(args.get("scale", 1.0)), str(x.ty.dtype.dtype)
+        exponent = emit(relax.op.multiply(x, relax.const(float(args.get("input_scale", 1.0)), dtype)))
+        below = emit(
+            relax.op.nn.relu(emit(relax.op.subtract(relax.const(1.0, dtype), emit(relax.op.exp(exponent)))))
+        )
+        below = emit(relax.op.multiply(below, relax.const(-scale * float(args.get("alpha", 1.0)), dtype)))
+        above = emit(relax.op.multiply(emit(relax.op.nn.relu(x)), relax.const(scale, dtype)))
+        return emit(relax.op.add(above, below))
 
     return convert

@@ -1,0 +1,128 @@
+"""torch's interpolation, padding and adaptive maximum pooling → gathers along each axis, in all modes and sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from tvm import relax
+
+from sparseflow.engine.frontends.resample import PAD_MODES, Taps, pad, picked, resample
+from sparseflow.errors import ImportModelError
+
+_INDEXED = {"upsample_nearest": "upsample_nearest1d", "_upsample_nearest_exact": "_upsample_nearest_exact1d"}
+_WEIGHTED = {
+    "upsample_linear1d": "upsample_linear1d",
+    "upsample_bilinear2d": "upsample_linear1d",
+    "upsample_trilinear3d": "upsample_linear1d",
+    "upsample_bicubic2d": "upsample_bicubic2d",
+    "_upsample_bilinear2d_aa": "_upsample_bilinear2d_aa",
+    "_upsample_bicubic2d_aa": "_upsample_bicubic2d_aa",
+}
+"""Interpolation of a map → the operator that does the same along one axis."""
+_ONE_AXIS = {**{f"{name}{n}d": one for name, one in _INDEXED.items() for n in (1, 2, 3)}, **_WEIGHTED}
+_INTERPOLATIONS = [f"{name}.{overload}" for name in _ONE_AXIS for overload in ("vec", "default")]
+_POOLS = [f"adaptive_max_pool{n}d.default" for n in (1, 2, 3)]
+
+KEPT_WHOLE = (*_INTERPOLATIONS, *_POOLS, "pad.default")
+"""What is taken out of torch's decomposition table: operator and overload."""
+
+
+def converters(importer: Any) -> dict[str, Callable[[Any], Any]]:
+    """Operator and overload → torch.fx node → Relax expression."""
+    return {
+        **{name: lambda node: _interpolate(importer, node) for name in _INTERPOLATIONS},
+        **{name: lambda node: _adaptive_max_pool(importer, node) for name in _POOLS},
+        "pad.default": lambda node: _pad(importer, node),
+    }
+
+
+def arguments(node: Any) -> dict[str, Any]:
+    """The arguments of a node by their names in the operator's schema, defaults left out."""
+    names = [a.name for a in node.target._schema.arguments]
+    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+
+
+def _interpolate(importer: Any, node: Any) -> Any:
+    args = arguments(node)
+    x = importer.env[node.args[0]]
+    sizes = [int(n) for n in x.ty.shape]
+    spatial = range(2, len(sizes))
+    scales = args.get("scale_factors")
+    if scales is None:
+        named = ["scales"] if len(sizes) == 3 else [f"scales_{a}" for a in "dhw"[-len(spatial) :]]
+        scales = [args.get(name) for name in named]
+    name = node.target.__name__.split(".")[0]
+    out = [int(n) for n in node.meta["val"].shape]
+    if sizes == out and _copies(node, sizes):
+        return x
+    align = bool(args.get("align_corners", False))
+    axes = {a: axis_taps(_ONE_AXIS[name], sizes[a], out[a], scales[a - 2], align) for a in spatial}
+    return resample(importer.block_builder.emit, x, axes)
+
+
+def _copies(node: Any, sizes: list[int]) -> bool:
+    """Whether torch copies a map whose size stays, whatever the scales say; it does so for some ranks and modes."""
+    probe = torch.rand(1, 1, *sizes[2:])
+    return bool(torch.equal(node.target(probe, *node.args[1:], **node.kwargs), probe))
+
+
+def axis_taps(operator: str, size: int, out: int, scale: float | None, align_corners: bool) -> Taps:
+    """What ``out`` elements are made of, read off torch's own result for ``size`` unit vectors.
+
+    So the positions and weights are torch's to the last bit, its rounding of scales included. (Antialiased, torch 2.13
+    itself computes maps one element wide wrongly, whence the unit vectors lie along the last axis.)
+    """
+    function = getattr(torch.ops.aten, operator).default
+    if operator in _INDEXED.values():
+        return Taps.picks(
+            function(torch.arange(size, dtype=torch.float64)[None, None], [out], scale).flatten()
+        )
+    unit = torch.eye(size)[None]
+    if operator == "upsample_linear1d":
+        made = function(unit, [out], align_corners, scale)[0]
+    else:
+        made = function(unit[:, :, None], [1, out], align_corners, None, scale)[0, :, 0]
+    return Taps.of_matrix(made.T.numpy())
+
+
+def _pad(importer: Any, node: Any) -> Any:
+    args = arguments(node)
+    x = importer.env[node.args[0]]
+    mode, rank, widths = args.get("mode", "constant"), len(x.ty.shape), args["pad"]
+    if mode != "constant" and mode not in PAD_MODES:
+        raise ImportModelError(f"padding mode {mode!r}; allowed: constant, {', '.join(PAD_MODES)}")
+    pads = {rank - 1 - i // 2: (int(widths[i]), int(widths[i + 1])) for i in range(0, len(widths), 2)}
+    return pad(importer.block_builder.emit, x, pads, mode, float(args.get("value") or 0.0))
+
+
+def _adaptive_max_pool(importer: Any, node: Any) -> Any:
+    """The maximum of each window ``[floor(i n / out), ceil((i + 1) n / out))``, one axis after the other."""
+    for user in node.users:
+        if user.args[1:] == (1,) and user.users:
+            raise ImportModelError(
+                f"{node.target}: the positions of the maxima are used; only the values compile"
+            )
+    emit, x = importer.block_builder.emit, importer.env[node.args[0]]
+    rank, out = len(x.ty.shape), arguments(node)["output_size"]
+    for axis, count in zip(range(rank - len(out), rank), out, strict=True):
+        size = int(x.ty.shape[axis])
+        if count in (1, size):
+            x = x if count == size else emit(relax.op.max(x, axis=axis, keepdims=True))
+            continue
+        first = np.arange(count) * size // count
+        last = -(-(np.arange(count) + 1) * size // count) - 1
+        best = picked(emit, x, axis, first)
+        for k in range(
+            1, int((last - first).max()) + 1
+        ):  # a window that is over is read again at its last element
+            best = emit(relax.op.maximum(best, picked(emit, x, axis, np.minimum(first + k, last))))
+        x = best
+    return relax.Tuple([x, x])
+
+
+def named(table: Mapping[Any, Any]) -> list[Any]:
+    """The keys of a decomposition table that name an operator of `KEPT_WHOLE`."""
+    return [key for key in table if getattr(key, "__name__", "") in KEPT_WHOLE]

@@ -1,0 +1,70 @@
+"""NaN and the infinities in activations and pools, as docs/compiler.md says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import sparseflow
+
+torch = pytest.importorskip("torch")
+from torch.nn import functional as F  # noqa: E402
+
+NAN, INF = float("nan"), float("inf")
+AS_TORCH = {
+    "relu": F.relu, "relu6": F.relu6, "hardtanh": F.hardtanh, "clamp": lambda x: x.clamp(-1, 2),
+    "clamp_min": lambda x: x.clamp(min=0.5), "hardswish": F.hardswish, "hardsigmoid": F.hardsigmoid, "silu": F.silu,
+    "leaky_relu": F.leaky_relu, "elu": F.elu, "selu": F.selu, "celu": lambda x: F.celu(x, 2.0),
+    "sigmoid": torch.sigmoid, "tanh": torch.tanh, "exp": torch.exp, "softplus": F.softplus,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "threshold": lambda x: F.threshold(x, 0.5, 0.0),
+    "where": lambda x: torch.where(x > 0.5, x, 0.0), "prelu": lambda x: F.prelu(x, torch.tensor([0.25])),
+    "maximum": lambda x: torch.maximum(x, x.flip(0)), "minimum": lambda x: torch.minimum(x, x.flip(0)),
+}  # fmt: skip
+
+
+class Function(torch.nn.Module):
+    """A function, after a convolution that passes its input on if ``channels`` is given."""
+
+    def __init__(self, function: Any, channels: int = 0) -> None:
+        super().__init__()
+        self.function = function
+        self.conv = (
+            torch.nn.Conv2d(channels, channels, 1, groups=channels) if channels else torch.nn.Identity()
+        )
+        if channels:
+            torch.nn.init.ones_(self.conv.weight)
+            torch.nn.init.zeros_(self.conv.bias)
+
+    def forward(self, x: Any) -> Any:
+        return self.function(self.conv(x))
+
+
+@pytest.mark.parametrize("name", AS_TORCH)
+def test_operators_of_their_own(name: str) -> None:
+    x = torch.tensor([NAN, INF, -INF, 1.0, -1.0, 0.0, 7.0, 0.25]).repeat(5)
+    model = Function(AS_TORCH[name]).eval()
+    torch.testing.assert_close(
+        sparseflow.compile(model, (x,), measure=False)(x), model(x), equal_nan=True, rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("name", ["relu", "relu6", "hardswish", "silu", "gelu", "max_pool"])
+def test_behind_a_convolution(name: str) -> None:
+    functions = {**AS_TORCH, "gelu": F.gelu, "max_pool": lambda x: F.max_pool2d(F.relu(x), 3, 2, 1)}
+    x = torch.randn(1, 16, 9, 9)
+    x[0, 0, 4, 4], x[0, 1], x[0, 2, 0, 0] = NAN, NAN, INF
+    model = torch.nn.Sequential(Function(functions[name], 16), torch.nn.Conv2d(16, 16, 1, groups=16)).eval()
+    torch.testing.assert_close(
+        sparseflow.compile(model, (x,), measure=False)(x), model(x), equal_nan=True, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_weight_that_is_not_a_number_stays_visible() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(8, 16, 3, padding=1), torch.nn.ReLU()).eval()
+    with torch.no_grad():
+        model[0].weight[3, 2, 1, 1] = NAN
+    x = torch.randn(1, 8, 9, 9)
+    found = sparseflow.compile(model, (x,), measure=False)(x)
+    assert found[0, 3].isnan().all()
+    assert found.isnan().sum() == 81
