@@ -23,8 +23,8 @@ from torch.nn import functional as F  # noqa: E402
 from sparseflow.engine.frontends.torch_resample import axis_taps  # noqa: E402
 
 MODES: dict[str, tuple[str, dict[str, Any]]] = {
-    "nearest": ("upsample_nearest1d", {"mode": "nearest"}),
-    "nearest-exact": ("_upsample_nearest_exact1d", {"mode": "nearest-exact"}),
+    "nearest": ("upsample_nearest2d", {"mode": "nearest"}),
+    "nearest-exact": ("_upsample_nearest_exact2d", {"mode": "nearest-exact"}),
     "bilinear": ("upsample_linear1d", {"mode": "bilinear"}),
     "bilinear corners": ("upsample_linear1d", {"mode": "bilinear", "align_corners": True}),
     "bicubic": ("upsample_bicubic2d", {"mode": "bicubic"}),
@@ -199,14 +199,14 @@ def by_taps(x: Any, axes: dict[int, Taps], fill: float = 0.0) -> Any:
 @pytest.mark.parametrize("attrs", CASES, ids=_label)
 def test_positions_and_weights_are_onnxs(attrs: dict[str, Any]) -> None:
     rng = np.random.default_rng(0)
-    for size in (1, 2, 3, 5, 8, 13, 20):
+    for size in (1, 2, 5, 13):
         x = rng.standard_normal((size, 2)).astype("float32")
-        for out in range(1, 21):
+        for out in (1, 2, 4, 5, 9, 20):
             model = resize_model([size, 2], attrs, {"sizes": np.array([out, 2])})
             expected = ReferenceEvaluator(model).run(None, {"x": x})[0]
             found = by_taps(x, resize_axes(x.shape, attrs, None, [out, 2], None))
             np.testing.assert_allclose(found, expected, atol=1e-5, err_msg=f"{size} to {out}")
-        for scale in (0.4, 0.75, 1.3, 2.0, 2.7):
+        for scale in (0.4, 1.3, 2.7):
             if int(scale * size) < 1:
                 continue
             model = resize_model([size, 2], attrs, {"scales": np.array([scale, 1], "float32")})

@@ -16,12 +16,13 @@ import numpy as np
 
 from sparseflow.engine.frontends.resample import Floats, Taps
 
-_NEAREST: dict[str, Callable[[Floats], Floats]] = {
-    "round_prefer_floor": lambda x: np.ceil(x - 0.5),
-    "round_prefer_ceil": lambda x: np.floor(x + 0.5),
-    "floor": np.floor,
-    "ceil": np.ceil,
+_NEAREST: dict[str, Callable[[Floats], Any]] = {
+    "round_prefer_floor": lambda ratio: ratio > 0.5,
+    "round_prefer_ceil": lambda ratio: ratio >= 0.5,
+    "floor": lambda ratio: ratio == 1.0,
+    "ceil": lambda ratio: ratio > 0.0,
 }
+"""Whether the right one of a coordinate's two neighbours is taken; its distance from the left one is in (0, 1]."""
 _COORDINATES = (
     "half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric", "tf_crop_and_resize",
 )  # fmt: skip
@@ -47,7 +48,7 @@ class Resize:
     cubic: float = -0.75
     exclude_outside: bool = False
     antialias: bool = False
-    roi: tuple[float, float] = (0.0, 1.0)
+    roi: tuple[float | np.float32, float | np.float32] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
@@ -63,7 +64,11 @@ class Resize:
         x = self._source(size, scale, out)
         outside = (x < 0) | (x > size - 1) if self.coordinates == "tf_crop_and_resize" else None
         if self.mode == "nearest":
-            index = np.clip(_NEAREST[self.nearest](x), 0, size - 1)
+            # Left neighbour and distance are rounded apart, as in the reference implementation: it shows in coordinates
+            # that would be whole numbers but for the rounding.
+            left = np.ceil(x + 1) - 2
+            ratio = x - np.ceil(x) + 1
+            index = np.clip(left + _NEAREST[self.nearest](ratio), 0, size - 1)
             return replace(Taps.picks(index), outside=outside)
         reach, weigh = self._filter(scale)
         index = np.ceil(x)[:, None].astype(int) + np.arange(-reach, reach)
@@ -153,7 +158,7 @@ def resize_axes(
         raise ValueError("neither scales nor sizes are constant")
     found: dict[int, Taps] = {}
     for i, (axis, factor, size) in enumerate(zip(axes, factors, out, strict=True)):
-        cut = (float(roi[i]), float(roi[i + len(axes)])) if roi is not None and len(roi) else (0.0, 1.0)
+        cut = (0.0, 1.0) if roi is None else (np.float32(roi[i]), np.float32(roi[i + len(axes)]))
         if math.isclose(factor, 1.0) and size == shape[axis] and cut == (0.0, 1.0):
             continue
         found[axis] = replace(how, roi=cut).taps(shape[axis], factor, size)

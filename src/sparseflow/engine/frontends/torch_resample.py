@@ -12,7 +12,7 @@ from tvm import relax
 from sparseflow.engine.frontends.resample import PAD_MODES, Taps, pad, picked, resample
 from sparseflow.errors import ImportModelError
 
-_INDEXED = {"upsample_nearest": "upsample_nearest1d", "_upsample_nearest_exact": "_upsample_nearest_exact1d"}
+_INDEXED = [f"{name}{n}d" for name in ("upsample_nearest", "_upsample_nearest_exact") for n in (1, 2, 3)]
 _WEIGHTED = {
     "upsample_linear1d": "upsample_linear1d",
     "upsample_bilinear2d": "upsample_linear1d",
@@ -22,7 +22,7 @@ _WEIGHTED = {
     "_upsample_bicubic2d_aa": "_upsample_bicubic2d_aa",
 }
 """Interpolation of a map → the operator that does the same along one axis."""
-_ONE_AXIS = {**{f"{name}{n}d": one for name, one in _INDEXED.items() for n in (1, 2, 3)}, **_WEIGHTED}
+_ONE_AXIS = {**{name: name for name in _INDEXED}, **_WEIGHTED}
 _INTERPOLATIONS = [f"{name}.{overload}" for name in _ONE_AXIS for overload in ("vec", "default")]
 _POOLS = [f"adaptive_max_pool{n}d.default" for n in (1, 2, 3)]
 
@@ -76,10 +76,10 @@ def axis_taps(operator: str, size: int, out: int, scale: float | None, align_cor
     itself computes maps one element wide wrongly, whence the unit vectors lie along the last axis.)
     """
     function = getattr(torch.ops.aten, operator).default
-    if operator in _INDEXED.values():
-        return Taps.picks(
-            function(torch.arange(size, dtype=torch.float64)[None, None], [out], scale).flatten()
-        )
+    if operator in _INDEXED:  # with the rank kept: maps of two axes are rounded in another way
+        ones = [1] * (int(operator[-2]) - 1)
+        numbers = torch.arange(size, dtype=torch.float64).reshape(1, 1, *ones, size)
+        return Taps.picks(function(numbers, [*ones, out], *[None for _ in ones], scale).flatten())
     unit = torch.eye(size)[None]
     if operator == "upsample_linear1d":
         made = function(unit, [out], align_corners, scale)[0]
