@@ -16,9 +16,11 @@ from sparseflow.core.map_profile import MapProfile
 from sparseflow.core.plan import cut_summary
 from sparseflow.engine.importer import Imported
 from sparseflow.engine.machine import machine_name
+from sparseflow.engine.manifest import Manifest, Signature
 from sparseflow.engine.rest import rest_times
-from sparseflow.engine.runtime import Engine, Manifest, Signature
+from sparseflow.engine.runtime import Engine
 from sparseflow.engine.targets import architecture, instruction_sets
+from sparseflow.engine.threads import set_threads
 from sparseflow.errors import CompileError, SparseflowError
 from sparseflow.kernels.select import Selector
 from sparseflow.passes import pipeline
@@ -79,6 +81,7 @@ def build(imported: Imported, how: Build, profile: MapProfile | None = None) -> 
             (how.dump / f"{phase}.py").write_text(mod.script(show_meta=False))
 
     selector = how.selector()
+    set_threads(how.threads)  # of the kernels that are measured
     with inside_tvm("lowering"):
         mod = pipeline.run(imported.mod, selector, how.threads, observe, profile)
     cuts = cuts_of(mod)
@@ -105,6 +108,7 @@ def build(imported: Imported, how: Build, profile: MapProfile | None = None) -> 
         threads=how.threads,
         tvm_version=str(tvm.__version__),
         sparseflow_version=sparseflow.__version__,
+        weights=tuple(Signature(k, tuple(map(int, v.shape)), str(v.dtype)) for k, v in constants.items()),
     )
     return Engine(executable, constants, manifest)
 

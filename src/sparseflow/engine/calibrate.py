@@ -13,6 +13,7 @@ import tvm
 from sparseflow.core.map_profile import MapCounter, MapProfile
 from sparseflow.engine.build import Build, build, inside_tvm
 from sparseflow.engine.importer import Imported, TensorSpec
+from sparseflow.engine.memory import host_arrays
 from sparseflow.engine.runtime import Engine
 from sparseflow.engine.targets import resolve
 from sparseflow.errors import InputError
@@ -59,7 +60,7 @@ def profile_maps(imported: Imported, inputs: Iterable[Any], how: Build | None = 
     counters = [MapCounter(layer.name, layer.shape) for layer in exposed.layers]
     calls = 0
     for call in inputs:
-        arrays = _arrays(call)
+        arrays = host_arrays(_inputs(call), engine.inputs)
         results = engine(*arrays)
         maps = results if isinstance(results, tuple) else (results,)
         for counter, layer in zip(counters, exposed.layers, strict=True):
@@ -78,7 +79,7 @@ def faster_engine(indexed: Engine, plain: Engine, calls: Sequence[Any]) -> Engin
     """
     samples: dict[str, list[float]] = {"indexed": [], "plain": []}
     for turn in range(TURNS):
-        inputs = _arrays(calls[turn % len(calls)])
+        inputs = _inputs(calls[turn % len(calls)])
         for name, engine in (("indexed", indexed), ("plain", plain)):
             samples[name].append(engine.measure(*inputs, repeats=5, warmup=1).median_s)
     with_s, without_s = (float(np.median(samples[name])) for name in ("indexed", "plain"))
@@ -121,6 +122,5 @@ def batches(
         yield tuple(np.ascontiguousarray(a[order[start : start + batch]]) for a in data)
 
 
-def _arrays(call: Any) -> tuple[Array, ...]:
-    items = call if isinstance(call, tuple | list) else (call,)
-    return tuple(np.asarray(x.detach() if hasattr(x, "detach") else x) for x in items)
+def _inputs(call: Any) -> tuple[Any, ...]:
+    return tuple(call) if isinstance(call, tuple | list) else (call,)

@@ -16,7 +16,7 @@ from sparseflow.engine.calibrate import faster_engine, profile_maps
 from sparseflow.engine.importer import Imported, import_model
 from sparseflow.engine.runtime import Engine
 from sparseflow.engine.targets import architecture, instruction_sets, not_here, resolve
-from sparseflow.errors import CompileError
+from sparseflow.engine.threads import checked_threads
 from sparseflow.passes.canonicalise import Canonicalise
 from sparseflow.passes.propagate import Propagate, cuts_of
 
@@ -43,7 +43,8 @@ def compile(
         A module needs ``example_inputs``.
     example_inputs : sequence of tensors, optional
     threads : int
-        Threads of one call.
+        Threads of one call: at most the CPUs here if kernels are measured, else up to 1024. On fewer CPUs an engine
+        is right, and `Engine.measure` says how many it had.
     measure : bool
         Choose kernels by measurement on this machine (kept on disk); False, or a target that this machine cannot
         run: by the cost model.
@@ -72,16 +73,16 @@ def compile(
     CompileError
         If a layer or the target cannot be compiled.
     """
-    if threads < 1:
-        raise CompileError(f"threads={threads}: at least one thread is needed")
-    how = Build(resolve(target), threads, measure, exact, sparsify, dump, progress)
+    tvm_target = resolve(target)
+    foreign = not_here(architecture(tvm_target), instruction_sets(tvm_target))
+    threads = checked_threads(threads, measure and foreign is None)
+    how = Build(tvm_target, threads, measure, exact, sparsify, dump, progress)
     how.say("import")
     imported = (
         model
         if isinstance(model, Imported)
         else import_model(model, None if example_inputs is None else tuple(example_inputs), shapes)
     )
-    foreign = not_here(architecture(how.target), instruction_sets(how.target))
     if foreign and measure:
         how.say(f"the cost model chooses: {foreign}")
         how = replace(how, measure=False)
