@@ -1,4 +1,4 @@
-"""Values that come from outside: whole numbers of a user, and records read from a file."""
+"""Values that come from outside: a user's numbers and flags, and records read from a file."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import dataclasses
 import types
 from numbers import Integral
 from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
 
 from sparseflow.errors import SparseflowError
 
@@ -24,6 +26,19 @@ def whole_number(name: str, value: object, least: int, most: int | None, error: 
             return number
     allowed = f"from {least} on" if most is None else f"{least} to {most}"
     raise error(f"{name}={value!r}: allowed: whole numbers {allowed}")
+
+
+def flag(name: str, value: object, error: type[SparseflowError]) -> bool:
+    """``value`` as a bool; what Python only takes as one is refused.
+
+    Raises
+    ------
+    error
+        If it is something else.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise error(f"{name}={value!r}: allowed: True, False")
+    return bool(value)
 
 
 def check_record(record: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -51,6 +51,7 @@ def profile_maps(imported: Imported, inputs: Iterable[Any], how: Build | None = 
     CompileError
         If the model cannot be compiled.
     """
+    inputs = as_calls(inputs)
     how = replace(how or Build(resolve("native")), measure=False, dump=None)
     with inside_tvm("calibration"):
         mod = tvm.transform.Sequential([Canonicalise(how.threads), Propagate()])(imported.mod)
@@ -70,6 +71,25 @@ def profile_maps(imported: Imported, inputs: Iterable[Any], how: Build | None = 
     if not calls:
         raise InputError("calibration: no inputs given; give at least one example")
     return MapProfile(tuple(counter.result() for counter in counters), calls)
+
+
+def as_calls(calibration: Any) -> Iterator[Any]:
+    """The calls to calibrate with, one after the other.
+
+    Raises
+    ------
+    InputError
+        If it is no collection of inputs.
+    """
+    if isinstance(calibration, str | bytes | Mapping) or not isinstance(calibration, Iterable):
+        raise InputError(
+            f"calibration: found {type(calibration).__name__}; allowed: a MapProfile, or inputs of several calls as "
+            "[x1, x2]"
+        )
+    try:
+        return iter(calibration)
+    except TypeError as error:  # an array without axes
+        raise InputError(f"calibration: {error}; allowed: inputs of several calls as [x1, x2]") from error
 
 
 def faster_engine(indexed: Engine, plain: Engine, calls: Sequence[Any]) -> Engine:

@@ -28,7 +28,7 @@ from sparseflow.engine.stream_steps import (
 )
 from sparseflow.engine.stream_tiles import BATCH, PartKernel, part_kernels, window_of
 from sparseflow.engine.targets import resolve
-from sparseflow.engine.threads import checked_threads, set_threads
+from sparseflow.engine.threads import set_threads
 from sparseflow.errors import CompileError
 from sparseflow.kernels import kept as kept_maps
 from sparseflow.kernels import tiles as tile_kernels
@@ -76,14 +76,13 @@ def compile_stream(
     CompileError
         If the network has no convolutions that can be run in parts, or one behind an operator that needs whole maps.
     """
-    if not 0.0 <= threshold < 1.0:
+    if not isinstance(threshold, float | int | np.floating) or not 0.0 <= threshold < 1.0:
         raise CompileError(f"threshold={threshold}: a fraction of a map's largest magnitude, 0 to below 1")
-    threads = checked_threads(threads, measure)
     how = Build(resolve("native"), threads, measure, exact, progress=progress)
     how.say("import")
-    imported = import_model(model, None if example_inputs is None else tuple(example_inputs), shapes)
+    imported = import_model(model, example_inputs, shapes)
     with inside_tvm("propagation"), how.target:
-        phases = pipeline.phases(how.selector(), threads)
+        phases = pipeline.phases(how.selector(), how.threads)
         passes = [p for name in ("canonicalise", "propagate", "index") for p in phases[name]]
         parts = split(tvm.transform.Sequential(passes)(imported.mod))
     specs = tuple(TensorSpec(f"map{i}", shape_of(v), "float32") for i, v in enumerate(parts.boundary))

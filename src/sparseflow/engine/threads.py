@@ -7,24 +7,24 @@ import os
 import tvm
 
 from sparseflow.core.checks import whole_number
-from sparseflow.errors import CompileError
+from sparseflow.errors import CompileError, SparseflowError
 
 MOST_THREADS = 1024
 """Parts into which kernels are cut at most: beyond the cores of any machine, parts only cost time."""
 
 
-def checked_threads(threads: object, measured: bool) -> int:
+def checked_threads(threads: object, measured: bool, error: type[SparseflowError] = CompileError) -> int:
     """The number of threads of an engine: what is measured here runs on the CPUs here, other code may be for more.
 
     Raises
     ------
-    CompileError
+    error
         If it is no whole number, or out of bounds.
     """
-    count = whole_number("threads", threads, 1, MOST_THREADS, CompileError)
+    count = whole_number("threads", threads, 1, MOST_THREADS, error)
     here = os.cpu_count() or 1
     if measured and count > here:
-        raise CompileError(
+        raise error(
             f"threads={count}: allowed: 1 to {here}, the CPUs here; up to {MOST_THREADS} where the cost model chooses "
             "(measure=False, --no-measure)"
         )

@@ -39,7 +39,7 @@ def export_module(module: torch.nn.Module, example_inputs: tuple[Any, ...]) -> A
     Raises
     ------
     ImportModelError
-        If the module is in training mode, an input is not a tensor, or torch cannot trace it.
+        If the module is in training mode, an input is not a tensor or empty, or torch cannot trace it.
     """
     if module.training:
         raise ImportModelError(
@@ -50,6 +50,11 @@ def export_module(module: torch.nn.Module, example_inputs: tuple[Any, ...]) -> A
             raise ImportModelError(
                 f"{type(module).__name__}: example input {i} is a {type(value).__name__}; "
                 "allowed: torch tensors, in a tuple"
+            )
+        if not value.numel():
+            raise ImportModelError(
+                f"{type(module).__name__}: example input {i} of shape {list(value.shape)} "
+                "has no elements; give 1 or more"
             )
     try:
         with torch.no_grad(), warnings.catch_warnings():
