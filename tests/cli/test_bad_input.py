@@ -130,7 +130,7 @@ def test_unknown_layer_of_an_engine(invoke: Invoke, files: Files) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "part"),
-    [(["--against", "torhc"], "unknown peer 'torhc'"), (["--threads", "4096"], "4096 threads asked for")],
+    [(["--against", "torhc"], "unknown peer 'torhc'"), (["--threads", "4096"], "threads=4096: allowed")],
 )
 def test_bench_options(arguments: list[str], part: str, invoke: Invoke, files: Files) -> None:
     assert_one_line(invoke("bench", files.pt2, *arguments), part)

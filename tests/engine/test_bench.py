@@ -153,9 +153,9 @@ def test_options_that_cannot_be(subject: Subject) -> None:
         RegistryError, match="unknown peer 'tvm'; known: mnn, mnn-sparse, onnxruntime, openvino, torch"
     ):
         BenchOptions(against=("tvm",))
-    with pytest.raises(InputError, match="0 threads asked for; allowed: 1 to"):
+    with pytest.raises(InputError, match="threads=0: allowed: whole numbers 1 to"):
         BenchOptions(threads=0)
-    with pytest.raises(InputError, match="0 rounds"):
+    with pytest.raises(InputError, match="rounds=0: allowed: whole numbers from 1 on"):
         BenchOptions(rounds=0)
     with pytest.raises(CompileError, match="no_such_package: not installed; python -m pip install"):
         require("no_such_package")

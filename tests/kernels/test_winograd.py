@@ -238,7 +238,7 @@ def test_exact_leaves_it_out_and_says_so(tmp_path: Path, host: Any) -> None:
 
 def test_the_option_reaches_the_saved_plan(tmp_path: Path) -> None:
     from sparseflow.engine.compile import compile as compile_model
-    from sparseflow.engine.runtime import read_manifest
+    from sparseflow.engine.manifest import read_manifest
 
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Conv2d(16, 16, 3, padding=1), torch.nn.ReLU()).eval()

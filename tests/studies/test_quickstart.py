@@ -39,7 +39,7 @@ def test_stored_bytes_sums_the_layers_and_keeps_common_formats() -> None:
     [
         (QuickstartSettings(structures=()), 1, InputError, "no structures given"),
         (QuickstartSettings(structures=("blob:4",)), 1, RecipeError, "blob"),
-        (TINY, 0, InputError, "0 threads asked for"),
+        (TINY, 0, InputError, "threads=0: allowed"),
     ],
 )
 def test_bad_settings_are_one_line_and_leave_nothing(

@@ -209,5 +209,5 @@ def test_the_report_has_the_table_and_the_front() -> None:
 
 
 def test_options_and_clusters_that_are_not_there(small: Callable[..., Any], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="jobs 0"):
+    with pytest.raises(InputError, match="jobs=0"):
         SweepOptions(jobs=0)

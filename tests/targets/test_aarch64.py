@@ -14,7 +14,8 @@ import tvm
 torch = pytest.importorskip("torch")
 
 import sparseflow  # noqa: E402
-from sparseflow.engine.runtime import CODE, WEIGHTS, Engine  # noqa: E402
+from sparseflow.engine.manifest import CODE, WEIGHTS  # noqa: E402
+from sparseflow.engine.runtime import Engine  # noqa: E402
 from sparseflow.engine.targets import linker, resolve  # noqa: E402
 from sparseflow.errors import EngineError  # noqa: E402
 from sparseflow.kernels import maps  # noqa: E402

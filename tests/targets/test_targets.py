@@ -122,3 +122,81 @@ def test_avx2_runs_on_a_wider_machine() -> None:
     x = torch.randn(1, 8, 13, 11)
     engine = sparseflow.compile(layer, (x,), target="avx2", measure=False)
     np.testing.assert_allclose(engine(x.numpy()), layer(x).detach().numpy(), rtol=0, atol=1e-4)
+
+
+UNKNOWN: list[tuple[Any, str]] = [
+    ({"kind": "cuda"}, "target kind 'cuda': allowed: llvm"),
+    ({"kind": "c"}, "target kind 'c': allowed: llvm"),
+    ({"kind": 5}, "target kind 5: allowed: llvm"),
+    ({}, "target kind None: allowed: llvm"),
+    ({"mcpu": "znver4"}, "target kind None: allowed: llvm"),
+    ({"kind": "llvm", "mcpu": "znver9"}, "target mcpu 'znver9' is unknown to LLVM for "),
+    ({"kind": "llvm", "mcpu": ""}, "target mcpu '' is unknown to LLVM"),
+    ({"kind": "llvm", "mcpu": "native"}, "target mcpu 'native' is unknown to LLVM"),
+    ({"kind": "llvm", "mcpu": 5}, "target mcpu 5 is unknown to LLVM"),
+    ({"kind": "llvm", "mcpu": ["znver4"]}, "target mcpu ['znver4'] is unknown to LLVM"),
+    (
+        {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "pentium3"},
+        "lacks 64bit, which x86_64 code needs",
+    ),
+    (
+        {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "znver4"},
+        "for aarch64; allowed: generic, cortex-a72",
+    ),
+    (
+        {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mattr": ["-sse2"]},
+        "lacks sse2, which x86_64 code needs",
+    ),
+    ({"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mattr": ["+avx3"]}, "allowed: +avx, +avx2 and others"),
+    ({"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mattr": ["-foo"]}, "target mattr '-foo' is unknown"),
+    ({"kind": "llvm", "mattr": ["avx2"]}, "target mattr 'avx2': allowed: a feature with + or -"),
+    ({"kind": "llvm", "mattr": ["+avx2,+fma"]}, "is unknown to LLVM"),
+    ({"kind": "llvm", "mattr": [2]}, "target mattr 2: allowed: a feature with + or -"),
+    ({"kind": "llvm", "mattr": "+avx2"}, "target mattr '+avx2': allowed: a list"),
+    ({"kind": "llvm", "mattr": 2}, "target mattr 2: allowed: a list"),
+    ({"kind": "llvm", "mtriple": "foo-bar"}, "allowed: x86_64-linux-gnu, aarch64-linux-gnu"),
+    ({"kind": "llvm", "mtriple": ""}, "allowed: x86_64-linux-gnu, aarch64-linux-gnu"),
+    ({"kind": "llvm", "mtriple": "riscv64-linux-gnu"}, "'riscv64-linux-gnu' is unknown"),
+    ({"kind": "llvm", "mtriple": "x86_64-pc-windows-msvc"}, "'x86_64-pc-windows-msvc' is unknown"),
+    ({"kind": "llvm", "mtriple": 64}, "target mtriple 64 is unknown"),
+    (
+        {"kind": "llvm", "num-cores": 4},
+        "target key 'num-cores' is unknown; allowed: kind, mtriple, mcpu, mattr",
+    ),
+    ({"kind": "llvm", 5: 4}, "target key 5 is unknown"),
+    (5, "target 5: allowed: native, avx512, avx2, neon, or a dictionary"),
+    (None, "target None: allowed: native"),
+    (["llvm"], "target ['llvm']: allowed: native"),
+]
+
+
+@pytest.mark.parametrize(("target", "words"), UNKNOWN)
+def test_what_llvm_does_not_know_is_one_line(
+    target: Any, words: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(CompileError) as caught:
+        sparseflow.compile(torch.nn.Linear(4, 4).eval(), (torch.zeros(1, 4),), measure=False, target=target)
+    text = str(caught.value)
+    assert words in text
+    assert "\n" not in text
+    assert capfd.readouterr().err == ""
+
+
+def test_an_unknown_cpu_is_told_with_those_like_it() -> None:
+    with pytest.raises(
+        CompileError, match=r"'znver9' is unknown to LLVM for x86_64; allowed: .*znver5.* in all"
+    ):
+        resolve({"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "znver9"})
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        {"kind": "llvm"},
+        {"kind": "llvm", "mtriple": "x86_64-unknown-linux-gnu", "mcpu": "x86-64-v2"},
+        {"kind": "llvm", "mtriple": "aarch64-linux-musl", "mattr": ["+neon", "+sve2p1"]},
+        {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "znver4", "mattr": ("-avx512f", "+avx2")},
+    ],
+)
+def test_what_llvm_knows_is_taken(target: dict[str, Any]) -> None:
+    assert resolve(target).kind.name == "llvm"

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from sparseflow.core.checks import flag, whole_number
 from sparseflow.core.plan import Measurement
 from sparseflow.engine.machine import machine_name
 from sparseflow.engine.peers import PEERS, Array, Subject
@@ -46,6 +47,13 @@ class BenchOptions:
         Largest relative difference of outputs that is still timed.
     calibration : sequence of tuple of ndarray, optional
         Calls on which ours counts the zeros of feature maps (`sparseflow.compile`).
+
+    Raises
+    ------
+    InputError
+        If a number is out of bounds or of another type.
+    RegistryError
+        If there is no such peer.
     """
 
     threads: int = 1
@@ -57,13 +65,15 @@ class BenchOptions:
     calibration: Sequence[tuple[Array, ...]] | None = None
 
     def __post_init__(self) -> None:
-        cores = len(os.sched_getaffinity(0))
-        if not 1 <= self.threads <= cores:
-            raise InputError(
-                f"bench: {self.threads} threads asked for; allowed: 1 to {cores}, the cores at hand"
-            )
-        if self.rounds < 1:
-            raise InputError(f"bench: {self.rounds} rounds asked for; at least 1 is needed")
+        cores = len(os.sched_getaffinity(0))  # that the process can be pinned to
+        whole_number("bench: threads", self.threads, 1, cores, InputError)
+        whole_number("bench: rounds", self.rounds, 1, None, InputError)
+        for name in ("measure", "exact"):
+            flag(f"bench: {name}", getattr(self, name), InputError)
+        if not isinstance(self.tolerance, float | int) or not self.tolerance >= 0:
+            raise InputError(f"bench: tolerance={self.tolerance!r}: allowed: numbers from 0 on")
+        if isinstance(self.against, str):
+            raise InputError(f"bench: against={self.against!r}: allowed: a tuple of names, as ('torch',)")
         for name in self.against:
             PEERS[name]  # an unknown name raises with the known ones
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,13 +13,16 @@ import tvm
 from tvm import relax
 
 import sparseflow
+from sparseflow.core.checks import flag
 from sparseflow.core.map_profile import MapProfile
 from sparseflow.core.plan import cut_summary
 from sparseflow.engine.importer import Imported
 from sparseflow.engine.machine import machine_name
+from sparseflow.engine.manifest import Manifest, Signature
 from sparseflow.engine.rest import rest_times
-from sparseflow.engine.runtime import Engine, Manifest, Signature
-from sparseflow.engine.targets import architecture, instruction_sets
+from sparseflow.engine.runtime import Engine
+from sparseflow.engine.targets import architecture, instruction_sets, not_here
+from sparseflow.engine.threads import checked_threads, set_threads
 from sparseflow.errors import CompileError, SparseflowError
 from sparseflow.kernels.select import Selector
 from sparseflow.passes import pipeline
@@ -38,9 +42,15 @@ class Build:
     target : tvm.target.Target
     threads : int
     measure, exact : bool
+        For a target that this machine cannot run ``measure`` becomes False.
     sparsify : str
-    dump : Path or None
+    dump : path or None
     progress : callable or None
+
+    Raises
+    ------
+    CompileError
+        If one has another type, or the threads are out of bounds.
     """
 
     target: Any
@@ -48,8 +58,29 @@ class Build:
     measure: bool = True
     exact: bool = False
     sparsify: str = ""
-    dump: Path | None = None
+    dump: str | os.PathLike[str] | None = None
     progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        def keep(name: str, value: object) -> None:
+            object.__setattr__(self, name, value)
+
+        for name in ("measure", "exact"):
+            keep(name, flag(name, getattr(self, name), CompileError))
+        if self.measure and self.foreign:
+            keep("measure", False)
+        keep("threads", checked_threads(self.threads, self.measure))
+        if not isinstance(self.sparsify, str):
+            raise CompileError(f"sparsify={self.sparsify!r}: allowed: text")
+        if self.dump is not None and not isinstance(self.dump, str | os.PathLike):
+            raise CompileError(f"dump={self.dump!r}: allowed: the path of a folder")
+        if self.progress is not None and not callable(self.progress):
+            raise CompileError(f"progress={self.progress!r}: allowed: a function of one text")
+
+    @property
+    def foreign(self) -> str | None:
+        """Why this machine cannot run the code; None if it can."""
+        return not_here(architecture(self.target), instruction_sets(self.target))
 
     def say(self, text: str) -> None:
         """Tells what is being done."""
@@ -75,10 +106,10 @@ def build(imported: Imported, how: Build, profile: MapProfile | None = None) -> 
     def observe(phase: str, mod: tvm.IRModule) -> None:
         how.say(phase)
         if how.dump is not None:
-            how.dump.mkdir(parents=True, exist_ok=True)
-            (how.dump / f"{phase}.py").write_text(mod.script(show_meta=False))
+            _write(Path(how.dump), phase, mod)
 
     selector = how.selector()
+    set_threads(how.threads)  # of the kernels that are measured
     with inside_tvm("lowering"):
         mod = pipeline.run(imported.mod, selector, how.threads, observe, profile)
     cuts = cuts_of(mod)
@@ -105,8 +136,17 @@ def build(imported: Imported, how: Build, profile: MapProfile | None = None) -> 
         threads=how.threads,
         tvm_version=str(tvm.__version__),
         sparseflow_version=sparseflow.__version__,
+        weights=tuple(Signature(k, tuple(map(int, v.shape)), str(v.dtype)) for k, v in constants.items()),
     )
     return Engine(executable, constants, manifest)
+
+
+def _write(folder: Path, phase: str, mod: tvm.IRModule) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{phase}.py").write_text(mod.script(show_meta=False))
+    except OSError as error:
+        raise CompileError(f"dump: {folder} cannot be written ({error}); choose another folder") from error
 
 
 @contextmanager

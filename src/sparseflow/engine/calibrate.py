@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ import tvm
 from sparseflow.core.map_profile import MapCounter, MapProfile
 from sparseflow.engine.build import Build, build, inside_tvm
 from sparseflow.engine.importer import Imported, TensorSpec
+from sparseflow.engine.memory import host_arrays
 from sparseflow.engine.runtime import Engine
 from sparseflow.engine.targets import resolve
 from sparseflow.errors import InputError
@@ -50,6 +51,7 @@ def profile_maps(imported: Imported, inputs: Iterable[Any], how: Build | None = 
     CompileError
         If the model cannot be compiled.
     """
+    inputs = as_calls(inputs)
     how = replace(how or Build(resolve("native")), measure=False, dump=None)
     with inside_tvm("calibration"):
         mod = tvm.transform.Sequential([Canonicalise(how.threads), Propagate()])(imported.mod)
@@ -59,7 +61,7 @@ def profile_maps(imported: Imported, inputs: Iterable[Any], how: Build | None = 
     counters = [MapCounter(layer.name, layer.shape) for layer in exposed.layers]
     calls = 0
     for call in inputs:
-        arrays = _arrays(call)
+        arrays = host_arrays(_inputs(call), engine.inputs)
         results = engine(*arrays)
         maps = results if isinstance(results, tuple) else (results,)
         for counter, layer in zip(counters, exposed.layers, strict=True):
@@ -71,6 +73,25 @@ def profile_maps(imported: Imported, inputs: Iterable[Any], how: Build | None = 
     return MapProfile(tuple(counter.result() for counter in counters), calls)
 
 
+def as_calls(calibration: Any) -> Iterator[Any]:
+    """The calls to calibrate with, one after the other.
+
+    Raises
+    ------
+    InputError
+        If it is no collection of inputs.
+    """
+    if isinstance(calibration, str | bytes | Mapping) or not isinstance(calibration, Iterable):
+        raise InputError(
+            f"calibration: found {type(calibration).__name__}; allowed: a MapProfile, or inputs of several calls as "
+            "[x1, x2]"
+        )
+    try:
+        return iter(calibration)
+    except TypeError as error:  # an array without axes
+        raise InputError(f"calibration: {error}; allowed: inputs of several calls as [x1, x2]") from error
+
+
 def faster_engine(indexed: Engine, plain: Engine, calls: Sequence[Any]) -> Engine:
     """``indexed``, unless ``plain`` is as fast on ``calls``; the plan then says so.
 
@@ -78,7 +99,7 @@ def faster_engine(indexed: Engine, plain: Engine, calls: Sequence[Any]) -> Engin
     """
     samples: dict[str, list[float]] = {"indexed": [], "plain": []}
     for turn in range(TURNS):
-        inputs = _arrays(calls[turn % len(calls)])
+        inputs = _inputs(calls[turn % len(calls)])
         for name, engine in (("indexed", indexed), ("plain", plain)):
             samples[name].append(engine.measure(*inputs, repeats=5, warmup=1).median_s)
     with_s, without_s = (float(np.median(samples[name])) for name in ("indexed", "plain"))
@@ -121,6 +142,5 @@ def batches(
         yield tuple(np.ascontiguousarray(a[order[start : start + batch]]) for a in data)
 
 
-def _arrays(call: Any) -> tuple[Array, ...]:
-    items = call if isinstance(call, tuple | list) else (call,)
-    return tuple(np.asarray(x.detach() if hasattr(x, "detach") else x) for x in items)
+def _inputs(call: Any) -> tuple[Any, ...]:
+    return tuple(call) if isinstance(call, tuple | list) else (call,)

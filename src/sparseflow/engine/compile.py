@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import tvm
@@ -12,11 +12,10 @@ import tvm
 from sparseflow.core.map_profile import MapProfile
 from sparseflow.core.plan import Cut
 from sparseflow.engine.build import Build, Progress, build, inside_tvm
-from sparseflow.engine.calibrate import faster_engine, profile_maps
+from sparseflow.engine.calibrate import as_calls, faster_engine, profile_maps
 from sparseflow.engine.importer import Imported, import_model
 from sparseflow.engine.runtime import Engine
-from sparseflow.engine.targets import architecture, instruction_sets, not_here, resolve
-from sparseflow.errors import CompileError
+from sparseflow.engine.targets import resolve
 from sparseflow.passes.canonicalise import Canonicalise
 from sparseflow.passes.propagate import Propagate, cuts_of
 
@@ -32,7 +31,7 @@ def compile(
     shapes: Mapping[str, Sequence[int]] | None = None,
     sparsify: str = "",
     calibration: MapProfile | Iterable[Any] | None = None,
-    dump: Path | None = None,
+    dump: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Engine:
     """The engine of ``model`` for this machine, or for another.
@@ -41,9 +40,10 @@ def compile(
     ----------
     model : nn.Module, ExportedProgram, ModelProto, path or Imported
         A module needs ``example_inputs``.
-    example_inputs : sequence of tensors, optional
+    example_inputs : tuple or list of tensors, optional
     threads : int
-        Threads of one call.
+        Threads of one call: at most the CPUs here if kernels are measured, else up to 1024. On fewer CPUs an engine
+        is right, and `Engine.measure` says how many it had.
     measure : bool
         Choose kernels by measurement on this machine (kept on disk); False, or a target that this machine cannot
         run: by the cost model.
@@ -60,7 +60,7 @@ def compile(
         Real inputs of the compiled shapes, each one array or one for each input: they tell how sparse the feature
         maps are, and where a map is to carry an index of its zeros. A profile saves counting again; with inputs, and
         where kernels are measured, the whole engine is timed on them too, and left without index if that is faster.
-    dump : Path, optional
+    dump : path, optional
         Folder that receives the IR after each phase, constants left out.
     progress : callable, optional
         Told what is being done.
@@ -70,25 +70,24 @@ def compile(
     ImportModelError
         If the model cannot be read.
     CompileError
-        If a layer or the target cannot be compiled.
+        If a layer or the target cannot be compiled, or an argument is none of those allowed.
+    InputError
+        If the calibration inputs do not fit the model.
     """
-    if threads < 1:
-        raise CompileError(f"threads={threads}: at least one thread is needed")
     how = Build(resolve(target), threads, measure, exact, sparsify, dump, progress)
-    how.say("import")
-    imported = (
-        model
-        if isinstance(model, Imported)
-        else import_model(model, None if example_inputs is None else tuple(example_inputs), shapes)
+    calls = (
+        calibration
+        if calibration is None or isinstance(calibration, MapProfile)
+        else list(as_calls(calibration))
     )
-    foreign = not_here(architecture(how.target), instruction_sets(how.target))
-    if foreign and measure:
-        how.say(f"the cost model chooses: {foreign}")
-        how = replace(how, measure=False)
-    if calibration is None or isinstance(calibration, MapProfile):
-        return build(imported, how, calibration)
-    calls = list(calibration)  # of a model for another machine the maps are counted on this one
-    profile = profile_maps(imported, calls, Build(resolve("native"), threads, progress=progress))
+    how.say("import")
+    imported = import_model(model, example_inputs, shapes)
+    if measure and how.foreign:
+        how.say(f"the cost model chooses: {how.foreign}")
+    if calls is None or isinstance(calls, MapProfile):
+        return build(imported, how, calls)
+    # of a model for another machine the maps are counted on this one
+    profile = profile_maps(imported, calls, replace(how, target=resolve("native"), measure=False))
     engine = build(imported, how, profile)
     if not how.measure or not any(layer.map_format for layer in engine.plan.layers):
         return engine

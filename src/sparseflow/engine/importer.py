@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparseflow.core.checks import whole_number
 from sparseflow.errors import ImportModelError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Imported:
 
 
 def import_model(
-    model: Any, example_inputs: tuple[Any, ...] | None = None, shapes: Shapes | None = None
+    model: Any, example_inputs: Sequence[Any] | None = None, shapes: Shapes | None = None
 ) -> Imported:
     """One Relax function of a model: high-level operators, static shapes, named weights.
 
@@ -57,7 +58,7 @@ def import_model(
     model : torch.nn.Module, torch.export.ExportedProgram, onnx.ModelProto, str or path
         A module needs ``example_inputs``; a path ends in ``.pt2`` or ``.onnx``. An `Imported` is returned
         as it is.
-    example_inputs : tuple of torch.Tensor
+    example_inputs : tuple or list of torch.Tensor
         Fixes the shapes of an ``nn.Module``.
     shapes : dict of str to sequence of int
         Input name → shape; binds free dimensions of a program or an ONNX model.
@@ -65,10 +66,15 @@ def import_model(
     Raises
     ------
     ImportModelError
-        If the file is missing or unreadable, an operator is unsupported, or a dimension stays free.
+        If the file is missing or unreadable, an operator is unsupported, a dimension stays free or an input has no
+        elements.
     """
     if isinstance(model, Imported):
         return model
+    if example_inputs is not None and not isinstance(example_inputs, tuple | list):
+        raise ImportModelError(
+            f"example_inputs: found {type(example_inputs).__name__}; allowed: a tuple of tensors, as (x,)"
+        )
     if isinstance(model, str | os.PathLike):
         model = read_model(Path(model))
     kind = _kind(model)
@@ -79,7 +85,7 @@ def import_model(
             raise ImportModelError(
                 f"{type(model).__name__}: an nn.Module needs example_inputs=(tensor, …) to fix its shapes"
             )
-        model, kind = export_module(model, example_inputs), "program"
+        model, kind = export_module(model, tuple(example_inputs)), "program"
     if kind == "program":
         from sparseflow.engine.frontends.torch_frontend import program_to_relax
 
@@ -93,7 +99,13 @@ def import_model(
 
     mod = clean(mod)
     main = mod["main"]
-    return Imported(mod, _specs(inputs, [p.ty for p in main.params]), _specs(outputs, _fields(main.ret_ty)))
+    specs = _specs(inputs, [p.ty for p in main.params])
+    for spec in specs:
+        if 0 in spec.shape:
+            raise ImportModelError(
+                f"input {spec.name!r}: its shape {list(spec.shape)} has no elements; give 1 or more"
+            )
+    return Imported(mod, specs, _specs(outputs, _fields(main.ret_ty)))
 
 
 def _kind(model: Any) -> str:
@@ -150,7 +162,7 @@ def _bind_shapes(mod: Any, inputs: Sequence[str], shapes: Shapes) -> Any:
     """The module with its parameters' free dimensions bound from ``shapes``."""
     from tvm.relax.transform import BindSymbolicVars
 
-    check_shape_names(inputs, shapes)
+    check_shapes(inputs, shapes)
     binding: dict[Any, int] = {}
     for name, param in zip(inputs, mod["main"].params, strict=True):
         declared = [getattr(d, "value", d) for d in param.ty.shape]
@@ -165,13 +177,27 @@ def _bind_shapes(mod: Any, inputs: Sequence[str], shapes: Shapes) -> Any:
     return BindSymbolicVars(binding, "main")(mod) if binding else mod
 
 
-def check_shape_names(inputs: Sequence[str], shapes: Shapes) -> None:
-    """Raise `ImportModelError` if ``shapes`` names something that is not an input."""
-    for name in shapes:
+def check_shapes(inputs: Sequence[str], shapes: Shapes) -> None:
+    """Nothing, if ``shapes`` gives sizes of inputs.
+
+    Raises
+    ------
+    ImportModelError
+        If it names something else, or a size is no whole number from 1 on.
+    """
+    if not isinstance(shapes, Mapping):
+        raise ImportModelError(
+            f"shapes={shapes!r}: allowed: input name to sizes, as {{'x': (1, 3, 224, 224)}}"
+        )
+    for name, sizes in shapes.items():
         if name not in inputs:
             raise ImportModelError(
                 f"shape of {name!r}: the model has no such input; its inputs: {', '.join(inputs)}"
             )
+        if isinstance(sizes, str) or not isinstance(sizes, Sequence):
+            raise ImportModelError(f"shape of {name!r}: found {sizes!r}; allowed: sizes, as (1, 3, 224, 224)")
+        for axis, size in enumerate(sizes):
+            whole_number(f"shape of {name!r}: axis {axis}", size, 1, None, ImportModelError)
 
 
 def fit_shape(
@@ -194,7 +220,7 @@ def fit_shape(
         return []
     given = ",".join(map(str, wanted))
     clash = any(isinstance(d, int) and d != w for d, w in zip(declared, wanted, strict=False))
-    if len(wanted) != len(declared) or clash or any(w < 1 for w in wanted):
+    if len(wanted) != len(declared) or clash:
         raise ImportModelError(f"input {name!r}: shape {given} does not fit the model's [{text}]")
     return [
         (i, int(w)) for i, (d, w) in enumerate(zip(declared, wanted, strict=True)) if not isinstance(d, int)

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import tvm
 
+from sparseflow.core.checks import whole_number
 from sparseflow.core.latency_table import DENSE, LayerOption, LayerTimes
 from sparseflow.core.structures import Structure, parse_structure
 from sparseflow.engine.compile import compile
 from sparseflow.engine.importer import Imported
 from sparseflow.engine.machine import machine_name
 from sparseflow.engine.targets import host_target
+from sparseflow.engine.threads import checked_threads, set_threads
 from sparseflow.errors import InputError, StructureError
 from sparseflow.kernels.select import Selector, layouts_for, time_interleaved, trials
 from sparseflow.kernels.target import vector_unit
@@ -74,6 +76,11 @@ class LayerTimer:
         Samples of each kernel; the options of a layer take turns.
     say : callable, optional
         Told what is being measured.
+
+    Raises
+    ------
+    InputError
+        If the threads or the rounds are out of bounds.
     """
 
     imported: Imported
@@ -84,6 +91,8 @@ class LayerTimer:
     target: Any = field(default_factory=host_target)
 
     def __post_init__(self) -> None:
+        self.threads = checked_threads(self.threads, measured=True, error=InputError)
+        self.rounds = whole_number("rounds", self.rounds, 1, None, InputError)
         self.selector = Selector(self.target, machine_name(), self.measure, self.say)
         with self.target:
             passes = [Canonicalise(self.threads, vector_unit(self.target))]
@@ -112,6 +121,7 @@ class LayerTimer:
         """
         if name not in self._layers:
             raise InputError(f"no layer {name!r} to tune; there are {', '.join(self.names)}")
+        set_threads(self.threads)
         workload, weight = self._layers[name]
         prepared = [self._prepare(name, DENSE, 1.0, workload, weight)]
         for pruning in wanted:

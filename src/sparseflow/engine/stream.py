@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from sparseflow.engine.machine import machine_name
-from sparseflow.engine.runtime import Engine, Signature, checked
+from sparseflow.engine.manifest import Signature
+from sparseflow.engine.memory import device_tensor, host_arrays, is_torch
+from sparseflow.engine.runtime import Engine
 from sparseflow.engine.stream_steps import Function, KeptMap, LayerStep, Step, StepChange
-from sparseflow.errors import InputError
+from sparseflow.engine.threads import set_threads
 from sparseflow.kernels.kept import EVERY
 from sparseflow.kernels.workload import Array
 
@@ -58,6 +61,8 @@ class StreamEngine:
     The first call, and the first after `reset`, computes everything; further calls recompute the tiles that the changes
     of the frame reach. With threshold 0 the result is bit by bit that of a first call with the same frame.
 
+    Several Python threads may call it: each call is the next frame, in the order in which they get their turn.
+
     Attributes
     ----------
     threshold : float
@@ -76,6 +81,7 @@ class StreamEngine:
         self._rest, self._boundary, self.threshold = rest, tuple(boundary), threshold
         self.last: FrameChange | None = None
         self._results: tuple[Array, ...] | None = None
+        self._turn = threading.Lock()
 
     @property
     def layers(self) -> tuple[StreamLayer, ...]:
@@ -106,7 +112,8 @@ class StreamEngine:
 
     def reset(self) -> None:
         """Forgets the last frame: the next call computes everything."""
-        self._results = None
+        with self._turn:
+            self._results = None
 
     def __call__(self, *inputs: Any) -> Any:
         """Runs the network on the next frame.
@@ -114,11 +121,21 @@ class StreamEngine:
         Raises
         ------
         InputError
-            If the number, the shape or the dtype of the inputs is not that of the engine.
+            If the number, the shape or the dtype of the inputs is not that of the engine, or its values are not in the
+            CPU's memory.
         """
-        if len(inputs) != 1:
-            raise InputError(f"{len(inputs)} inputs given, 1 expected: {self.inputs[0].name}")
-        frame = checked(inputs[0], self.inputs[0])
+        frame = device_tensor(*host_arrays(inputs, self.inputs))
+        with self._turn:
+            set_threads(self.threads)
+            copies: list[Any] = [np.array(r) for r in self._next(frame)]
+        if is_torch(inputs[0]):
+            import torch
+
+            copies = [torch.from_numpy(c) for c in copies]
+        return copies[0] if len(copies) == 1 else tuple(copies)
+
+    def _next(self, frame: Any) -> tuple[Array, ...]:
+        """The results for one more frame; they are the engine's own."""
         start = time.perf_counter()
         first, kept = self._results is None, self._results
         self._results = None  # a call that fails leaves maps of two frames
@@ -135,12 +152,7 @@ class StreamEngine:
         end = time.perf_counter()
         self._results = kept
         self.last = FrameChange(tuple(changes), end - begun, end - start)
-        copies: list[Any] = [np.array(r) for r in kept]
-        if type(inputs[0]).__module__.startswith("torch"):
-            import torch
-
-            copies = [torch.from_numpy(c) for c in copies]
-        return copies[0] if len(copies) == 1 else tuple(copies)
+        return kept
 
     def _run(self, frame: Any, first: bool) -> list[StepChange]:
         maps = [self._frame, *(step.target for step in self._steps)]

@@ -13,7 +13,7 @@ import tvm
 
 from sparseflow.engine.build import Build, Progress, build, inside_tvm
 from sparseflow.engine.importer import Imported, TensorSpec, import_model
-from sparseflow.engine.runtime import Signature
+from sparseflow.engine.manifest import Signature
 from sparseflow.engine.stream import StreamEngine
 from sparseflow.engine.stream_graph import MapNode, Split, split
 from sparseflow.engine.stream_steps import (
@@ -28,6 +28,7 @@ from sparseflow.engine.stream_steps import (
 )
 from sparseflow.engine.stream_tiles import BATCH, PartKernel, part_kernels, window_of
 from sparseflow.engine.targets import resolve
+from sparseflow.engine.threads import set_threads
 from sparseflow.errors import CompileError
 from sparseflow.kernels import kept as kept_maps
 from sparseflow.kernels import tiles as tile_kernels
@@ -75,15 +76,13 @@ def compile_stream(
     CompileError
         If the network has no convolutions that can be run in parts, or one behind an operator that needs whole maps.
     """
-    if not 0.0 <= threshold < 1.0:
+    if not isinstance(threshold, float | int | np.floating) or not 0.0 <= threshold < 1.0:
         raise CompileError(f"threshold={threshold}: a fraction of a map's largest magnitude, 0 to below 1")
-    if threads < 1:
-        raise CompileError(f"threads={threads}: at least one thread is needed")
     how = Build(resolve("native"), threads, measure, exact, progress=progress)
     how.say("import")
-    imported = import_model(model, None if example_inputs is None else tuple(example_inputs), shapes)
+    imported = import_model(model, example_inputs, shapes)
     with inside_tvm("propagation"), how.target:
-        phases = pipeline.phases(how.selector(), threads)
+        phases = pipeline.phases(how.selector(), how.threads)
         passes = [p for name in ("canonicalise", "propagate", "index") for p in phases[name]]
         parts = split(tvm.transform.Sequential(passes)(imported.mod))
     specs = tuple(TensorSpec(f"map{i}", shape_of(v), "float32") for i, v in enumerate(parts.boundary))
@@ -140,6 +139,7 @@ class _Builder:
         for kernel in self.known.values():
             kernel.bind(module)
         if self.how.measure:
+            set_threads(self.how.threads)
             for step in steps:
                 if isinstance(step, LayerStep):
                     self.how.say(f"measure {step.name}")

@@ -11,6 +11,7 @@ import tvm
 from tvm.support import cc
 
 from sparseflow.engine.machine import cpu_flags, vector_flags
+from sparseflow.engine.target_check import check_target
 from sparseflow.errors import CompileError, EngineError
 
 TARGETS: dict[str, dict[str, Any]] = {
@@ -32,7 +33,7 @@ def resolve(target: str | Mapping[str, Any]) -> Any:
     Raises
     ------
     CompileError
-        If the name is unknown or TVM refuses the dictionary.
+        If the name is unknown, or the dictionary names something that LLVM or the kernels do not know.
     """
     if target == "native":
         return host_target()
@@ -40,11 +41,16 @@ def resolve(target: str | Mapping[str, Any]) -> Any:
         if target not in TARGETS:
             raise CompileError(f"target {target!r} is unknown; allowed: native, {', '.join(TARGETS)}")
         target = TARGETS[target]
+    if not isinstance(target, Mapping):
+        raise CompileError(
+            f"target {target!r}: allowed: native, {', '.join(TARGETS)}, or a dictionary as "
+            '{"kind": "llvm", "mcpu": "znver4"}'
+        )
+    check_target(target)
     try:
         return tvm.target.Target(dict(target))
     except (ValueError, TypeError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[-1]
-        raise CompileError(f"target {dict(target)}: {first}") from error
+        raise CompileError(f"target {dict(target)}: {str(error).strip().splitlines()[-1]}") from error
 
 
 def architecture(target: Any) -> str:

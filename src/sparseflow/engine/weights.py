@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sparseflow.engine.memory import weight_tensor
 from sparseflow.errors import ImportModelError
 
 Array = np.ndarray[Any, Any]
@@ -57,7 +58,7 @@ def weighted_layers(model: Any) -> tuple[WeightedLayer, ...]:
     Raises
     ------
     ImportModelError
-        If the model is of another kind.
+        If the model is of another kind, or a weight's values cannot be read.
     """
     torch, onnx = sys.modules.get("torch"), sys.modules.get("onnx")
     if torch is not None and isinstance(model, torch.nn.Module):
@@ -94,7 +95,7 @@ def _torch_layer(name: str, op: str, tensor: Any, groups: int) -> WeightedLayer:
         with torch.no_grad():
             tensor.copy_(torch.from_numpy(np.ascontiguousarray(array)))
 
-    return WeightedLayer(name, op, tensor.detach().cpu().numpy(), groups, write)
+    return WeightedLayer(name, op, weight_tensor(tensor, name).numpy(), groups, write)
 
 
 def _of_module(module: Any) -> list[WeightedLayer]:

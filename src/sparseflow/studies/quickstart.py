@@ -30,6 +30,7 @@ from sparseflow.engine.bench import interleave, max_relative_error, pinned
 from sparseflow.engine.machine import machine_name
 from sparseflow.engine.peers import PEERS, Subject
 from sparseflow.engine.runtime import Engine
+from sparseflow.engine.threads import checked_threads
 from sparseflow.errors import CompileError, InputError, SparseflowError
 from sparseflow.studies.results import (
     DENSE,
@@ -112,8 +113,7 @@ def run(
         If an output differs from torch's by more than `TOLERANCE`, or the folder cannot be written or holds a
         run with other settings.
     """
-    if threads < 1:
-        raise InputError(f"quick start: {threads} threads asked for; at least one is needed")
+    threads = checked_threads(threads, measured=True, error=InputError)
     return _Quickstart(Path(out_dir), threads, seed, settings or QuickstartSettings(), progress).run()
 
 

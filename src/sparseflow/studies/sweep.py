@@ -15,10 +15,12 @@ from typing import Any
 
 import joblib
 
+from sparseflow.core.checks import whole_number
 from sparseflow.core.plan import Measurement
 from sparseflow.engine.bench import interleave, pinned
 from sparseflow.engine.machine import machine_name
 from sparseflow.engine.runtime import Engine
+from sparseflow.engine.threads import checked_threads
 from sparseflow.errors import InputError, SparseflowError
 from sparseflow.studies.quickstart import versions
 from sparseflow.studies.results import DENSE, Environment
@@ -65,11 +67,9 @@ class SweepOptions:
     kernels_measured: bool = True
 
     def __post_init__(self) -> None:
-        if self.jobs < 1 or self.threads < 1 or self.rounds < 1:
-            raise InputError(
-                f"sweep: found jobs {self.jobs}, threads {self.threads}, rounds {self.rounds}; "
-                "1 or more of each is allowed"
-            )
+        whole_number("sweep: jobs", self.jobs, 1, None, InputError)
+        whole_number("sweep: rounds", self.rounds, 1, None, InputError)
+        checked_threads(self.threads, self.measure, InputError)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from sparseflow.engine.frontends.constants import check_dtype, named_constant
 from sparseflow.engine.frontends.onnx_fold import Arrays, fold
 from sparseflow.engine.frontends.onnx_resize import resize_axes
 from sparseflow.engine.frontends.resample import pad, resample
-from sparseflow.engine.importer import Shapes, check_shape_names, fit_shape
+from sparseflow.engine.importer import Shapes, check_shapes, fit_shape
 from sparseflow.errors import ImportModelError
 
 
@@ -57,7 +57,7 @@ def onnx_to_relax(model: Any, shapes: Shapes) -> tuple[Any, list[str], list[str]
     graph = model.graph
     initialised = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in initialised]
-    check_shape_names([value.name for value in inputs], shapes)
+    check_shapes([value.name for value in inputs], shapes)
     bound = {value.name: _bound_shape(value, shapes.get(value.name)) for value in inputs}
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
     _check_operators(graph)

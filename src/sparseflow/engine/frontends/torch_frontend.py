@@ -20,6 +20,7 @@ from tvm.relax.frontend.torch.exported_program_translator import ExportedProgram
 
 from sparseflow.engine.frontends import torch_resample
 from sparseflow.engine.frontends.constants import check_dtype, close_blocks, named_constant
+from sparseflow.engine.memory import weight_tensor
 from sparseflow.errors import ImportModelError
 
 Converter = Callable[[Any], Any]
@@ -39,7 +40,7 @@ def export_module(module: torch.nn.Module, example_inputs: tuple[Any, ...]) -> A
     Raises
     ------
     ImportModelError
-        If the module is in training mode, an input is not a tensor, or torch cannot trace it.
+        If the module is in training mode, an input is not a tensor or empty, or torch cannot trace it.
     """
     if module.training:
         raise ImportModelError(
@@ -50,6 +51,11 @@ def export_module(module: torch.nn.Module, example_inputs: tuple[Any, ...]) -> A
             raise ImportModelError(
                 f"{type(module).__name__}: example input {i} is a {type(value).__name__}; "
                 "allowed: torch tensors, in a tuple"
+            )
+        if not value.numel():
+            raise ImportModelError(
+                f"{type(module).__name__}: example input {i} of shape {list(value.shape)} "
+                "has no elements; give 1 or more"
             )
     try:
         with torch.no_grad(), warnings.catch_warnings():
@@ -86,7 +92,7 @@ def program_to_relax(program: Any) -> tuple[Any, list[str], list[str]]:
     Raises
     ------
     ImportModelError
-        If an operator has no Relax translation; the message names operator and node.
+        If an operator has no Relax translation, by operator and node, or a weight's values cannot be read.
     """
     for name, tensor in program.named_parameters():
         check_dtype(name, str(tensor.dtype).removeprefix("torch."))
@@ -101,7 +107,8 @@ def program_to_relax(program: Any) -> tuple[Any, list[str], list[str]]:
             program = program.run_decompositions(table)
         except Exception as error:
             raise ImportModelError(f"torch.export program: cannot decompose: {first_line(error)}") from error
-        importer = ExportedProgramImporter()
+        tensors = {**dict(program.constants), **dict(program.state_dict)}
+        importer = _Importer(tensors)
         known = {
             **importer.create_convert_map(),
             "scaled_dot_product_attention.default": _attention(importer),
@@ -119,7 +126,7 @@ def program_to_relax(program: Any) -> tuple[Any, list[str], list[str]]:
             raise
     inputs = [str(name) for name in program.graph_signature.user_inputs]
     outputs = [str(spec.arg.name) for spec in program.graph_signature.output_specs if _is_user_output(spec)]
-    return _name_constants(mod, program), inputs, outputs
+    return _name_constants(mod, importer.names), inputs, outputs
 
 
 def first_line(error: BaseException) -> str:
@@ -164,10 +171,29 @@ def _guard(convert: Converter) -> Callable[[Any, Any], Any]:
     return guarded
 
 
-def _name_constants(mod: Any, program: Any) -> Any:
+class _Importer(ExportedProgramImporter):
+    """TVM's importer, which reads memory as it stands: it gets each tensor's values in plain memory.
+
+    Attributes
+    ----------
+    names : dict of int to str
+        Address of that memory → name of the parameter, buffer or constant.
+    """
+
+    def __init__(self, tensors: Mapping[str, Any]) -> None:
+        super().__init__()
+        given = {name: t for name, t in tensors.items() if isinstance(t, torch.Tensor)}
+        dense = {name: t if t.layout == torch.strided else t.to_dense() for name, t in given.items()}
+        plain = {name: weight_tensor(t, name) for name, t in dense.items()}
+        self._plain = {id(t): plain[name] for name, t in given.items()}
+        self.names = {t.data_ptr(): name for name, t in plain.items() if t.numel()}
+
+    def _convert_pytorch_tensor_to_tvm(self, tensor_value: Any) -> Any:
+        return super()._convert_pytorch_tensor_to_tvm(self._plain[id(tensor_value)])
+
+
+def _name_constants(mod: Any, names: Mapping[int, str]) -> Any:
     """The module with every parameter, buffer and constant copied out of torch's memory and named."""
-    tensors = {**dict(program.constants), **dict(program.state_dict)}
-    names = {t.data_ptr(): n for n, t in tensors.items() if isinstance(t, torch.Tensor) and t.numel()}
 
     @relax.expr_functor.mutator
     class Namer(relax.PyExprMutator):

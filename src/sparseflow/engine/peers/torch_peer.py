@@ -43,4 +43,4 @@ class TorchPeer:
         finally:  # a process-wide setting: another part's sums must not depend on who ran a peer
             torch.set_num_threads(before)
         outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
-        return [output.numpy() for output in outputs]
+        return [output.resolve_conj().resolve_neg().numpy() for output in outputs]
