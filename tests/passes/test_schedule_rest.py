@@ -160,6 +160,13 @@ CASES = [
         lambda x: x.amin(-1, keepdim=True),
         ((6, 75),),
     ),
+    Case(
+        "sum of few exponentials",
+        lambda e, x: R.sum(e(R.exp(e(R.tanh(x)))), [1]),
+        lambda x: x.tanh().exp().sum(1),
+        ((2, 5, 83),),
+        1e-5,
+    ),
     Case("product", lambda e, x: R.prod(x, [-1]), lambda x: x.prod(-1), ((6, 19),), 1e-4),
     Case("variance", lambda e, x: R.variance(x, [-1]), lambda x: x.var(-1, correction=0), ((6, 75),)),
     Case(

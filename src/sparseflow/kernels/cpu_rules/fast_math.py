@@ -6,12 +6,14 @@ comparisons and bit moves. Largest errors over all finite float32 inputs, held b
 ========= ==================================== =====================================================
 function  error                                outside the range
 ========= ==================================== =====================================================
-exp       2e-7 relative for x >= -86.9         0 below -87; NaN stays NaN
-tanh      3e-7 relative
-sigmoid   3e-7 relative for x >= -86.9
-erf       4e-7 relative and absolute
-log       2e-7 relative to max(|log x|, 1e-2)  of 0 -infinity, of negative numbers NaN
+exp       2e-7 relative for x >= -86.9         0 below -87 and of -infinity; infinity above 88.7
+tanh      3e-7 relative                        ±1 of ±infinity
+sigmoid   3e-7 relative for x >= -86.9         0 and 1 of ±infinity
+erf       4e-7 relative and absolute           ±1 of ±infinity
+log       2e-7 relative to max(|log x|, 1e-2)  of 0 -infinity, of negative numbers NaN; -88 of denormals
 ========= ==================================== =====================================================
+
+NaN stays NaN in all of them, so that softplus, SiLU, GELU and Mish, which are made of them, keep it as torch does.
 
 References
 ----------
@@ -39,7 +41,7 @@ def _f(value: float) -> Expr:
 
 
 def _let(value: Expr, body: Callable[[Expr], Expr]) -> Expr:
-    """``body`` of ``value`` computed once."""
+    """``body`` of ``value`` computed once; `Registers` keeps TVM from writing it out."""
     var = tirx.Var("t", dtype_of(value))
     return prim.Let(var, value, body(var))
 

@@ -10,7 +10,6 @@ from tvm.ir.prim import expr as prim
 
 from .access import Nest, coefficient
 from .expr import Expr, const, dtype_of, int_value, rewrite, substitute, walk
-from .fast_math import fast_math
 from .loops import Place, loop, over, sequence, shared_loop, value_at, vector
 from .program import Axis
 
@@ -41,7 +40,11 @@ class InjectiveLoops:
         nest = self.nest
         axis = self.axis
         if axis is None:
-            return tirx.BufferStore(nest.out, fast_math(nest.value), [nest.offset])
+            return vector(
+                1,
+                lambda i: tirx.BufferStore(nest.out, value_at(nest.value, {}, i), [nest.offset]),
+                self.dtype,
+            )
         outer = [a for a in nest.spatial if a is not axis]
         tiled = self._tiled(axis, outer)
         if tiled is not None:

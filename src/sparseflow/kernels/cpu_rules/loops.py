@@ -11,6 +11,7 @@ from tvm.tirx import ForKind
 from .expr import Expr, const, substitute
 from .fast_math import fast_math
 from .program import Axis
+from .registers import Registers
 
 Body = Callable[[Expr], Any]
 """Makes the statement for one value of an index."""
@@ -48,8 +49,11 @@ def sequence(statements: Iterable[Any]) -> Any:
 
 
 def vector(lanes: int, body: Body, dtype: str) -> Any:
-    """``body`` for each lane at once."""
-    return loop(lanes, body, dtype, ForKind.VECTORIZED if lanes > 1 else ForKind.SERIAL, "lane")
+    """The store that ``body`` makes, for each lane at once; its lets become registers."""
+    registers = Registers(lanes)
+    kind = ForKind.VECTORIZED if lanes > 1 else ForKind.SERIAL
+    whole = loop(lanes, lambda i: sequence(registers.store(body(i), i)), dtype, kind, "lane")
+    return sequence([*registers.allocations(), whole])
 
 
 def over(axes: list[Axis], threads: int, body: Callable[[Place, int], Any], dtype: str) -> Any:

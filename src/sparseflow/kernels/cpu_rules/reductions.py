@@ -12,7 +12,6 @@ from tvm.tirx import ForKind
 
 from .access import Nest, coefficient
 from .expr import Expr, const, dtype_of, loads, substitute
-from .fast_math import fast_math
 from .lanes import LaneSums
 from .loops import Place, loop, over, sequence, shared_loop, value_at, vector
 from .program import Axis
@@ -46,11 +45,15 @@ class ReductionLoops:
     def statement(self) -> Any:
         """The whole stage."""
         if self.axis is None:
-            result = self._combine(self.nest.init, fast_math(self.nest.value))
-            return tirx.BufferStore(self.nest.out, result, [self.nest.offset])
+            return vector(1, self._single, self.dtype)
         if any(self.axis is a for a in self.nest.spatial):
             return self._across(self.axis)
         return self._along(self.axis)
+
+    def _single(self, lane: Expr) -> Any:
+        """The one result of a stage whose axes all have one element."""
+        result = self._combine(self.nest.init, value_at(self.nest.value, {}, lane))
+        return tirx.BufferStore(self.nest.out, result, [self.nest.offset])
 
     def _combine(self, a: Expr, b: Expr) -> Expr:
         kinds = {"add": prim.Add, "mul": prim.Mul, "max": prim.Max, "min": prim.Min}
