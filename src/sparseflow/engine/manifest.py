@@ -22,6 +22,11 @@ from sparseflow.errors import EngineError
 Array = npt.NDArray[Any]
 MANIFEST, CODE, WEIGHTS = "manifest.json", "code.so", "weights.npz"
 FORMAT = 1
+UNREADABLE = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError, MemoryError, SyntaxError,
+    NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What NumPy raises on a damaged file, whichever part is damaged."""
 
 
 @dataclass(frozen=True)
@@ -179,10 +184,7 @@ def read_weights(folder: Path, wanted: tuple[Signature, ...] | None) -> dict[str
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: np.asarray(file[name]) for name in file.files}
-    except (
-        OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError, MemoryError,
-        SyntaxError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error,
-    ) as error:  # fmt: skip
+    except UNREADABLE as error:
         raise EngineError(
             f"{path}: no readable weights ({first_line(error)}); compile the engine anew"
         ) from error
