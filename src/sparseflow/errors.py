@@ -61,3 +61,9 @@ class CompileError(SparseflowError, ValueError):
 
 class EngineError(SparseflowError, ValueError):
     """A saved engine that cannot be loaded."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line with any text of an error of another library, or its class where it has none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

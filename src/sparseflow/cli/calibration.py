@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sparseflow.errors import DataError
+from sparseflow.errors import DataError, first_line
 
 if TYPE_CHECKING:
     from sparseflow.engine.importer import TensorSpec
@@ -74,7 +74,7 @@ def calibration_calls(
 
 
 def _from_file(path: Path, inputs: Sequence[TensorSpec]) -> tuple[Array, ...]:
-    from sparseflow.engine.manifest import UNREADABLE, first_line
+    from sparseflow.engine.manifest import UNREADABLE
 
     try:
         content = np.load(path, allow_pickle=False)

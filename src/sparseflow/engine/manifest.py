@@ -17,7 +17,7 @@ import numpy.typing as npt
 from sparseflow.core.checks import check_record
 from sparseflow.core.plan import Plan
 from sparseflow.engine.threads import MOST_THREADS
-from sparseflow.errors import EngineError
+from sparseflow.errors import EngineError, first_line
 
 Array = npt.NDArray[Any]
 MANIFEST, CODE, WEIGHTS = "manifest.json", "code.so", "weights.npz"
@@ -160,11 +160,6 @@ def read_manifest(folder: Path) -> Manifest:
                 f"{folder / name}: truncated or changed since it was written; compile the engine anew"
             )
     return manifest
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its class where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def write_weights(folder: Path, arrays: Mapping[str, Any]) -> None:

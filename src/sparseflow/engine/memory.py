@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import tvm
 
-from sparseflow.errors import ImportModelError, InputError
+from sparseflow.errors import ImportModelError, InputError, first_line
 
 Array = npt.NDArray[Any]
 ALIGNMENT = 64
@@ -62,7 +62,7 @@ def dense_tensor(tensor: Any) -> Any:
     except ValueError:
         raise
     except Exception as error:  # a subclass of Tensor runs its own code
-        raise ValueError(f"has no memory that can be read ({_first_line(error)})") from error
+        raise ValueError(f"has no memory that can be read ({first_line(error)})") from error
     if not address and dense.numel():
         raise ValueError("has no memory that can be read")
     return dense
@@ -158,7 +158,7 @@ def _array(x: Any) -> Array:
     except ValueError:
         raise
     except Exception as error:  # the other library's code
-        raise ValueError(f"has no memory that can be read ({_first_line(error)})") from error
+        raise ValueError(f"has no memory that can be read ({first_line(error)})") from error
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
@@ -171,11 +171,6 @@ def _device_tensor(x: Any) -> Any:
     if not (flags.writeable and flags.c_contiguous) or x.ctypes.data % ALIGNMENT:
         return device_copy(x)
     return tvm.runtime.from_dlpack(x)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def device_copy(array: Array) -> Any:

@@ -24,7 +24,6 @@ from sparseflow.engine.manifest import (
     MANIFEST,
     Manifest,
     Signature,
-    first_line,
     read_manifest,
     read_weights,
     write_manifest,
@@ -34,7 +33,7 @@ from sparseflow.engine.memory import device_copy, device_tensors, is_torch
 from sparseflow.engine.notices import without_notices
 from sparseflow.engine.targets import linker, not_here
 from sparseflow.engine.threads import set_threads
-from sparseflow.errors import EngineError, InputError
+from sparseflow.errors import EngineError, InputError, first_line
 
 
 class Engine:
