@@ -8,8 +8,8 @@ SparseflowError
 ├── DataError          a data set that is missing, truncated or of the wrong shape
 ├── CheckpointError    a checkpoint that is truncated or belongs to another run
 ├── ImportModelError   a model that cannot be read or holds an unsupported operator
-├── InputError         a call whose inputs have the wrong number, shape or dtype
-├── CompileError       a layer or target that cannot be compiled
+├── InputError         inputs of the wrong number, shape or dtype, or without values in memory; a setting out of bounds
+├── CompileError       a layer or target that cannot be compiled, or an argument of `compile` that is not allowed
 └── EngineError        an engine that is truncated, of another version or for another CPU
 """
 
@@ -52,12 +52,18 @@ class ImportModelError(SparseflowError, ValueError):
 
 
 class InputError(SparseflowError, ValueError):
-    """Inputs that an engine does not accept."""
+    """Inputs or settings that are not accepted."""
 
 
 class CompileError(SparseflowError, ValueError):
-    """A module that cannot be compiled for the target."""
+    """A module that cannot be compiled for the target, or not in the way asked for."""
 
 
 class EngineError(SparseflowError, ValueError):
     """A saved engine that cannot be loaded."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line with any text of an error of another library, or its class where it has none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

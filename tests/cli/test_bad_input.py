@@ -48,6 +48,9 @@ def test_missing_file(command: str, invoke: Invoke, tmp_path: Path) -> None:
         (["--shape", "y=1,3,8,8"], ["no such input", "its inputs: x"]),
         (["--shape", "x=1,3,9,8"], ["1,3,9,8", "does not fit", "1,3,8,8"]),
         (["--batch", "2"], ["--batch is for zoo models"]),
+        (["--threads", "1000"], ["threads=1000: allowed: 1 to ", "--no-measure"]),
+        (["--threads", "1025", "--no-measure"], ["threads=1025: allowed: whole numbers 1 to 1024"]),
+        (["--dump", "/dev/null/ir", "--no-measure"], ["dump: /dev/null/ir cannot be written"]),
     ],
 )
 def test_options_that_do_not_fit(
@@ -130,10 +133,22 @@ def test_unknown_layer_of_an_engine(invoke: Invoke, files: Files) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "part"),
-    [(["--against", "torhc"], "unknown peer 'torhc'"), (["--threads", "4096"], "threads=4096: allowed")],
+    [
+        (["--against", "torhc"], "unknown peer 'torhc'"),
+        (["--threads", "4096"], "threads=4096: allowed"),
+    ],
 )
 def test_bench_options(arguments: list[str], part: str, invoke: Invoke, files: Files) -> None:
     assert_one_line(invoke("bench", files.pt2, *arguments), part)
+
+
+def test_threads_of_other_commands(invoke: Invoke, files: Files, tmp_path: Path) -> None:
+    for command in (
+        ("tune", files.pt2, "-o", tmp_path / "table.json"),
+        ("quickstart", "--out", tmp_path / "out"),
+    ):
+        assert_one_line(invoke(*command, "--threads", "1000"), "threads=1000: allowed: 1 to ")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_recipe_with_an_unknown_key(invoke: Invoke, tmp_path: Path) -> None:

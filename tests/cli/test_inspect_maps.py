@@ -61,6 +61,8 @@ def test_arrays_by_the_inputs_names(invoke: Invoke, files: Files, tmp_path: Path
     ("arguments", "message"),
     [
         (["--data", "missing.npy"], r"missing.npy: no readable array"),
+        (["--data", "DAMAGED"], r"damaged.npz: no readable array"),
+        (["--data", "OBJECTS"], r"objects.npz: no readable array"),
         (["--data", "no-such-data"], "unknown data set 'no-such-data'; known"),
         (["--data", "FLAT"], r"found arrays of shape (5, 7); the model takes x ('count', 3, 8, 8)"),
         (["--data", "IMAGES", "--cut"], "leave out --cut and --layer"),
@@ -71,7 +73,10 @@ def test_what_cannot_be_inspected_is_said_in_one_line(
     arguments: list[str], message: str, invoke: Invoke, files: Files, images: Path, tmp_path: Path
 ) -> None:
     np.save(tmp_path / "flat.npy", np.zeros((5, 7), np.float32))
-    places = {"FLAT": str(tmp_path / "flat.npy"), "IMAGES": str(images)}
+    np.savez(tmp_path / "objects.npz", x=np.array([{}], dtype=object))
+    (tmp_path / "damaged.npz").write_bytes(b"PK\x03\x04")
+    names = {"FLAT": "flat.npy", "DAMAGED": "damaged.npz", "OBJECTS": "objects.npz"}
+    places = {"IMAGES": str(images), **{k: str(tmp_path / v) for k, v in names.items()}}
     done = invoke("inspect", files.pt2, *(places.get(a, a) for a in arguments))
     assert (done.code, done.out) == (1, "")
     assert message in done.err

@@ -217,7 +217,7 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
     "nothing": (lambda x: None, "the NoneType is no array"),
     "text": (lambda x: "x", "the str is no array"),
     "objects": (lambda x: x.numpy().astype(object), "object[1, 3, 8, 8] given"),
-    "fields": (lambda x: np.zeros(SHAPE, "f4,f4"), "void64[1, 3, 8, 8] given"),
+    "fields": (lambda x: np.zeros(SHAPE, "f4,f4"), "[('f0', '<f4'), ('f1', '<f4')][1, 3, 8, 8] given"),
     "mask": (lambda x: np.ma.masked_array(x.numpy(), x.numpy() > 0), "has a mask"),
     "DLPack that fails": (lambda x: Foreign(x, True), "(on another device)"),
     "DLPack of another dtype": (lambda x: Foreign(x.double()), "float64[1, 3, 8, 8] given"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sparseflow.errors import DataError
+from sparseflow.errors import DataError, first_line
 
 if TYPE_CHECKING:
     from sparseflow.engine.importer import TensorSpec
@@ -74,18 +74,20 @@ def calibration_calls(
 
 
 def _from_file(path: Path, inputs: Sequence[TensorSpec]) -> tuple[Array, ...]:
+    from sparseflow.engine.manifest import UNREADABLE
+
     try:
         content = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+        if isinstance(content, np.ndarray):
+            return (content,)
+        with content:
+            names = [spec.name for spec in inputs]
+            keys = names if set(names) <= set(content.files) else content.files
+            return tuple(np.asarray(content[key]) for key in keys)
+    except UNREADABLE as error:
         raise DataError(
-            f"{path}: no readable array ({str(error).splitlines()[0]}); write it with numpy.save or numpy.savez"
+            f"{path}: no readable array ({first_line(error)}); write it with numpy.save or numpy.savez"
         ) from error
-    if isinstance(content, np.ndarray):
-        return (content,)
-    with content:
-        names = [spec.name for spec in inputs]
-        keys = names if set(names) <= set(content.files) else content.files
-        return tuple(content[key] for key in keys)
 
 
 def _from_data_set(name: str, limit: int) -> Array:

@@ -30,7 +30,12 @@ ShapeOption = Annotated[
     typer.Option(metavar="NAME=1,3,224,224", help="Bind an input's free dimensions; may be repeated."),
 ]
 BatchOption = Annotated[int, typer.Option(min=1, help="Batch size of a zoo model.")]
-ThreadsOption = Annotated[int, typer.Option("--threads", "-t", min=1, help="Threads of one call.")]
+ThreadsOption = Annotated[
+    int,
+    typer.Option(
+        "--threads", "-t", min=1, help="Threads of one call; at most the CPUs here where times are measured."
+    ),
+]
 NoMeasureOption = Annotated[
     bool, typer.Option("--no-measure", help="Choose kernels by the cost model instead of timing them here.")
 ]

@@ -17,11 +17,16 @@ import numpy.typing as npt
 from sparseflow.core.checks import check_record
 from sparseflow.core.plan import Plan
 from sparseflow.engine.threads import MOST_THREADS
-from sparseflow.errors import EngineError
+from sparseflow.errors import EngineError, first_line
 
 Array = npt.NDArray[Any]
 MANIFEST, CODE, WEIGHTS = "manifest.json", "code.so", "weights.npz"
 FORMAT = 1
+UNREADABLE = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError, MemoryError, SyntaxError,
+    NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What NumPy raises on a damaged file, whichever part is damaged."""
 
 
 @dataclass(frozen=True)
@@ -157,11 +162,6 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its class where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 def write_weights(folder: Path, arrays: Mapping[str, Any]) -> None:
     """Writes the packed weights of an engine."""
     np.savez(folder / WEIGHTS, **arrays)
@@ -179,10 +179,7 @@ def read_weights(folder: Path, wanted: tuple[Signature, ...] | None) -> dict[str
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: np.asarray(file[name]) for name in file.files}
-    except (
-        OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError, MemoryError,
-        SyntaxError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error,
-    ) as error:  # fmt: skip
+    except UNREADABLE as error:
         raise EngineError(
             f"{path}: no readable weights ({first_line(error)}); compile the engine anew"
         ) from error

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import tvm
 
-from sparseflow.errors import ImportModelError, InputError
+from sparseflow.errors import ImportModelError, InputError, first_line
 
 Array = npt.NDArray[Any]
 ALIGNMENT = 64
@@ -53,14 +53,16 @@ def dense_tensor(tensor: Any) -> Any:
             raise ValueError(f"has layout {layout}; give a dense one (.to_dense())")
         if tensor.is_quantized:
             raise ValueError("is quantized; give its numbers (.dequantize())")
-        if tensor.device.type == "meta":
+        if tensor.is_meta:
             raise ValueError("is on the device meta, which keeps no values")
-        dense = tensor.detach().resolve_conj().resolve_neg()
+        dense = tensor.detach()
+        if dense.is_conj() or dense.is_neg():
+            dense = dense.resolve_conj().resolve_neg()
         address = dense.data_ptr()
     except ValueError:
         raise
     except Exception as error:  # a subclass of Tensor runs its own code
-        raise ValueError(f"has no memory that can be read ({_first_line(error)})") from error
+        raise ValueError(f"has no memory that can be read ({first_line(error)})") from error
     if not address and dense.numel():
         raise ValueError("has no memory that can be read")
     return dense
@@ -94,38 +96,54 @@ def host_arrays(inputs: Sequence[Any], wanted: Sequence[Described]) -> list[Arra
         If there are more or fewer, one is something else, its values are not in the CPU's memory, or its shape or dtype
         is another.
     """
+    return [x.numpy() if is_torch(x) else x for x in _readable(inputs, wanted)]
+
+
+def device_tensors(inputs: Sequence[Any], wanted: Sequence[Described]) -> list[Any]:
+    """The inputs as TVM tensors: the caller's own memory where order and alignment allow, else a copy.
+
+    Raises
+    ------
+    InputError
+        As `host_arrays`.
+    """
+    return [_device_tensor(x) for x in _readable(inputs, wanted)]
+
+
+def _readable(inputs: Sequence[Any], wanted: Sequence[Described]) -> list[Any]:
+    """Each input as a dense torch tensor or as a NumPy array, of the shape and dtype wanted."""
     if len(inputs) != len(wanted):
         names = ", ".join(w.name for w in wanted)
         raise InputError(f"{len(inputs)} inputs given, {len(wanted)} expected: {names}")
-    return [_host_array(x, w) for x, w in zip(inputs, wanted, strict=True)]
+    found = []
+    for x, w in zip(inputs, wanted, strict=True):
+        try:
+            values = _on_cpu(x) if is_torch(x) else _array(x)
+        except ValueError as error:
+            expected = f"{w.dtype}{list(w.shape)} expected"
+            raise InputError(f"input {w.name!r}: the {type(x).__name__} {error}; {expected}") from error
+        if tuple(values.shape) != w.shape or not _has_dtype(values, w.dtype):
+            dtype = str(values.dtype).removeprefix("torch.")
+            given, expected = f"{dtype}{list(values.shape)}", f"{w.dtype}{list(w.shape)}"
+            raise InputError(f"input {w.name!r}: {given} given, {expected} expected")
+        found.append(values)
+    return found
 
 
-def _host_array(x: Any, wanted: Described) -> Array:
-    expected = f"{wanted.dtype}{list(wanted.shape)} expected"
-    try:
-        array, dtype = _torch_array(x) if is_torch(x) else _foreign_array(x)
-    except ValueError as error:
-        raise InputError(f"input {wanted.name!r}: the {type(x).__name__} {error}; {expected}") from error
-    if array.shape != wanted.shape or dtype != wanted.dtype:
-        raise InputError(f"input {wanted.name!r}: {dtype}{list(array.shape)} given, {expected}")
-    return array.astype(array.dtype.newbyteorder("="), copy=False)
+def _has_dtype(values: Any, name: str) -> bool:
+    if isinstance(values, np.ndarray):
+        return bool(values.dtype == name)  # faster than making its name
+    return str(values.dtype) == f"torch.{name}"
 
 
-def _torch_array(x: Any) -> tuple[Array, str]:
-    """The array of a torch tensor on the CPU and its dtype; an empty one of its shape where NumPy lacks the dtype."""
+def _on_cpu(x: Any) -> Any:
     dense = dense_tensor(x)
-    if dense.device.type != "cpu":
+    if not dense.is_cpu:
         raise ValueError(f"is on the device {dense.device}; move it to the CPU first (.cpu())")
-    dtype = str(dense.dtype).removeprefix("torch.")
-    try:
-        return dense.numpy(), dtype
-    except TypeError:  # bfloat16 and the 8-bit floats
-        return np.broadcast_to(np.empty((), np.void), tuple(dense.shape)), dtype
-    except Exception as error:  # a subclass of Tensor runs its own code
-        raise ValueError(f"has no memory that can be read ({_first_line(error)})") from error
+    return dense
 
 
-def _foreign_array(x: Any) -> tuple[Array, str]:
+def _array(x: Any) -> Array:
     if isinstance(x, np.ma.MaskedArray):
         raise ValueError("has a mask, which a network cannot read; give its numbers (.filled(value))")
     try:
@@ -140,13 +158,19 @@ def _foreign_array(x: Any) -> tuple[Array, str]:
     except ValueError:
         raise
     except Exception as error:  # the other library's code
-        raise ValueError(f"has no memory that can be read ({_first_line(error)})") from error
-    return array, array.dtype.name
+        raise ValueError(f"has no memory that can be read ({first_line(error)})") from error
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+def _device_tensor(x: Any) -> Any:
+    if is_torch(x):
+        if x.is_contiguous() and x.data_ptr() % ALIGNMENT == 0:
+            return tvm.runtime.from_dlpack(x)
+        return device_copy(x.numpy())
+    flags = x.flags
+    if not (flags.writeable and flags.c_contiguous) or x.ctypes.data % ALIGNMENT:
+        return device_copy(x)
+    return tvm.runtime.from_dlpack(x)
 
 
 def device_copy(array: Array) -> Any:
@@ -154,11 +178,3 @@ def device_copy(array: Array) -> Any:
     out = tvm.runtime.empty(array.shape, str(array.dtype))
     out.copyfrom(np.asarray(array, order="C"))
     return out
-
-
-def device_tensor(array: Array) -> Any:
-    """A TVM tensor of ``array``: its own memory where order and alignment allow, else a copy."""
-    flags = array.flags
-    if array.ctypes.data % ALIGNMENT or not (flags.writeable and flags.c_contiguous):
-        return device_copy(array)
-    return tvm.runtime.from_dlpack(array)

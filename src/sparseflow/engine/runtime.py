@@ -24,17 +24,16 @@ from sparseflow.engine.manifest import (
     MANIFEST,
     Manifest,
     Signature,
-    first_line,
     read_manifest,
     read_weights,
     write_manifest,
     write_weights,
 )
-from sparseflow.engine.memory import device_copy, device_tensor, host_arrays, is_torch
+from sparseflow.engine.memory import device_copy, device_tensors, is_torch
 from sparseflow.engine.notices import without_notices
 from sparseflow.engine.targets import linker, not_here
 from sparseflow.engine.threads import set_threads
-from sparseflow.errors import EngineError, InputError
+from sparseflow.errors import EngineError, InputError, first_line
 
 
 class Engine:
@@ -264,7 +263,7 @@ class Engine:
     def _tensors(self, inputs: Sequence[Any]) -> list[Any]:
         if self._foreign is not None:
             raise EngineError(f"the engine was {self._foreign}; save it and run it there")
-        return [device_tensor(array) for array in host_arrays(inputs, self.inputs)]
+        return device_tensors(inputs, self.inputs)
 
     def _results(self, result: Any) -> list[Any]:
         return [result] if len(self.outputs) == 1 and hasattr(result, "shape") else list(result)

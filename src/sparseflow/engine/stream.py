@@ -12,7 +12,7 @@ import numpy as np
 
 from sparseflow.engine.machine import machine_name
 from sparseflow.engine.manifest import Signature
-from sparseflow.engine.memory import device_tensor, host_arrays, is_torch
+from sparseflow.engine.memory import device_tensors, is_torch
 from sparseflow.engine.runtime import Engine
 from sparseflow.engine.stream_steps import Function, KeptMap, LayerStep, Step, StepChange
 from sparseflow.engine.threads import set_threads
@@ -124,7 +124,7 @@ class StreamEngine:
             If the number, the shape or the dtype of the inputs is not that of the engine, or its values are not in the
             CPU's memory.
         """
-        frame = device_tensor(*host_arrays(inputs, self.inputs))
+        (frame,) = device_tensors(inputs, self.inputs)
         with self._turn:
             set_threads(self.threads)
             copies: list[Any] = [np.array(r) for r in self._next(frame)]

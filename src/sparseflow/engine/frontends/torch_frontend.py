@@ -21,7 +21,7 @@ from tvm.relax.frontend.torch.exported_program_translator import ExportedProgram
 from sparseflow.engine.frontends import torch_resample
 from sparseflow.engine.frontends.constants import check_dtype, close_blocks, named_constant
 from sparseflow.engine.memory import weight_tensor
-from sparseflow.errors import ImportModelError
+from sparseflow.errors import ImportModelError, first_line
 
 Converter = Callable[[Any], Any]
 """torch.fx node → Relax expression."""
@@ -127,12 +127,6 @@ def program_to_relax(program: Any) -> tuple[Any, list[str], list[str]]:
     inputs = [str(name) for name in program.graph_signature.user_inputs]
     outputs = [str(spec.arg.name) for spec in program.graph_signature.output_specs if _is_user_output(spec)]
     return _name_constants(mod, importer.names), inputs, outputs
-
-
-def first_line(error: BaseException) -> str:
-    """The first non-empty line of an error's text, or its class when it has none."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def _is_user_output(spec: Any) -> bool:
