@@ -141,3 +141,17 @@ def test_the_whole_engine_decides(
     assert ("map index left out" in chosen.plan.notes[-1]) is not kept
     assert Plan.from_json(chosen.plan.to_json()) == chosen.plan
     assert chosen.plan.layers[1].map_density == pytest.approx(profile.layers[1].mean)
+
+
+@pytest.mark.parametrize("layers", [0, 1])
+def test_a_network_without_a_layer_behind_another_is_compiled_with_a_note(layers: int) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(*[torch.nn.Linear(16, 16) for _ in range(layers)], torch.nn.Tanh()).eval()
+    x = torch.randn(1, 8, 16)
+    said: list[str] = []
+    engine = sparseflow.compile(model, (x,), measure=False, calibration=[x, x], progress=said.append)
+    torch.testing.assert_close(engine(x), model(x), rtol=1e-4, atol=1e-5)
+    assert any("no layer reads another's result" in text for text in said)
+    assert engine.plan.maps is not None
+    assert len(engine.plan.maps.layers) == layers
+    assert any("map index" in note for note in engine.plan.notes)

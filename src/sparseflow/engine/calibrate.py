@@ -57,12 +57,14 @@ def profile_maps(imported: Imported, inputs: Iterable[Any], how: Build | None = 
         mod = tvm.transform.Sequential([Canonicalise(how.threads), Propagate()])(imported.mod)
         exposed = expose_maps(mod)
     outputs = tuple(TensorSpec(f"map{i}", shape, "float32") for i, shape in enumerate(exposed.shapes))
-    engine = build(replace(imported, mod=exposed.mod, outputs=outputs), how)
+    engine = build(replace(imported, mod=exposed.mod, outputs=outputs), how) if outputs else None
+    if engine is None:
+        how.say("calibrate: no layer reads another's result, so that only the model's own inputs are counted")
     counters = [MapCounter(layer.name, layer.shape) for layer in exposed.layers]
     calls = 0
     for call in inputs:
-        arrays = host_arrays(_inputs(call), engine.inputs)
-        results = engine(*arrays)
+        arrays = host_arrays(_inputs(call), imported.inputs)
+        results = engine(*arrays) if engine is not None else ()
         maps = results if isinstance(results, tuple) else (results,)
         for counter, layer in zip(counters, exposed.layers, strict=True):
             counter.add(maps[layer.output] if layer.output is not None else arrays[layer.parameter])

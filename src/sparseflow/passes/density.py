@@ -47,10 +47,7 @@ class ExposedMaps:
 def expose_maps(mod: tvm.IRModule) -> ExposedMaps:
     """``mod`` with its layers' inputs for results, each once; its own inputs are not among them.
 
-    Raises
-    ------
-    CompileError
-        If no layer reads a computed map.
+    Where no layer reads a computed map, the module stays as it is and there are no ``shapes``.
     """
     graph = Graph(mod)
     parameters = list(graph.function.params)
@@ -67,7 +64,7 @@ def expose_maps(mod: tvm.IRModule) -> ExposedMaps:
         output = None if direct else found.index(x)
         layers.append(ExposedLayer(name, shape_of(x), output, parameters.index(x) if direct else -1))
     if not found:
-        raise CompileError("calibration: the model has no layer that reads another's result")
+        return ExposedMaps(mod, tuple(layers), ())
     rebuild = Rebuild(mod)
     rebuild.graph.output = relax.Tuple(found) if len(found) > 1 else found[0]
     exposed = rebuild.run(lambda _rebuild, _var, _value: None)
