@@ -86,9 +86,11 @@ def substitute(expr: Expr, mapping: Mapping[Any, Expr]) -> Expr:
 
 def walk(expr: Expr) -> Iterator[Expr]:
     """All nodes of an expression, parents first."""
-    yield expr
-    for part in operands(expr):
-        yield from walk(part)
+    left = [expr]
+    while left:
+        node = left.pop()
+        yield node
+        left.extend(reversed(operands(node)))
 
 
 def depth(expr: Expr) -> int:

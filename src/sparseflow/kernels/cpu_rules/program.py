@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -27,7 +28,9 @@ EXPENSIVE = frozenset(
 MAX_NODES = 600
 """Largest size of an expression that inlining may make."""
 MAX_DEPTH = 100
-"""Longest chain that inlining may make; expressions are walked by recursion."""
+"""Longest chain that inlining may make."""
+MAX_PARSED_DEPTH = 250
+"""Deepest expression that is scheduled at all, as of a concatenation; rewriting recurses, two frames a level."""
 
 
 class Unsuitable(Exception):
@@ -78,6 +81,29 @@ class Stage:
         """Number of evaluations of ``value``."""
         return prod(a.extent for a in (*self.spatial, *self.reduce))
 
+    @cached_property
+    def nodes(self) -> int:
+        """Size of ``value``."""
+        return sum(1 for _ in walk(self.value))
+
+    @cached_property
+    def depth(self) -> int:
+        """Longest chain in ``value``."""
+        return depth(self.value)
+
+    @cached_property
+    def called(self) -> set[str]:
+        """Operators called in ``value``."""
+        return calls(self.value)
+
+    @cached_property
+    def reads(self) -> dict[Any, list[Expr]]:
+        """The loads in ``value`` of each buffer."""
+        found: dict[Any, list[Expr]] = {}
+        for node in loads(self.value):
+            found.setdefault(node.source, []).append(node)
+        return found
+
 
 @dataclass(frozen=True)
 class Program:
@@ -93,9 +119,10 @@ class Program:
         """Evaluations of all stages together."""
         return sum(s.size for s in self.stages)
 
-    def is_temporary(self, buffer: Any) -> bool:
-        """Whether a buffer lives only inside the function."""
-        return any(buffer.same_as(t) for t in self.temporaries)
+    @cached_property
+    def outputs(self) -> frozenset[Any]:
+        """The buffers that the stages store to."""
+        return frozenset(s.out for s in self.stages)
 
 
 _COMBINERS = {prim.Add: "add", prim.Max: "max", prim.Min: "min", prim.Mul: "mul"}
@@ -115,6 +142,11 @@ def parse(func: tirx.PrimFunc) -> Program:
     body = root.block.body
     nests = list(body) if isinstance(body, tirx.SeqStmt) else [body]
     stages = tuple(_parse_stage(nest) for nest in nests)
+    if len({s.out for s in stages}) < len(stages):
+        raise Unsuitable("two loop nests store to one buffer")
+    deepest = max(s.depth for s in stages)
+    if deepest > MAX_PARSED_DEPTH:
+        raise Unsuitable(f"an expression nests {deepest} deep; {MAX_PARSED_DEPTH} are allowed")
     for buffer in (*func.params, *root.block.alloc_buffers):
         if not tirx.is_buffer_var(buffer) or any(int_value(d) is None for d in buffer.shape):
             raise Unsuitable("a buffer's shape is not constant")
@@ -188,17 +220,9 @@ def _inline(producer: Stage, consumer: Stage) -> Stage:
     return dataclasses.replace(consumer, value=rewrite(consumer.value, change))
 
 
-def _reads(stage: Stage, buffer: Any) -> list[Expr]:
-    return [n for n in loads(stage.value) if n.source.same_as(buffer)]
-
-
-def _nodes(stage: Stage) -> int:
-    return sum(1 for _ in walk(stage.value))
-
-
-def _worth(program: Program, producer: Stage, consumers: list[Stage]) -> bool:
+def _worth(producer: Stage, consumers: list[Stage]) -> bool:
     """Whether computing ``producer`` at each of its uses costs less than storing it."""
-    if producer.combine or not program.is_temporary(producer.out) or not consumers:
+    if producer.combine or not consumers:
         return False
     trivial = len(producer.indices) == len(producer.spatial) and all(
         isinstance(i, ir.Var) and i.same_as(a.var)
@@ -206,19 +230,17 @@ def _worth(program: Program, producer: Stage, consumers: list[Stage]) -> bool:
     )
     if not trivial:
         return False
-    called = calls(producer.value)
-    expensive = bool(called & EXPENSIVE)
-    if "prim.if_then_else" in called and any(c.reduce for c in consumers):
+    expensive = bool(producer.called & EXPENSIVE)
+    if "prim.if_then_else" in producer.called and any(c.reduce for c in consumers):
         return False  # padding: tested once per element rather than once per window
     if expensive and (len(consumers) > 1 or producer.size < max(c.size for c in consumers)):
         return False
-    size = _nodes(producer)
-    if any(_nodes(c) + size * len(_reads(c, producer.out)) > MAX_NODES for c in consumers):
+    if any(c.nodes + producer.nodes * len(c.reads[producer.out]) > MAX_NODES for c in consumers):
         return False
-    if any(depth(c.value) + depth(producer.value) > MAX_DEPTH for c in consumers):
+    if any(c.depth + producer.depth > MAX_DEPTH for c in consumers):
         return False
     for consumer in consumers:
-        found = _reads(consumer, producer.out)
+        found = consumer.reads[producer.out]
         if expensive and any(not equal(a, found[0]) for a in found[1:]):
             return False
     return True
@@ -226,17 +248,21 @@ def _worth(program: Program, producer: Stage, consumers: list[Stage]) -> bool:
 
 def inlined(program: Program) -> Program:
     """``program`` without the stages that are cheaper computed again than stored."""
-    stages = list(program.stages)
-    gone: list[Any] = []
-    position = 0
-    while position < len(stages):
-        producer = stages[position]
-        consumers = [s for s in stages if s is not producer and _reads(s, producer.out)]
-        if _worth(program, producer, consumers):
-            stages = [_inline(producer, s) if any(s is c for c in consumers) else s for s in stages]
-            stages.pop(position)
-            gone.append(producer.out)
-        else:
-            position += 1
-    left = tuple(t for t in program.temporaries if not any(t.same_as(g) for g in gone))
-    return dataclasses.replace(program, stages=tuple(stages), temporaries=left)
+    stages: dict[Any, Stage] = {s.out: s for s in program.stages}
+    readers: dict[Any, dict[Any, None]] = {s.out: {} for s in program.stages}
+    for stage in program.stages:
+        for buffer in stage.reads:
+            readers.setdefault(buffer, {})[stage.out] = None
+    temporaries = set(program.temporaries)
+    for producer in [s.out for s in program.stages if s.out in temporaries]:
+        stage = stages[producer]
+        consumers = [stages[out] for out in readers[producer]]
+        if _worth(stage, consumers):
+            del stages[producer]
+            for consumer in consumers:
+                stages[consumer.out] = _inline(stage, consumer)
+            for buffer in stage.reads:
+                del readers[buffer][producer]
+                readers[buffer].update(readers[producer])
+    left = tuple(t for t in program.temporaries if t in stages)
+    return dataclasses.replace(program, stages=tuple(stages.values()), temporaries=left)

@@ -75,7 +75,7 @@ def shared_rows(program: Program, lanes: int) -> int:
                 break
         used = [(stage.out, stage.indices)] + [(n.source, n.indices) for n in loads(stage.value)]
         for buffer, indices in used:
-            if not any(buffer.same_as(s.out) for s in program.stages):
+            if buffer not in program.outputs:
                 continue
             count = min(count, len(indices))
             for k in range(count):
