@@ -10,6 +10,8 @@ from typing import Any
 
 from tvm import te, tirx, topi
 
+from sparseflow.kernels.emit import at_least, at_most, larger, smaller
+
 Expr = Any
 
 
@@ -24,14 +26,12 @@ def _unary(value: Callable[[Any, Expr], Expr]) -> Callable[[Any, Any], Expr]:
 
 
 def _relu(_call: Any, x: Expr) -> Expr:
-    zero = tirx.const(0, x.ty.dtype)
-    return tirx.Select(x < zero, zero, x)
+    return at_least(x, tirx.const(0, x.ty.dtype))
 
 
 def _clip(call: Any, x: Expr) -> Expr:
     low, high = (tirx.const(getattr(a, "value", a), x.ty.dtype) for a in call.args[1:3])
-    raised = tirx.Select(x < low, low, x)
-    return tirx.Select(raised > high, high, raised)
+    return at_most(at_least(x, low), high)
 
 
 def _binary(chosen: Callable[[Expr, Expr], Expr]) -> Callable[[Any, Any], Expr]:
@@ -42,7 +42,7 @@ def _binary(chosen: Callable[[Expr, Expr], Expr]) -> Callable[[Any, Any], Expr]:
 
         def compute(a: Any, b: Any) -> Any:
             a, b = topi.broadcast_to(a, shape), topi.broadcast_to(b, shape)
-            return te.compute(shape, lambda *i: tirx.Select(a(*i) != a(*i), a(*i), chosen(a(*i), b(*i))))
+            return te.compute(shape, lambda *i: chosen(a(*i), b(*i)))
 
         return builder.call_te(compute, *call.args)
 
@@ -52,7 +52,7 @@ def _binary(chosen: Callable[[Expr, Expr], Expr]) -> Callable[[Any, Any], Expr]:
 KEEP_NAN = {
     "relax.nn.relu": _unary(_relu),
     "relax.clip": _unary(_clip),
-    "relax.maximum": _binary(lambda a, b: tirx.Select(a > b, a, b)),
-    "relax.minimum": _binary(lambda a, b: tirx.Select(a < b, a, b)),
+    "relax.maximum": _binary(larger),
+    "relax.minimum": _binary(smaller),
 }
 """Relax operator → its legalisation."""
