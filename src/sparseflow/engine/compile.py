@@ -19,6 +19,7 @@ from sparseflow.engine.targets import architecture, instruction_sets, not_here, 
 from sparseflow.errors import CompileError
 from sparseflow.passes.canonicalise import Canonicalise
 from sparseflow.passes.propagate import Propagate, cuts_of
+from sparseflow.passes.watch import watched
 
 
 def compile(
@@ -63,7 +64,7 @@ def compile(
     dump : Path, optional
         Folder that receives the IR after each phase, constants left out.
     progress : callable, optional
-        Told what is being done.
+        Told what is being done, and which step takes more than half a minute; without it that is a warning.
 
     Raises
     ------
@@ -76,11 +77,12 @@ def compile(
         raise CompileError(f"threads={threads}: at least one thread is needed")
     how = Build(resolve(target), threads, measure, exact, sparsify, dump, progress)
     how.say("import")
-    imported = (
-        model
-        if isinstance(model, Imported)
-        else import_model(model, None if example_inputs is None else tuple(example_inputs), shapes)
-    )
+    with watched("import", progress):
+        imported = (
+            model
+            if isinstance(model, Imported)
+            else import_model(model, None if example_inputs is None else tuple(example_inputs), shapes)
+        )
     foreign = not_here(architecture(how.target), instruction_sets(how.target))
     if foreign and measure:
         how.say(f"the cost model chooses: {foreign}")
