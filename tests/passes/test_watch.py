@@ -28,9 +28,9 @@ def test_a_short_step_is_not_named_and_without_progress_it_is_a_warning() -> Non
     with watch.watched("short", said.append, 10.0):
         pass
     assert said == []
-    with pytest.warns(RuntimeWarning, match=r"long has been running for 0\.05 s"):
-        with watch.watched("long", first_s=0.05):
-            time.sleep(0.08)
+    expected = pytest.warns(RuntimeWarning, match=r"long has been running for 0\.05 s")
+    with expected, watch.watched("long", first_s=0.05):
+        time.sleep(0.08)
 
 
 def test_an_error_ends_the_watch() -> None:
