@@ -55,3 +55,17 @@ def test_layers_and_directions() -> None:
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
 def test_fifty_steps_compile_in_bounded_time(kind: str) -> None:
     assert check(getattr(nn, kind)(32, 64, batch_first=True), 50) < LIMIT_S
+
+
+def test_kernels_with_hundreds_of_arguments_compile_in_bounded_time() -> None:
+    """TVM's checks of 280 arguments took LLVM more than half a minute."""
+
+    class Parts(nn.Module):
+        def forward(self, x: Any) -> Any:
+            return torch.cat(torch.exp(x).split(1)[::-1])
+
+    x = torch.randn(280, 3)
+    begun = time.perf_counter()
+    engine = sparseflow.compile(Parts().eval(), (x,), measure=False)
+    assert time.perf_counter() - begun < 25.0
+    np.testing.assert_allclose(engine(x), x.exp().numpy()[::-1], rtol=1e-6)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import tvm
-from tvm import relax
+from tvm import relax, tirx
 
 import sparseflow
 from sparseflow.core.checks import flag
@@ -29,8 +29,12 @@ from sparseflow.passes import pipeline
 from sparseflow.passes.hoist import call_labels, hoist_constants
 from sparseflow.passes.plan import plan_of
 from sparseflow.passes.propagate import cuts_of
+from sparseflow.passes.watch import watched
 
 Progress = Callable[[str], None]
+
+CHECKED_ARGUMENTS = 64
+"""Most arguments of a kernel that TVM's code checks at each call."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ def build(imported: Imported, how: Build, profile: MapProfile | None = None) -> 
     selector = how.selector()
     set_threads(how.threads)  # of the kernels that are measured
     with inside_tvm("lowering"):
-        mod = pipeline.run(imported.mod, selector, how.threads, observe, profile)
+        mod = pipeline.run(imported.mod, selector, how.threads, observe, profile, how.progress)
     cuts = cuts_of(mod)
     plan = plan_of(mod)
     notes = (*((cut_summary(cuts),) if cuts else ()), *plan.notes)
@@ -120,7 +124,8 @@ def build(imported: Imported, how: Build, profile: MapProfile | None = None) -> 
     hoisted, constants = hoist_constants(mod)
     how.say("generate code")
     with inside_tvm("generating code"):
-        executable = relax.build(hoisted, target=how.target)
+        with watched("code generation", how.progress), _argument_checks(hoisted):
+            executable = relax.build(hoisted, target=how.target)
         if how.measure:
             names = {layer.name for layer in plan.layers}
             plan = replace(plan, rest=rest_times(mod, executable, names, selector))
@@ -138,7 +143,22 @@ def build(imported: Imported, how: Build, profile: MapProfile | None = None) -> 
         sparseflow_version=sparseflow.__version__,
         weights=tuple(Signature(k, tuple(map(int, v.shape)), str(v.dtype)) for k, v in constants.items()),
     )
-    return Engine(executable, constants, manifest)
+    with watched("linking the code", how.progress):
+        return Engine(executable, constants, manifest)
+
+
+@contextmanager
+def _argument_checks(mod: tvm.IRModule) -> Iterator[None]:
+    """TVM's checks of each kernel's arguments, left out if a kernel has more than `CHECKED_ARGUMENTS`.
+
+    LLVM's time grows with the square of the checks: 40 s for one kernel with 300 arguments, 2 s without. ``main``
+    checks the model's inputs all the same; the kernels' arguments are its own.
+    """
+    most = max((len(f.params) for _, f in mod.functions_items() if isinstance(f, tirx.PrimFunc)), default=0)
+    now = tvm.transform.PassContext.current()
+    skip = {"tirx.disable_assert": True} if most > CHECKED_ARGUMENTS else {}
+    with tvm.transform.PassContext(opt_level=now.opt_level, config={**now.config, **skip}):
+        yield
 
 
 def _write(folder: Path, phase: str, mod: tvm.IRModule) -> None:

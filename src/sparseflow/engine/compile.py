@@ -18,6 +18,7 @@ from sparseflow.engine.runtime import Engine
 from sparseflow.engine.targets import resolve
 from sparseflow.passes.canonicalise import Canonicalise
 from sparseflow.passes.propagate import Propagate, cuts_of
+from sparseflow.passes.watch import watched
 
 
 def compile(
@@ -63,7 +64,7 @@ def compile(
     dump : path, optional
         Folder that receives the IR after each phase, constants left out.
     progress : callable, optional
-        Told what is being done.
+        Told what is being done, and which step takes more than half a minute; without it that is a warning.
 
     Raises
     ------
@@ -81,7 +82,8 @@ def compile(
         else list(as_calls(calibration))
     )
     how.say("import")
-    imported = import_model(model, example_inputs, shapes)
+    with watched("import", progress):
+        imported = import_model(model, example_inputs, shapes)
     if measure and how.foreign:
         how.say(f"the cost model chooses: {how.foreign}")
     if calls is None or isinstance(calls, MapProfile):

@@ -25,6 +25,7 @@ from sparseflow.passes.map_index import IndexMaps
 from sparseflow.passes.plan import PlanKernels
 from sparseflow.passes.propagate import Propagate
 from sparseflow.passes.schedule_rest import ScheduleRest
+from sparseflow.passes.watch import Say, watched
 
 Observer = Callable[[str, Any], None]
 
@@ -72,11 +73,25 @@ def run(
     threads: int = 1,
     observe: Observer | None = None,
     profile: MapProfile | None = None,
+    say: Say | None = None,
 ) -> tvm.IRModule:
-    """The module after all phases; ``observe(phase, module)`` is called after each, to look or to dump."""
+    """The module after all phases.
+
+    Parameters
+    ----------
+    mod : tvm.IRModule
+    selector, threads, profile
+        As for `phases`.
+    observe : callable, optional
+        Called as ``observe(phase, module)`` after each phase, to look or to dump.
+    say : callable, optional
+        Told which pass runs long; without it that is a warning.
+    """
     with selector.target:
         for name, passes in phases(selector, threads, profile).items():
-            mod = tvm.transform.Sequential(passes, name=f"sparseflow.{name}")(mod)
+            for step in passes:
+                with watched(f"{name}: pass {step.info.name}", say):
+                    mod = step(mod)
             if observe is not None:
                 observe(name, mod)
     return mod
