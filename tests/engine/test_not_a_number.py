@@ -19,7 +19,6 @@ AS_TORCH = {
     "sigmoid": torch.sigmoid, "tanh": torch.tanh, "exp": torch.exp, "softplus": F.softplus,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "threshold": lambda x: F.threshold(x, 0.5, 0.0),
     "where": lambda x: torch.where(x > 0.5, x, 0.0), "prelu": lambda x: F.prelu(x, torch.tensor([0.25])),
-    "maximum": lambda x: torch.maximum(x, x.flip(0)), "minimum": lambda x: torch.minimum(x, x.flip(0)),
 }  # fmt: skip
 
 
@@ -49,9 +48,9 @@ def test_operators_of_their_own(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["relu", "relu6", "hardswish", "silu", "gelu", "max_pool"])
+@pytest.mark.parametrize("name", ["relu", "relu6", "hardswish", "silu", "gelu"])
 def test_behind_a_convolution(name: str) -> None:
-    functions = {**AS_TORCH, "gelu": F.gelu, "max_pool": lambda x: F.max_pool2d(F.relu(x), 3, 2, 1)}
+    functions = {**AS_TORCH, "gelu": F.gelu}
     x = torch.randn(1, 16, 9, 9)
     x[0, 0, 4, 4], x[0, 1], x[0, 2, 0, 0] = (
         NAN,

@@ -162,16 +162,6 @@ def at_most(x: Expr, high: Expr) -> Expr:
     return tirx.Select(x > high, high, x)
 
 
-def larger(a: Expr, b: Expr) -> Expr:
-    """The larger of two values; NaN if one of them is."""
-    return tirx.Select(a <= b, b, tirx.Select(b < a, a, a + b))  # their sum is NaN where neither holds
-
-
-def smaller(a: Expr, b: Expr) -> Expr:
-    """The smaller of two values; NaN if one of them is."""
-    return tirx.Select(b <= a, b, tirx.Select(a < b, a, a + b))
-
-
 def activate(kind: str, x: Expr, lanes: int, threshold: float | None = None) -> Expr:
     """The activation ``kind`` of a float32 vector; ``fatrelu`` keeps what is larger than its ``threshold``.
 

@@ -130,7 +130,7 @@ def pool(window: Pool, source: KeptLayout, target: KeptLayout, name: str) -> tir
             with emit.loop(bottom - top) as r, emit.loop(right - left) as c:
                 at = source.pixel(top + r, left + c) * source.depth + block * lanes
                 item = x[emit.ramp(at, lanes)]
-                acc[0] = acc[0] + item if mean else emit.larger(acc[0], item)
+                acc[0] = acc[0] + item if mean else tirx.max(acc[0], item)
             store(block, acc[0] * emit.splat(scale, lanes) if mean else acc[0])
 
     reach = Window((kh, kw), (sh, sw), (-pt, -pl))

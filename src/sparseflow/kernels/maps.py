@@ -19,8 +19,8 @@ BINARY: dict[str, Callable[[Expr, Expr], Expr]] = {
     "add": lambda a, b: a + b,
     "subtract": lambda a, b: a - b,
     "multiply": lambda a, b: a * b,
-    "maximum": emit.larger,
-    "minimum": emit.smaller,
+    "maximum": tirx.max,
+    "minimum": tirx.min,
 }
 
 
@@ -71,9 +71,7 @@ def pool(
                             row * sh + ky - window.padding[0], col * sw + kx - window.padding[1]
                         )
                         item = x[n, emit.ramp((c * source.plane + at) * lanes, lanes)]
-                        value = (
-                            item if value is None else (value + item if mean else emit.larger(value, item))
-                        )
+                        value = item if value is None else (value + item if mean else tirx.max(value, item))
                 if scale is not None:
                     value = value * scale[emit.ramp((row * out.block[1] + col) * lanes, lanes)]
                 _put(y, n, c, row, col, value, out)

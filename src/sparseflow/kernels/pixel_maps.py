@@ -149,7 +149,7 @@ def pool(
                 for kx in range(kw):
                     w = _clamped(col * sw + kx - left, source.width)
                     item = x[n, emit.ramp(source.pixel(h, w) + vector * ALIGNED, ALIGNED)]
-                    best = item if best is None else emit.larger(best, item)
+                    best = item if best is None else tirx.max(best, item)
             return best
 
         _write(batch, out, threads, value)

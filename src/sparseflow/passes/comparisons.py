@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tvm import te, tirx, topi
+from tvm import te, tirx
 
-from sparseflow.kernels.emit import at_least, at_most, larger, smaller
+from sparseflow.kernels.emit import at_least, at_most
 
 Expr = Any
 
@@ -34,25 +34,8 @@ def _clip(call: Any, x: Expr) -> Expr:
     return at_most(at_least(x, low), high)
 
 
-def _binary(chosen: Callable[[Expr, Expr], Expr]) -> Callable[[Any, Any], Expr]:
-    def legalize(builder: Any, call: Any) -> Expr:
-        if not str(call.ty.dtype.dtype).startswith("float"):
-            return call
-        shape = list(call.ty.shape)
-
-        def compute(a: Any, b: Any) -> Any:
-            a, b = topi.broadcast_to(a, shape), topi.broadcast_to(b, shape)
-            return te.compute(shape, lambda *i: chosen(a(*i), b(*i)))
-
-        return builder.call_te(compute, *call.args)
-
-    return legalize
-
-
 KEEP_NAN = {
     "relax.nn.relu": _unary(_relu),
     "relax.clip": _unary(_clip),
-    "relax.maximum": _binary(larger),
-    "relax.minimum": _binary(smaller),
 }
 """Relax operator → its legalisation."""
