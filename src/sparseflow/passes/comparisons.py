@@ -1,6 +1,7 @@
 """Operators that compare, as loops in which NaN stays NaN, as in torch; TVM's own lose it.
 
-``max(x, 0)`` compiles to ``x > 0 ? x : 0``, which is 0 for NaN. Written the other way round it costs the same.
+``max(x, 0)`` compiles to ``x > 0 ? x : 0``, which is 0 for NaN. With the operands the other way round
+NaN is kept, at the same cost.
 """
 
 from __future__ import annotations
@@ -9,8 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 from tvm import te, tirx
-
-from sparseflow.kernels.emit import at_least, at_most
 
 Expr = Any
 
@@ -26,12 +25,12 @@ def _unary(value: Callable[[Any, Expr], Expr]) -> Callable[[Any, Any], Expr]:
 
 
 def _relu(_call: Any, x: Expr) -> Expr:
-    return at_least(x, tirx.const(0, x.ty.dtype))
+    return tirx.max(tirx.const(0, x.ty.dtype), x)
 
 
 def _clip(call: Any, x: Expr) -> Expr:
     low, high = (tirx.const(getattr(a, "value", a), x.ty.dtype) for a in call.args[1:3])
-    return at_most(at_least(x, low), high)
+    return tirx.min(high, tirx.max(low, x))
 
 
 KEEP_NAN = {
