@@ -273,6 +273,7 @@ def test_several_results() -> None:
     np.testing.assert_array_equal(np.concatenate([left, right], 1), x)
 
 
+@pytest.mark.slow
 def test_long_chain() -> None:
     x = _const(3, 37)
 
