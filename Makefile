@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.sparseflow-stamp
 
-.PHONY: env emulator quickstart test test-slow check format bench clean
+.PHONY: env emulator quickstart test test-slow fuzz check format bench clean
 
 env: $(STAMP)
 
@@ -20,6 +20,12 @@ test: env
 
 test-slow: env
 	$(BIN)/python -m pytest -m slow
+
+# Random networks against torch in float64: make fuzz N=1000 SEED=0; the same command goes on where it was stopped.
+N ?= 100
+SEED ?= 0
+fuzz: env
+	$(BIN)/python -m tools.fuzz --count $(N) --seed $(SEED)
 
 check: env
 	$(BIN)/ruff format --check .

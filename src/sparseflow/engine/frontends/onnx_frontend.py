@@ -97,7 +97,7 @@ def _bound_shape(value: Any, wanted: Sequence[int] | None) -> list[int]:
 
 
 def _check_operators(graph: Any) -> None:
-    known = {*onnx_frontend._get_convert_map(), "If", "Constant"}
+    known = {*onnx_frontend._get_convert_map(), *_HIGH_LEVEL, "If", "Constant"}
     for node in graph.node:
         if node.op_type not in known:
             name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
@@ -147,6 +147,15 @@ def _hard_sigmoid(_bb: Any, inputs: Any, attrs: dict[str, Any]) -> Any:
     x, dtype = inputs[0], str(inputs[0].ty.dtype.dtype)
     shifted = relax.op.clip(relax.op.add(x, relax.const(3.0, dtype)), 0, 6)
     return relax.op.divide(shifted, relax.const(6.0, dtype))
+
+
+def _celu(bb: Any, inputs: Any, attrs: dict[str, Any]) -> Any:
+    """``max(0, x) + min(0, alpha (exp(x / alpha) - 1))``."""
+    x, dtype, alpha = inputs[0], str(inputs[0].ty.dtype.dtype), float(attrs.get("alpha", 1.0))
+    power = bb.emit(relax.op.exp(bb.emit(relax.op.multiply(x, relax.const(1.0 / alpha, dtype)))))
+    below = bb.emit(relax.op.nn.relu(bb.emit(relax.op.subtract(relax.const(1.0, dtype), power))))
+    scaled = bb.emit(relax.op.multiply(below, relax.const(-alpha, dtype)))
+    return relax.op.add(bb.emit(relax.op.nn.relu(x)), scaled)
 
 
 def _clip(_bb: Any, inputs: Any, attrs: dict[str, Any]) -> Any:
@@ -213,6 +222,7 @@ def _maybe(expr: Any) -> np.ndarray[Any, Any] | None:
 
 
 _HIGH_LEVEL: dict[str, Callable[[Any, Any, dict[str, Any]], Any]] = {
+    "Celu": _celu,
     "Clip": _clip,
     "Dropout": _dropout,
     "HardSigmoid": _hard_sigmoid,

@@ -115,6 +115,8 @@ def program_to_relax(program: Any) -> tuple[Any, list[str], list[str]]:
             "group_norm.default": _group_norm(importer),
             "layer_norm.default": _layer_norm(importer),
             "elu.default": _elu(importer),
+            "amax.default": _extremum(importer, relax.op.max),
+            "amin.default": _extremum(importer, relax.op.min),
             **torch_resample.converters(importer),
         }
         _check_operators(program, known)
@@ -283,5 +285,17 @@ def _elu(importer: Any) -> Converter:
         below = emit(relax.op.multiply(below, relax.const(-scale * float(args.get("alpha", 1.0)), dtype)))
         above = emit(relax.op.multiply(emit(relax.op.nn.relu(x)), relax.const(scale, dtype)))
         return emit(relax.op.add(above, below))
+
+    return convert
+
+
+def _extremum(importer: Any, reduce: Callable[..., Any]) -> Converter:
+    """The largest or smallest element over some axes, over all if none are named."""
+
+    def convert(node: Any) -> Any:
+        args = torch_resample.arguments(node)
+        axes = args.get("dim") or None
+        x = importer.env[node.args[0]]
+        return importer.block_builder.emit(reduce(x, axis=axes, keepdims=bool(args.get("keepdim", False))))
 
     return convert
