@@ -155,3 +155,23 @@ def test_a_network_without_a_layer_behind_another_is_compiled_with_a_note(layers
     assert engine.plan.maps is not None
     assert len(engine.plan.maps.layers) == layers
     assert any("map index" in note for note in engine.plan.notes)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 16), (64, 16)])
+def test_operators_between_linear_layers_carry_no_map(shape: tuple[int, ...]) -> None:
+    """An activation and a sum that are no part of a layer, on rows of features in lanes."""
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(16, 32), nn.Linear(32, 16)
+
+        def forward(self, x: Any) -> Any:
+            y = self.a(x)
+            return self.b(torch.nn.functional.relu6(y + torch.relu(self.a(-x)))), y
+
+    torch.manual_seed(0)
+    model, x = Network().eval(), torch.randn(shape)
+    engine = sparseflow.compile(model, (x,), measure=False, calibration=[x, x])
+    for found, expected in zip(engine(x), model(x), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -153,6 +153,8 @@ class _Assessment:
 
     def _operator(self, var: Expr, node: Node, reads: tuple[Expr, ...]) -> bool:
         """Whether an operator without weights works on indexed maps; notes its times if so."""
+        if node.view != "nchw":  # rows of features: no map
+            return False
         batch = shape_of(var)[0]
         sources = [map_of(v) for v in node.inputs]
         build = pixel_operator(
