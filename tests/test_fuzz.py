@@ -102,3 +102,11 @@ def test_random_networks(fuzz: Any, first: int) -> None:
     failed = {seed: o for seed, o in outcomes.items() if o.kind in fuzz.check.FAILURES}
     assert not failed
     assert sum(o.kind == "right" for o in outcomes.values()) >= 45
+
+
+@pytest.mark.parametrize(
+    "kept", json.loads(Path(__file__).with_name("fuzz_cases.json").read_text()), ids=lambda k: k["why"]
+)
+def test_what_failed_once(fuzz: Any, kept: dict[str, Any]) -> None:
+    outcome = fuzz.check.check(fuzz.generate.Case.from_json(kept["case"]))
+    assert outcome.kind == "right", outcome.detail

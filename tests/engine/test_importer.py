@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from tvm import relax
 
+import sparseflow
 from sparseflow.engine.frontends.constants import constant_name
 from sparseflow.engine.importer import Imported, TensorSpec, import_model
 from sparseflow.errors import ImportModelError
@@ -359,3 +360,27 @@ def test_unsupported_torch_operator_names_operator_node_and_module() -> None:
 
     with pytest.raises(ImportModelError, match=r"unsupported operator aten\.linalg_eig.* at node .*inner"):
         import_model(Outer().eval(), (torch.randn(3, 3),))
+
+
+def test_an_operator_that_tvm_does_not_know_has_a_form_of_ours() -> None:
+    x = np.linspace(-3, 3, 24, dtype="float32").reshape(1, 4, 6)
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, x.shape)
+    result = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, x.shape)
+    node = onnx.helper.make_node("Celu", ["x"], ["y"], alpha=1.5)
+    graph = onnx.helper.make_graph([node], "g", [value], [result])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 19)], ir_version=9)
+    expected = torch.nn.functional.celu(torch.from_numpy(x), 1.5).numpy()
+    np.testing.assert_allclose(sparseflow.compile(model, measure=False)(x), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("axes", [(), (1,), (0, 2)])
+def test_extrema_over_axes(axes: tuple[int, ...]) -> None:
+    class Network(torch.nn.Module):
+        def forward(self, x: Any) -> Any:
+            return x.amax(axes, keepdim=True), x.amin(axes)
+
+    x = torch.randn(3, 4, 5)
+    for found, expected in zip(
+        sparseflow.compile(Network().eval(), (x,), measure=False)(x), Network()(x), strict=True
+    ):
+        torch.testing.assert_close(found, expected)

@@ -140,7 +140,11 @@ def test_engines_pad_like_torch(mode: str) -> None:
 def test_engines_pool_adaptively_like_torch() -> None:
     sizes = [(2, 3), (1, 1), (5, 6), (7, 4), (1, 6)]
     assert_equal([lambda x, s=s: F.adaptive_max_pool2d(x, s) for s in sizes], torch.randn(2, 3, 5, 6))
-    assert_equal([lambda x: F.adaptive_avg_pool2d(x, (3, 4))], torch.randn(2, 3, 5, 6))
+    assert_equal(
+        [lambda x, s=s: F.adaptive_avg_pool2d(x, s) for s in [*sizes, (5, 3)]], torch.randn(2, 3, 5, 6)
+    )
+    assert_equal([lambda x, s=s: F.adaptive_avg_pool1d(x, s) for s in (1, 3, 9)], torch.randn(2, 3, 7))
+    assert_equal([lambda x: F.adaptive_avg_pool3d(x, (2, 3, 1))], torch.randn(1, 2, 5, 4, 3))
     assert_equal([lambda x, s=s: F.adaptive_max_pool1d(x, s) for s in (1, 3, 9)], torch.randn(2, 3, 7))
     assert_equal([lambda x: F.adaptive_max_pool3d(x, (2, 3, 1))], torch.randn(1, 2, 5, 4, 3))
 

@@ -115,6 +115,9 @@ def _line(error: BaseException) -> str:
 class _Importer(onnx_frontend.ONNXGraphImporter):
     """TVM's importer with named constants, failures by node, and high-level forms where TVM inlines loops."""
 
+    def _check_for_unsupported_ops(self, graph: Any) -> None:
+        """Nothing: `_check_operators` has done it, with the forms that this project adds."""
+
     def name_constants(self, constants: Arrays, labels: dict[str, str]) -> None:
         """Make ``constants`` known under their tensor names, each with its label in the span."""
         for name, array in constants.items():

@@ -27,9 +27,8 @@ Converter = Callable[[Any], Any]
 """torch.fx node → Relax expression."""
 
 KEPT_WHOLE = (
-    "linear", "matmul", "conv1d", "conv2d", "max_pool1d", "max_pool2d", "adaptive_avg_pool1d",
-    "adaptive_avg_pool2d", "hardswish", "silu", "hardsigmoid", "relu6", "leaky_relu", "layer_norm",
-    "group_norm", "scaled_dot_product_attention",
+    "linear", "matmul", "conv1d", "conv2d", "max_pool1d", "max_pool2d", "hardswish", "silu", "hardsigmoid", "relu6",
+    "leaky_relu", "layer_norm", "group_norm", "scaled_dot_product_attention",
 )  # fmt: skip
 """Overloads ``aten.NAME.default`` that stay one operator."""
 

@@ -1,4 +1,4 @@
-"""torch's interpolation, padding and adaptive maximum pooling → gathers along each axis, in all modes and sizes."""
+"""torch's interpolation, padding and adaptive pooling → gathers along each axis, in all modes and sizes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ _ONE_AXIS = {**{name: name for name in _INDEXED}, **_WEIGHTED}
 _INTERPOLATIONS = [f"{name}.{overload}" for name in _ONE_AXIS for overload in ("vec", "default")]
 _POOLS = [f"adaptive_max_pool{n}d.default" for n in (1, 2, 3)]
 
-KEPT_WHOLE = (*_INTERPOLATIONS, *_POOLS, "pad.default")
+_MEANS = [f"adaptive_avg_pool{n}d.default" for n in (1, 2, 3)]
+
+KEPT_WHOLE = (*_INTERPOLATIONS, *_POOLS, *_MEANS, "pad.default")
 """What is taken out of torch's decomposition table: operator and overload."""
 
 
@@ -35,6 +37,7 @@ def converters(importer: Any) -> dict[str, Callable[[Any], Any]]:
     return {
         **{name: lambda node: _interpolate(importer, node) for name in _INTERPOLATIONS},
         **{name: lambda node: _adaptive_max_pool(importer, node) for name in _POOLS},
+        **{name: lambda node: _adaptive_avg_pool(importer, node) for name in _MEANS},
         "pad.default": lambda node: _pad(importer, node),
     }
 
@@ -106,14 +109,12 @@ def _adaptive_max_pool(importer: Any, node: Any) -> Any:
                 f"{node.target}: the positions of the maxima are used; only the values compile"
             )
     emit, x = importer.block_builder.emit, importer.env[node.args[0]]
-    rank, out = len(x.ty.shape), arguments(node)["output_size"]
-    for axis, count in zip(range(rank - len(out), rank), out, strict=True):
+    for axis, count in _pooled_axes(node):
         size = int(x.ty.shape[axis])
         if count in (1, size):
             x = x if count == size else emit(relax.op.max(x, axis=axis, keepdims=True))
             continue
-        first = np.arange(count) * size // count
-        last = -(-(np.arange(count) + 1) * size // count) - 1
+        first, last = _windows(size, count)
         best = picked(emit, x, axis, first)
         for k in range(
             1, int((last - first).max()) + 1
@@ -121,6 +122,42 @@ def _adaptive_max_pool(importer: Any, node: Any) -> Any:
             best = emit(relax.op.maximum(best, picked(emit, x, axis, np.minimum(first + k, last))))
         x = best
     return relax.Tuple([x, x])
+
+
+def _adaptive_avg_pool(importer: Any, node: Any) -> Any:
+    """The mean of each window: of windows of one size a pool, of others a sum along each axis."""
+    emit, x = importer.block_builder.emit, importer.env[node.args[0]]
+    axes = _pooled_axes(node)
+    sizes = [int(x.ty.shape[axis]) for axis, _ in axes]
+    counts = [count for _, count in axes]
+    if len(x.ty.shape) == 4 and len(axes) == 2:
+        if counts == [1, 1]:
+            return emit(relax.op.nn.adaptive_avg_pool2d(x, (1, 1)))
+        if all(size % count == 0 for size, count in zip(sizes, counts, strict=True)):
+            window = tuple(size // count for size, count in zip(sizes, counts, strict=True))
+            return x if window == (1, 1) else emit(relax.op.nn.avg_pool2d(x, window, window))
+    taps = {}
+    for (axis, count), size in zip(axes, sizes, strict=True):
+        first, last = _windows(size, count)
+        at = np.arange(size)
+        inside = (at >= first[:, None]) & (at <= last[:, None])
+        taps[axis] = Taps.of_matrix(inside / inside.sum(axis=1, keepdims=True))
+    return resample(emit, x, taps)
+
+
+def _pooled_axes(node: Any) -> list[tuple[int, int]]:
+    """The axes that an adaptive pool takes together, and how many elements each keeps."""
+    out = arguments(node)["output_size"]
+    rank = (
+        len(node.meta["val"][0].shape) if isinstance(node.meta["val"], tuple) else len(node.meta["val"].shape)
+    )
+    return [(rank - len(out) + i, int(count)) for i, count in enumerate(out)]
+
+
+def _windows(size: int, count: int) -> tuple[Any, Any]:
+    """First and last element of each of ``count`` windows."""
+    numbers = np.arange(count)
+    return numbers * size // count, -(-(numbers + 1) * size // count) - 1
 
 
 def named(table: Mapping[Any, Any]) -> list[Any]:
