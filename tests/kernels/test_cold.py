@@ -1,4 +1,4 @@
-"""Cold weights: how much is read between two calls, and that the selector's times depend on it."""
+"""Cold weights: how much is read between two calls, and that each timed call comes after it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparseflow.kernels.cold import FAR, NEAR, rounded
+from sparseflow.kernels.cold import FAR, NEAR, ColdWeights, rounded
 from sparseflow.kernels.select import Selector, trials
 from sparseflow.kernels.workload import Candidate, Workload, dense_covers
 
@@ -24,11 +24,18 @@ def test_networks_of_about_one_size_share_measurements(nbytes: int, expected: in
     assert rounded(nbytes) == expected
 
 
-def test_a_kernel_that_reads_its_weights_once_is_slower_when_they_are_cold(host: Any) -> None:
+def test_every_timed_call_comes_after_all_other_weights_were_read(
+    host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    monkeypatch.setattr(ColdWeights, "__call__", lambda self, *_: read.append(sum(a.nbytes for a in self._read)))
     candidate = Candidate("few-rows", {"B": 4})
     (warm,) = trials(host, WORKLOAD, [candidate], WEIGHT)
-    (cold,) = trials(host, WORKLOAD, [candidate], WEIGHT, between=FAR)
-    assert min(cold.seconds(3) for _ in range(3)) > 1.1 * min(warm.seconds(3) for _ in range(3))
+    assert warm.seconds(3) > 0 and not read
+    (cold,) = trials(host, WORKLOAD, [candidate], WEIGHT, between=NEAR)
+    assert cold.seconds(3) > 0
+    maps = (1024 + 1024) * 4
+    assert len(read) >= 3 and set(read) == {NEAR + maps}
 
 
 def test_choices_for_warm_and_cold_weights_are_kept_apart(tmp_path: Path, host: Any) -> None:
