@@ -15,9 +15,9 @@ from pathlib import Path
 import options
 
 from sparseflow.core.kernel_speed import Layer
-from sparseflow.engine.bench import pinned
-from sparseflow.engine.kernel_timing import KernelBench
-from sparseflow.engine.machine import machine_name
+from sparseflow.engine.measure.bench import pinned
+from sparseflow.engine.measure.kernel_timing import KernelBench
+from sparseflow.engine.target.machine import machine_name
 from sparseflow.studies.kernel_results import BreakEvenResults, to_json
 from sparseflow.studies.records import Records
 

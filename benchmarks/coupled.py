@@ -17,8 +17,8 @@ import options
 import torch
 
 from sparseflow.data import load_data
-from sparseflow.engine.bench import pinned
 from sparseflow.engine.compile import compile
+from sparseflow.engine.measure.bench import pinned
 from sparseflow.studies.allocation import interleaved
 from sparseflow.train import LogProgress, parse_recipe, run_recipe
 from sparseflow.train.models import build_model

@@ -18,9 +18,9 @@ import options
 
 from sparseflow.core.kernel_speed import Layer
 from sparseflow.core.map_speed import DENSE
-from sparseflow.engine.bench import pinned
-from sparseflow.engine.machine import machine_name
-from sparseflow.engine.map_timing import MapBench
+from sparseflow.engine.measure.bench import pinned
+from sparseflow.engine.measure.map_timing import MapBench
+from sparseflow.engine.target.machine import machine_name
 from sparseflow.studies.kernel_results import FeatureMapResults, to_json
 from sparseflow.studies.records import Records
 

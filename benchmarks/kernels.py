@@ -16,9 +16,9 @@ from pathlib import Path
 import options
 
 from sparseflow.core.kernel_speed import Layer
-from sparseflow.engine.bench import pinned
-from sparseflow.engine.core_limits import measure_limits
-from sparseflow.engine.kernel_timing import KernelBench
+from sparseflow.engine.measure.bench import pinned
+from sparseflow.engine.measure.core_limits import measure_limits
+from sparseflow.engine.measure.kernel_timing import KernelBench
 from sparseflow.studies.kernel_results import KernelResults, to_json
 from sparseflow.studies.records import Records
 

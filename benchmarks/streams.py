@@ -23,8 +23,8 @@ import torch
 import sparseflow
 from sparseflow import zoo
 from sparseflow.core.stream_speed import StepRecord, StreamRun
-from sparseflow.engine.bench import pinned
-from sparseflow.engine.machine import machine_name
+from sparseflow.engine.measure.bench import pinned
+from sparseflow.engine.target.machine import machine_name
 from sparseflow.studies.kernel_results import to_json
 from sparseflow.studies.records import Records
 from sparseflow.studies.stream_results import StreamResults

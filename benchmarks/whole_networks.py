@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sparseflow.core.plan import Plan
-from sparseflow.engine.peers import installed
+from sparseflow.engine.measure.peers import installed
 
 MODELS = ("resnet18", "resnet50", "vgg16", "mobilenet_v1", "mobilenet_v2", "bert_base")
 SPARSIFY = ("none", "unstructured@0.9", "block:4x1@0.9", "unstructured@0.95")

@@ -15,10 +15,10 @@ onnx = pytest.importorskip("onnx")
 
 import sparseflow  # noqa: E402
 from sparseflow import Engine  # noqa: E402
-from sparseflow.engine.bench import BenchOptions  # noqa: E402
 from sparseflow.engine.calibrate import profile_maps  # noqa: E402
-from sparseflow.engine.importer import import_model  # noqa: E402
-from sparseflow.engine.layer_times import LayerTimer  # noqa: E402
+from sparseflow.engine.frontends.importer import import_model  # noqa: E402
+from sparseflow.engine.measure.bench import BenchOptions  # noqa: E402
+from sparseflow.engine.measure.layer_times import LayerTimer  # noqa: E402
 from sparseflow.errors import CompileError, ImportModelError, InputError, SparseflowError  # noqa: E402
 from sparseflow.studies.sweep import SweepOptions  # noqa: E402
 

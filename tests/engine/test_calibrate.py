@@ -16,7 +16,7 @@ from sparseflow import Engine  # noqa: E402
 from sparseflow.core.map_profile import MapCounter, MapProfile, as_map  # noqa: E402
 from sparseflow.core.plan import Measurement, Plan  # noqa: E402
 from sparseflow.engine.calibrate import batches, faster_engine, profile_maps  # noqa: E402
-from sparseflow.engine.importer import import_model  # noqa: E402
+from sparseflow.engine.frontends.importer import import_model  # noqa: E402
 from sparseflow.errors import CompileError, FormatError, InputError  # noqa: E402
 
 

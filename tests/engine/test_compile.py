@@ -17,8 +17,8 @@ from tvm import relax  # noqa: E402
 
 import sparseflow  # noqa: E402
 from sparseflow.core import parse_structure  # noqa: E402
-from sparseflow.engine.importer import import_model  # noqa: E402
-from sparseflow.engine.targets import host_target  # noqa: E402
+from sparseflow.engine.frontends.importer import import_model  # noqa: E402
+from sparseflow.engine.target.targets import host_target  # noqa: E402
 from sparseflow.errors import CompileError  # noqa: E402
 
 Tensor = Any

@@ -18,8 +18,8 @@ pytest.importorskip("tvm")
 torch = pytest.importorskip("torch")
 
 import sparseflow  # noqa: E402
-from sparseflow.engine.manifest import CODE, MANIFEST, WEIGHTS, read_manifest, sha256  # noqa: E402
-from sparseflow.engine.runtime import Engine  # noqa: E402
+from sparseflow.engine.runtime.engine import Engine  # noqa: E402
+from sparseflow.engine.runtime.manifest import CODE, MANIFEST, WEIGHTS, read_manifest, sha256  # noqa: E402
 from sparseflow.errors import EngineError  # noqa: E402
 
 X = torch.ones(1, 3, 8, 8)

@@ -13,7 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import sparseflow  # noqa: E402
-from sparseflow.engine.threads import SPINS, SPINS_VARIABLE, set_threads  # noqa: E402
+from sparseflow.engine.runtime.threads import SPINS, SPINS_VARIABLE, set_threads  # noqa: E402
 
 CALLER = """
 import os, sys, time

@@ -16,9 +16,9 @@ from sparseflow import Engine, StreamEngine  # noqa: E402
 from sparseflow.core import parse_sparsify  # noqa: E402
 from sparseflow.core.plan import Plan  # noqa: E402
 from sparseflow.engine.calibrate import faster_engine, profile_maps  # noqa: E402
-from sparseflow.engine.importer import import_model  # noqa: E402
-from sparseflow.engine.memory import weight_tensor  # noqa: E402
-from sparseflow.engine.peers import PEERS, Subject  # noqa: E402
+from sparseflow.engine.frontends.importer import import_model  # noqa: E402
+from sparseflow.engine.measure.peers import PEERS, Subject  # noqa: E402
+from sparseflow.engine.runtime.memory import weight_tensor  # noqa: E402
 from sparseflow.engine.sparsify import sparsify  # noqa: E402
 from sparseflow.engine.weights import weighted_layers  # noqa: E402
 from sparseflow.errors import ImportModelError, InputError, SparseflowError  # noqa: E402

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from sparseflow.core.kernel_speed import Layer
-from sparseflow.engine import kernel_timing
-from sparseflow.engine.core_limits import cache_bytes, fma_probe, read_probe
-from sparseflow.engine.kernel_timing import (
+from sparseflow.engine.measure import kernel_timing
+from sparseflow.engine.measure.core_limits import cache_bytes, fma_probe, read_probe
+from sparseflow.engine.measure.kernel_timing import (
     KernelBench,
     cut,
     random_weight,
@@ -19,8 +19,8 @@ from sparseflow.engine.kernel_timing import (
     traffic,
     workload_of,
 )
-from sparseflow.kernels.target import AVX512
-from sparseflow.kernels.workload import TEMPLATES, Candidate
+from sparseflow.kernels.ir.vector_unit import AVX512
+from sparseflow.kernels.template import TEMPLATES, Candidate
 
 LAYER = Layer("3x3 8→12 @9²", "3x3", 8, 12, 9, 9, 3)
 LINEAR = Layer("24→36, 40 rows", "linear", 24, 36, 1, 40, op="linear")

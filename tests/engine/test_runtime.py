@@ -16,8 +16,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import sparseflow  # noqa: E402
-from sparseflow.engine.manifest import CODE, MANIFEST, WEIGHTS, read_manifest  # noqa: E402
-from sparseflow.engine.runtime import Engine  # noqa: E402
+from sparseflow.engine.runtime.engine import Engine  # noqa: E402
+from sparseflow.engine.runtime.manifest import CODE, MANIFEST, WEIGHTS, read_manifest  # noqa: E402
 from sparseflow.errors import EngineError, InputError  # noqa: E402
 
 Tensor = Any

@@ -16,7 +16,7 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 import sparseflow  # noqa: E402
-from sparseflow.engine.stream import StreamEngine  # noqa: E402
+from sparseflow.engine.stream.stream import StreamEngine  # noqa: E402
 from sparseflow.errors import CompileError, InputError  # noqa: E402
 
 nn = torch.nn

@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 @pytest.fixture(scope="session")
 def host() -> Any:
     """The target of this machine."""
-    from sparseflow.engine.targets import host_target
+    from sparseflow.engine.target.targets import host_target
 
     tvm.get_global_func("runtime.config_threadpool")(1, 2)
     return host_target()

@@ -12,8 +12,8 @@ torch = pytest.importorskip("torch")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from sparseflow.kernels.attention import Attention, attention, walks  # noqa: E402
-from sparseflow.kernels.lanes import LaneLayout, canonical  # noqa: E402
+from sparseflow.kernels.lane.attention import Attention, attention, walks  # noqa: E402
+from sparseflow.kernels.layouts.lane import LaneLayout, canonical  # noqa: E402
 
 RNG = np.random.default_rng(5)
 

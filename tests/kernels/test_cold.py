@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparseflow.kernels.cold import FAR, NEAR, ColdWeights, rounded
-from sparseflow.kernels.select import Selector, trials
-from sparseflow.kernels.workload import Candidate, Workload, dense_covers
+from sparseflow.kernels.template import Candidate
+from sparseflow.kernels.tuning.cold_weights import FAR, NEAR, ColdWeights, rounded
+from sparseflow.kernels.tuning.selector import Selector, trials
+from sparseflow.kernels.workload import Workload, dense_covers
 
 WORKLOAD = Workload("linear", 1, 1024, 1, 1, 1024, covers=dense_covers())
 WEIGHT = np.ones((1024, 1024), np.float32)
@@ -28,14 +29,18 @@ def test_every_timed_call_comes_after_all_other_weights_were_read(
     host: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[int] = []
-    monkeypatch.setattr(ColdWeights, "__call__", lambda self, *_: read.append(sum(a.nbytes for a in self._read)))
+    monkeypatch.setattr(
+        ColdWeights, "__call__", lambda self, *_: read.append(sum(a.nbytes for a in self._read))
+    )
     candidate = Candidate("few-rows", {"B": 4})
     (warm,) = trials(host, WORKLOAD, [candidate], WEIGHT)
-    assert warm.seconds(3) > 0 and not read
+    assert warm.seconds(3) > 0
+    assert not read
     (cold,) = trials(host, WORKLOAD, [candidate], WEIGHT, between=NEAR)
     assert cold.seconds(3) > 0
     maps = (1024 + 1024) * 4
-    assert len(read) >= 3 and set(read) == {NEAR + maps}
+    assert len(read) >= 3
+    assert set(read) == {NEAR + maps}
 
 
 def test_choices_for_warm_and_cold_weights_are_kept_apart(tmp_path: Path, host: Any) -> None:

@@ -15,21 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sparseflow.core import parse_structure
-from sparseflow.kernels import select  # noqa: F401  (registers every template)
-from sparseflow.kernels.lanes import LaneLayout
-from sparseflow.kernels.patterns import assign_patterns
-from sparseflow.kernels.pixels import PixelLayout
-from sparseflow.kernels.target import AVX2, NEON, VectorUnit
-from sparseflow.kernels.workload import (
-    ACTIVATIONS,
-    TEMPLATES,
-    Candidate,
-    KernelTemplate,
-    Layouts,
-    Workload,
-    covers_of,
-    patterns_of,
-)
+from sparseflow.kernels.ir.vector_unit import AVX2, NEON, VectorUnit
+from sparseflow.kernels.lane.patterns import assign_patterns
+from sparseflow.kernels.layouts.indexed import PixelLayout
+from sparseflow.kernels.layouts.lane import LaneLayout
+from sparseflow.kernels.template import TEMPLATES, Candidate, KernelTemplate
+from sparseflow.kernels.workload import ACTIVATIONS, Layouts, Workload, covers_of, patterns_of
 
 MOST = 3  # candidates of a template that one case compiles
 

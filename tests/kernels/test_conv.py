@@ -10,17 +10,11 @@ import numpy as np
 import pytest
 
 from sparseflow.core.formats import TapList
-from sparseflow.kernels import direct, taps
-from sparseflow.kernels.cost import tile_choices
-from sparseflow.kernels.target import AVX2, AVX512, NEON, VectorUnit
-from sparseflow.kernels.workload import (
-    Candidate,
-    Layouts,
-    Workload,
-    covers_of,
-    dense_covers,
-    natural_layouts,
-)
+from sparseflow.kernels.ir.vector_unit import AVX2, AVX512, NEON, VectorUnit
+from sparseflow.kernels.lane import direct, taps
+from sparseflow.kernels.lane.cost import tile_choices
+from sparseflow.kernels.template import Candidate
+from sparseflow.kernels.workload import Layouts, Workload, covers_of, dense_covers, natural_layouts
 
 RNG = np.random.default_rng(4)
 BASE = Workload("conv2d", 1, 32, 28, 28, 48, (3, 3), padding=(1, 1, 1, 1), covers=dense_covers())

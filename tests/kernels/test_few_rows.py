@@ -10,8 +10,9 @@ import pytest
 
 pytest.importorskip("torch")
 
-from sparseflow.kernels.few_rows import FewRowsDense, FewRowsSparse
-from sparseflow.kernels.workload import Candidate, Layouts, Workload, covers_of
+from sparseflow.kernels.gemv.few_rows import FewRowsDense, FewRowsSparse
+from sparseflow.kernels.template import Candidate
+from sparseflow.kernels.workload import Layouts, Workload, covers_of
 
 RNG = np.random.default_rng(6)
 

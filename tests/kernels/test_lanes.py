@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparseflow.kernels.lanes import LaneLayout, best_grid, canonical
+from sparseflow.kernels.layouts.lane import LaneLayout, best_grid, canonical
 from sparseflow.kernels.workload import Workload
 
 RNG = np.random.default_rng(0)

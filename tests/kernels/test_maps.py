@@ -12,8 +12,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from sparseflow.kernels import maps  # noqa: E402
-from sparseflow.kernels.lanes import LaneLayout, canonical  # noqa: E402
-from sparseflow.kernels.maps import Pool  # noqa: E402
+from sparseflow.kernels.lane.operators import Pool  # noqa: E402
+from sparseflow.kernels.layouts.lane import LaneLayout, canonical  # noqa: E402
 from sparseflow.kernels.workload import ACTIVATIONS, Workload  # noqa: E402
 
 RNG = np.random.default_rng(2)

@@ -10,7 +10,14 @@ import tvm
 from tvm import relax
 
 from sparseflow.errors import CompileError
-from sparseflow.kernels.dense_matmul import MatmulShape, legalize_matmul, matmul, panels, shape_of, tile_rows
+from sparseflow.kernels.cpu_rules.dense_matmul import (
+    MatmulShape,
+    legalize_matmul,
+    matmul,
+    panels,
+    shape_of,
+    tile_rows,
+)
 
 TARGET = tvm.target.Target({"kind": "llvm", "mcpu": "x86-64-v4"})
 RNG = np.random.default_rng(0)

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparseflow.kernels import relayout
-from sparseflow.kernels.lanes import LaneLayout, canonical
-from sparseflow.kernels.relayout import Strides
+from sparseflow.kernels.lane import conversions as relayout
+from sparseflow.kernels.lane.conversions import Strides
+from sparseflow.kernels.layouts.lane import LaneLayout, canonical
 
 RNG = np.random.default_rng(1)
 MAPS = [(3, 7, 9), (1, 1, 1), (5, 14, 14), (2, 17, 4), (18, 8, 8)]

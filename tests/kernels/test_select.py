@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from sparseflow.errors import CompileError
-from sparseflow.kernels import select
-from sparseflow.kernels.select import Choice, Selector, cache_folder, code_fingerprint
-from sparseflow.kernels.workload import TEMPLATES, Workload, covers_of, dense_covers
+from sparseflow.kernels.template import TEMPLATES
+from sparseflow.kernels.tuning import selector as select
+from sparseflow.kernels.tuning.selector import Choice, Selector, cache_folder, code_fingerprint
+from sparseflow.kernels.workload import Workload, covers_of, dense_covers
 
 WEIGHT = np.random.default_rng(0).standard_normal((20, 16)).astype(np.float32)
 WORKLOAD = Workload("linear", 1, 16, 1, 2, 20, bias=True, covers=covers_of(WEIGHT))
@@ -168,7 +169,7 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from sparseflow.core.plan import CandidateTime
-from sparseflow.kernels.select import Choice, Selector
+from sparseflow.kernels.tuning.selector import Choice, Selector
 from sparseflow.kernels.workload import Workload
 selector = Selector("llvm", "machine", True, folder=Path(sys.argv[1]))
 key = selector._key(Workload("linear", 1, 4, 1, 1, 4))

@@ -12,9 +12,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from sparseflow.kernels.select import Selector  # noqa: E402
-from sparseflow.kernels.target import AVX2  # noqa: E402
-from sparseflow.kernels.winograd import (  # noqa: E402
+from sparseflow.kernels.ir.vector_unit import AVX2  # noqa: E402
+from sparseflow.kernels.lane.winograd import (  # noqa: E402
     ERRORS,
     SIZES,
     Winograd,
@@ -22,14 +21,9 @@ from sparseflow.kernels.winograd import (  # noqa: E402
     matrices,
     phase_taps,
 )
-from sparseflow.kernels.workload import (  # noqa: E402
-    TEMPLATES,
-    Candidate,
-    Layouts,
-    Workload,
-    dense_covers,
-    natural_layouts,
-)
+from sparseflow.kernels.template import TEMPLATES, Candidate  # noqa: E402
+from sparseflow.kernels.tuning.selector import Selector  # noqa: E402
+from sparseflow.kernels.workload import Layouts, Workload, dense_covers, natural_layouts  # noqa: E402
 
 WINOGRAD = Winograd()
 
@@ -238,7 +232,7 @@ def test_exact_leaves_it_out_and_says_so(tmp_path: Path, host: Any) -> None:
 
 def test_the_option_reaches_the_saved_plan(tmp_path: Path) -> None:
     from sparseflow.engine.compile import compile as compile_model
-    from sparseflow.engine.manifest import read_manifest
+    from sparseflow.engine.runtime.manifest import read_manifest
 
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Conv2d(16, 16, 3, padding=1), torch.nn.ReLU()).eval()

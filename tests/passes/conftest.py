@@ -178,7 +178,7 @@ def operators() -> Any:
 def engine() -> Any:
     """``engine(mod, threads=1)``: the module through all of our phases, ranked by the cost model."""
     import sparseflow
-    from sparseflow.engine.importer import Imported, TensorSpec
+    from sparseflow.engine.frontends.importer import Imported, TensorSpec
 
     def make(mod: tvm.IRModule, threads: int = 1) -> Any:
         main = mod["main"]

@@ -17,8 +17,8 @@ from tvm import relax
 from sparseflow.core import parse_structure
 from sparseflow.core.formats import TapList
 from sparseflow.core.plan import Plan
-from sparseflow.kernels.select import Choice, Selector
-from sparseflow.kernels.workload import TEMPLATES
+from sparseflow.kernels.template import TEMPLATES
+from sparseflow.kernels.tuning.selector import Choice, Selector
 from sparseflow.passes.canonicalise import Canonicalise
 from sparseflow.passes.graph import Graph
 from sparseflow.passes.index import Index

@@ -11,8 +11,8 @@ pytest.importorskip("torch")
 
 from tvm import relax
 
-from sparseflow.kernels.lanes import LaneLayout, canonical
-from sparseflow.kernels.select import Selector
+from sparseflow.kernels.layouts.lane import LaneLayout, canonical
+from sparseflow.kernels.tuning.selector import Selector
 from sparseflow.passes.canonicalise import Canonicalise
 from sparseflow.passes.graph import Graph
 from sparseflow.passes.layout import Node, decide_layouts, logical

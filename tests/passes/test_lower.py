@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 
 from tvm import relax  # noqa: E402
 
-from sparseflow.kernels.select import Selector  # noqa: E402
+from sparseflow.kernels.tuning.selector import Selector  # noqa: E402
 from sparseflow.passes import pipeline  # noqa: E402
 from sparseflow.passes.canonicalise import Canonicalise  # noqa: E402
 from sparseflow.passes.graph import Graph  # noqa: E402

@@ -15,7 +15,7 @@ from torch import nn  # noqa: E402
 
 import sparseflow  # noqa: E402
 from sparseflow.engine.calibrate import profile_maps  # noqa: E402
-from sparseflow.engine.importer import import_model  # noqa: E402
+from sparseflow.engine.frontends.importer import import_model  # noqa: E402
 from sparseflow.passes import map_choice  # noqa: E402
 
 

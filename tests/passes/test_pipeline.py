@@ -13,8 +13,8 @@ pytest.importorskip("torch")
 from tvm import relax
 
 from sparseflow.errors import CompileError
-from sparseflow.kernels.select import Selector
-from sparseflow.kernels.workload import TEMPLATES
+from sparseflow.kernels.template import TEMPLATES
+from sparseflow.kernels.tuning.selector import Selector
 from sparseflow.passes import pipeline
 from sparseflow.passes.canonicalise import Canonicalise
 from sparseflow.passes.hoist import SMALL, hoist_constants

@@ -19,7 +19,7 @@ import sparseflow  # noqa: E402
 from sparseflow import zoo  # noqa: E402
 from sparseflow.core import parse_sparsify  # noqa: E402
 from sparseflow.core.plan import Cut, Plan  # noqa: E402
-from sparseflow.engine.importer import import_model  # noqa: E402
+from sparseflow.engine.frontends.importer import import_model  # noqa: E402
 from sparseflow.engine.sparsify import sparsify_module  # noqa: E402
 from sparseflow.passes.canonicalise import Canonicalise  # noqa: E402
 from sparseflow.passes.graph import Graph, shape_of  # noqa: E402

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sparseflow.core.structures import parse_structure
-from sparseflow.engine.peers import PEERS
+from sparseflow.engine.measure.peers import PEERS
 from sparseflow.errors import CheckpointError, InputError, RecipeError, SparseflowError
 from sparseflow.report import render_run
 from sparseflow.studies.quickstart import QuickstartSettings, run, stored_bytes, variant_name

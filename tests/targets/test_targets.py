@@ -17,8 +17,8 @@ from typer.testing import CliRunner  # noqa: E402
 import sparseflow  # noqa: E402
 from sparseflow.cli.main import app  # noqa: E402
 from sparseflow.engine import targets  # noqa: E402
-from sparseflow.engine.machine import vector_flags  # noqa: E402
-from sparseflow.engine.targets import (  # noqa: E402
+from sparseflow.engine.target.machine import vector_flags  # noqa: E402
+from sparseflow.engine.target.targets import (  # noqa: E402
     TARGETS,
     architecture,
     instruction_sets,
@@ -27,9 +27,10 @@ from sparseflow.engine.targets import (  # noqa: E402
     resolve,
 )
 from sparseflow.errors import CompileError, EngineError  # noqa: E402
-from sparseflow.kernels.select import Selector  # noqa: E402
-from sparseflow.kernels.target import AVX2, AVX512, NEON, SSE, VectorUnit, vector_unit  # noqa: E402
-from sparseflow.kernels.workload import TEMPLATES, Workload, dense_covers, natural_layouts  # noqa: E402
+from sparseflow.kernels.ir.vector_unit import AVX2, AVX512, NEON, SSE, VectorUnit, vector_unit  # noqa: E402
+from sparseflow.kernels.template import TEMPLATES  # noqa: E402
+from sparseflow.kernels.tuning.selector import Selector  # noqa: E402
+from sparseflow.kernels.workload import Workload, dense_covers, natural_layouts  # noqa: E402
 
 CONV = Workload("conv2d", 1, 32, 14, 14, 32, (3, 3), padding=(1, 1, 1, 1), covers=dense_covers())
 LLVM = [

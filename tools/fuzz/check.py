@@ -14,7 +14,7 @@ import torch
 
 import sparseflow
 from sparseflow.core import parse_sparsify
-from sparseflow.engine.runtime import Engine
+from sparseflow.engine.runtime.engine import Engine
 from sparseflow.engine.sparsify import sparsify_module
 from sparseflow.errors import SparseflowError
 

@@ -23,7 +23,7 @@ class Measurement:
     threads : int
         Threads used.
     machine : str
-        CPU model and vector extension, as `sparseflow.engine.machine` names it.
+        CPU model and vector extension, as `sparseflow.engine.target.machine` names it.
     """
 
     median_s: float

@@ -16,15 +16,15 @@ import sparseflow
 from sparseflow.core.checks import flag
 from sparseflow.core.map_profile import MapProfile
 from sparseflow.core.plan import cut_summary
-from sparseflow.engine.importer import Imported
-from sparseflow.engine.machine import machine_name
-from sparseflow.engine.manifest import Manifest, Signature
+from sparseflow.engine.frontends.importer import Imported
 from sparseflow.engine.rest import rest_times
-from sparseflow.engine.runtime import Engine
-from sparseflow.engine.targets import architecture, instruction_sets, not_here
-from sparseflow.engine.threads import checked_threads, set_threads
+from sparseflow.engine.runtime.engine import Engine
+from sparseflow.engine.runtime.manifest import Manifest, Signature
+from sparseflow.engine.runtime.threads import checked_threads, set_threads
+from sparseflow.engine.target.machine import machine_name
+from sparseflow.engine.target.targets import architecture, instruction_sets, not_here
 from sparseflow.errors import CompileError, SparseflowError
-from sparseflow.kernels.select import Selector
+from sparseflow.kernels.tuning.selector import Selector
 from sparseflow.passes import pipeline
 from sparseflow.passes.hoist import call_labels, hoist_constants
 from sparseflow.passes.plan import plan_of

@@ -12,10 +12,10 @@ import tvm
 
 from sparseflow.core.map_profile import MapCounter, MapProfile
 from sparseflow.engine.build import Build, build, inside_tvm
-from sparseflow.engine.importer import Imported, TensorSpec
-from sparseflow.engine.memory import host_arrays
-from sparseflow.engine.runtime import Engine
-from sparseflow.engine.targets import resolve
+from sparseflow.engine.frontends.importer import Imported, TensorSpec
+from sparseflow.engine.runtime.engine import Engine
+from sparseflow.engine.runtime.memory import host_arrays
+from sparseflow.engine.target.targets import resolve
 from sparseflow.errors import InputError
 from sparseflow.passes.canonicalise import Canonicalise
 from sparseflow.passes.density import expose_maps

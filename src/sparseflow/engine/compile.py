@@ -13,9 +13,9 @@ from sparseflow.core.map_profile import MapProfile
 from sparseflow.core.plan import Cut
 from sparseflow.engine.build import Build, Progress, build, inside_tvm
 from sparseflow.engine.calibrate import as_calls, faster_engine, profile_maps
-from sparseflow.engine.importer import Imported, import_model
-from sparseflow.engine.runtime import Engine
-from sparseflow.engine.targets import resolve
+from sparseflow.engine.frontends.importer import Imported, import_model
+from sparseflow.engine.runtime.engine import Engine
+from sparseflow.engine.target.targets import resolve
 from sparseflow.passes.canonicalise import Canonicalise
 from sparseflow.passes.propagate import Propagate, cuts_of
 from sparseflow.passes.watch import watched

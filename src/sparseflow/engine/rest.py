@@ -13,7 +13,7 @@ import tvm
 from tvm.relax.analysis import has_reshape_pattern
 
 from sparseflow.core.plan import RestTime
-from sparseflow.kernels.select import Selector, time_interleaved
+from sparseflow.kernels.tuning.selector import Selector, time_interleaved
 from sparseflow.passes.graph import is_constant
 from sparseflow.passes.hoist import call_labels, kernel_calls
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sparseflow.engine.memory import weight_tensor
+from sparseflow.engine.runtime.memory import weight_tensor
 from sparseflow.errors import ImportModelError
 
 Array = np.ndarray[Any, Any]

@@ -1,22 +1,18 @@
-"""What a kernel has to compute, and what a kernel template is."""
+"""What a kernel has to compute, and the layouts of its tensors."""
 
 from __future__ import annotations
 
 import json
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tvm import tirx
 
-from sparseflow.kernels.lanes import LaneLayout, canonical
-from sparseflow.kernels.pixels import PixelLayout
-from sparseflow.kernels.target import AVX512, VectorUnit
-from sparseflow.registry import Registry
+from sparseflow.kernels.ir.vector_unit import AVX512, VectorUnit
+from sparseflow.kernels.layouts.indexed import PixelLayout
+from sparseflow.kernels.layouts.lane import LaneLayout, canonical
 
 Array = npt.NDArray[Any]
 
@@ -204,85 +200,6 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A template with its parameters."""
-
-    template: str
-    parameters: Mapping[str, int] = field(default_factory=dict)
-
-    def to_json(self) -> str:
-        """A canonical string; used as an attribute in the IR and in the cache."""
-        return json.dumps({"template": self.template, "parameters": dict(self.parameters)}, sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str) -> Candidate:
-        """The inverse of `to_json`."""
-        return cls(**json.loads(text))
-
-
-class KernelTemplate(ABC):
-    """A generator of kernels for some workloads. Its output equals the dense reference to rounding.
-
-    Attributes
-    ----------
-    name : str
-        The name in the registry.
-    layout : str
-        ``lanes`` when input and output are in a `LaneLayout`, ``pixels`` when they are in a `PixelLayout` and carry
-        their index, ``rows`` when they are row-major matrices.
-    format : str
-        The index format it reads; ``dense`` if none.
-    sparse_input : bool
-        Whether it leaves out the products with zeros of its input.
-    exact : bool
-        False when the error is larger than that of adding up the products; such a template states its bound, and
-        the option ``exact`` leaves it out.
-    unions : bool
-        Whether it takes a residual through an index (`Workload.residual_channels`), and leaves out `Workload.passed`
-        filters; templates that do not compute them as zeros.
-    """
-
-    name: str
-    layout: str
-    format: str
-    sparse_input: bool = False
-    exact: bool = True
-    unions: bool = False
-
-    def refusal(self, workload: Workload) -> str | None:
-        """`rejects`, and before it what no template but those that pick the residual's channels can do."""
-        if workload.residual_channels and not self.unions:
-            return "the residual has other channels than the result; this kernel adds it in order only"
-        return self.rejects(workload)
-
-    @abstractmethod
-    def rejects(self, workload: Workload) -> str | None:
-        """Why this template does not apply, in words for the user; None when it does."""
-
-    @abstractmethod
-    def candidates(self, workload: Workload) -> list[Candidate]:
-        """Parameter choices that are worth measuring, the most promising first."""
-
-    @abstractmethod
-    def predict_cycles(self, workload: Workload, candidate: Candidate) -> float:
-        """Processor cycles that one call takes on one core, by the cost model."""
-
-    @abstractmethod
-    def pack(
-        self, workload: Workload, candidate: Candidate, weight: Array, layouts: Layouts
-    ) -> dict[str, Array]:
-        """The constant operands, in the order of the kernel's parameters, from the OIHW weight."""
-
-    @abstractmethod
-    def build(self, workload: Workload, candidate: Candidate, layouts: Layouts, name: str) -> tirx.PrimFunc:
-        """The kernel: parameters input, packed constants, bias, residual index, residual (those it has), output.
-
-        With layout ``pixels`` the input is values and bits, the residual its values, and the output values, bits and
-        count.
-        """
-
-
-@dataclass(frozen=True)
 class Layouts:
     """The layouts of a kernel's tensors; all None for templates on row-major matrices."""
 
@@ -326,15 +243,6 @@ def natural_layouts(workload: Workload) -> Layouts:
         output.with_halo(workload.halo),
         residual if workload.residual else None,
     )
-
-
-TEMPLATES: Registry[KernelTemplate] = Registry("kernel template")
-
-
-def register(template: type[KernelTemplate]) -> type[KernelTemplate]:
-    """A class decorator that puts an instance of the template into `TEMPLATES`."""
-    TEMPLATES.register(template.name)(template())
-    return template
 
 
 def dense_covers() -> tuple[tuple[int, float], ...]:

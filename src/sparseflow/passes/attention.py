@@ -16,8 +16,9 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from sparseflow.kernels.attention import Attention
-from sparseflow.kernels.workload import TEMPLATES, Array, Candidate
+from sparseflow.kernels.lane.attention import Attention
+from sparseflow.kernels.template import TEMPLATES, Candidate
+from sparseflow.kernels.workload import Array
 from sparseflow.passes.graph import Graph, Rebuild, is_constant, op_name, shape_of
 from sparseflow.passes.ops import LayerAttrs, attention_call, is_layer
 

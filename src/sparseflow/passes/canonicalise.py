@@ -10,7 +10,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from sparseflow.kernels.target import AVX512, VectorUnit
+from sparseflow.kernels.ir.vector_unit import AVX512, VectorUnit
 from sparseflow.kernels.workload import Array, Workload
 from sparseflow.passes.activations import IDENTITY, Activation, single_activation, spread_activation
 from sparseflow.passes.graph import Graph, Rebuild, is_constant, op_name, shape_of

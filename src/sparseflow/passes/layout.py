@@ -8,10 +8,11 @@ from typing import Any
 
 from tvm import relax
 
-from sparseflow.kernels.attention import Attention
-from sparseflow.kernels.lanes import LaneLayout, canonical
-from sparseflow.kernels.maps import Pool
-from sparseflow.kernels.workload import TEMPLATES, Candidate, Workload
+from sparseflow.kernels.lane.attention import Attention
+from sparseflow.kernels.lane.operators import Pool
+from sparseflow.kernels.layouts.lane import LaneLayout, canonical
+from sparseflow.kernels.template import TEMPLATES, Candidate
+from sparseflow.kernels.workload import Workload
 from sparseflow.passes.graph import Graph, is_constant, op_name, shape_of
 from sparseflow.passes.map_ops import DENSE_MAP
 from sparseflow.passes.ops import ATTENTION, LayerAttrs, is_layer

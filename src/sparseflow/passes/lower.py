@@ -12,12 +12,14 @@ from typing import Any
 import tvm
 from tvm import relax, tirx
 
-from sparseflow.kernels import maps, relayout
-from sparseflow.kernels.attention import Attention, attention
-from sparseflow.kernels.lanes import LaneLayout
-from sparseflow.kernels.relayout import Strides
-from sparseflow.kernels.target import AVX512, VectorUnit
-from sparseflow.kernels.workload import TEMPLATES, Candidate, Layouts
+from sparseflow.kernels.ir.vector_unit import AVX512, VectorUnit
+from sparseflow.kernels.lane import conversions as relayout
+from sparseflow.kernels.lane import operators as maps
+from sparseflow.kernels.lane.attention import Attention, attention
+from sparseflow.kernels.lane.conversions import Strides
+from sparseflow.kernels.layouts.lane import LaneLayout
+from sparseflow.kernels.template import TEMPLATES, Candidate
+from sparseflow.kernels.workload import Layouts
 from sparseflow.passes.graph import Rebuild, inputs_of, shape_of
 from sparseflow.passes.layout import Node, decide_layouts, images, logical
 from sparseflow.passes.lower_maps import MapLowering

@@ -7,12 +7,13 @@ from typing import Any, Protocol
 
 from tvm import relax
 
-from sparseflow.kernels import pixel_maps
-from sparseflow.kernels.lanes import LaneLayout
-from sparseflow.kernels.pixels import PixelLayout
-from sparseflow.kernels.relayout import Strides
-from sparseflow.kernels.switch import Spec, Stage, density_switch
-from sparseflow.kernels.workload import TEMPLATES, Array, Candidate, Layouts, natural_layouts
+from sparseflow.kernels.indexed import operators as pixel_maps
+from sparseflow.kernels.indexed.density_switch import Spec, Stage, density_switch
+from sparseflow.kernels.lane.conversions import Strides
+from sparseflow.kernels.layouts.indexed import PixelLayout
+from sparseflow.kernels.layouts.lane import LaneLayout
+from sparseflow.kernels.template import TEMPLATES, Candidate
+from sparseflow.kernels.workload import Array, Layouts, natural_layouts
 from sparseflow.passes.graph import Rebuild, op_name, shape_of
 from sparseflow.passes.layout import Node
 from sparseflow.passes.map_kernels import pixel_operator

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sparseflow.core.plan import CandidateTime, LayerPlan
-from sparseflow.kernels import pixel_maps
-from sparseflow.kernels.lanes import LaneLayout
-from sparseflow.kernels.map_times import MapTimes
-from sparseflow.kernels.pixels import PixelLayout
-from sparseflow.kernels.relayout import Strides
-from sparseflow.kernels.workload import TEMPLATES, Candidate, Workload
+from sparseflow.kernels.indexed import operators as pixel_maps
+from sparseflow.kernels.lane.conversions import Strides
+from sparseflow.kernels.layouts.indexed import PixelLayout
+from sparseflow.kernels.layouts.lane import LaneLayout
+from sparseflow.kernels.template import TEMPLATES, Candidate
+from sparseflow.kernels.tuning.map_times import MapTimes
+from sparseflow.kernels.workload import Workload
 from sparseflow.passes.graph import Graph, inputs_of, shape_of
 from sparseflow.passes.layout import Node, decide_layouts
 from sparseflow.passes.map_kernels import lane_operator, map_of, pixel_operator

@@ -11,10 +11,10 @@ from tvm import relax
 
 from sparseflow.core.formats.feature_map import PixelBitmap
 from sparseflow.core.plan import LayerPlan, Plan
-from sparseflow.kernels.map_times import MapTimes
-from sparseflow.kernels.pixels import PixelLayout
-from sparseflow.kernels.select import Choice
-from sparseflow.kernels.workload import TEMPLATES, Candidate
+from sparseflow.kernels.layouts.indexed import PixelLayout
+from sparseflow.kernels.template import TEMPLATES, Candidate
+from sparseflow.kernels.tuning.map_times import MapTimes
+from sparseflow.kernels.tuning.selector import Choice
 from sparseflow.passes.graph import Graph, Rebuild, inputs_of, shape_of
 from sparseflow.passes.layout import Node, decide_layouts
 from sparseflow.passes.map_choice import Indexed, MapChoice, choose_maps, input_layout

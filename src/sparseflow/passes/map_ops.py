@@ -15,8 +15,8 @@ from typing import Any
 
 from tvm import ir, relax
 
-from sparseflow.kernels.maps import Pool
-from sparseflow.kernels.pixels import PixelLayout
+from sparseflow.kernels.lane.operators import Pool
+from sparseflow.kernels.layouts.indexed import PixelLayout
 
 INDEX_MAP = "sparseflow.index_map"
 DENSE_MAP = "sparseflow.dense_map"

@@ -19,7 +19,7 @@ import tvm
 from tvm import ir, relax
 
 from sparseflow.core.formats import KernelIndex, TapList
-from sparseflow.kernels.attention import Attention
+from sparseflow.kernels.lane.attention import Attention
 from sparseflow.kernels.workload import Array, Workload
 from sparseflow.passes.map_ops import MapUse, map_type
 

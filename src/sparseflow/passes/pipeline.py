@@ -10,10 +10,10 @@ import tvm
 from tvm import relax
 
 from sparseflow.core.map_profile import MapProfile
-from sparseflow.kernels.dense_matmul import legalize_matmul, tile_rows
-from sparseflow.kernels.map_times import MapTimes
-from sparseflow.kernels.select import Selector
-from sparseflow.kernels.target import vector_unit
+from sparseflow.kernels.cpu_rules.dense_matmul import legalize_matmul, tile_rows
+from sparseflow.kernels.ir.vector_unit import vector_unit
+from sparseflow.kernels.tuning.map_times import MapTimes
+from sparseflow.kernels.tuning.selector import Selector
 from sparseflow.passes.attention import FuseAttention
 from sparseflow.passes.canonicalise import Canonicalise
 from sparseflow.passes.comparisons import KEEP_NAN

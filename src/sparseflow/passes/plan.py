@@ -12,10 +12,11 @@ import tvm
 
 from sparseflow.core.plan import CandidateTime, LayerPlan, Plan
 from sparseflow.errors import CompileError
-from sparseflow.kernels.cold import rounded
-from sparseflow.kernels.select import Choice, Selector, layouts_for
-from sparseflow.kernels.target import AVX512, VectorUnit
-from sparseflow.kernels.workload import TEMPLATES, Array, Candidate, Workload
+from sparseflow.kernels.ir.vector_unit import AVX512, VectorUnit
+from sparseflow.kernels.template import TEMPLATES, Candidate
+from sparseflow.kernels.tuning.cold_weights import rounded
+from sparseflow.kernels.tuning.selector import Choice, Selector, layouts_for
+from sparseflow.kernels.workload import Array, Workload
 from sparseflow.passes.graph import Graph, Rebuild
 from sparseflow.passes.layout import Node, decide_layouts
 from sparseflow.passes.ops import LayerAttrs, is_layer, layer_call, weight_of

@@ -14,7 +14,7 @@ import torch
 from sparseflow.core.plan import Measurement
 from sparseflow.core.structures import parse_structure
 from sparseflow.engine.compile import compile
-from sparseflow.engine.machine import machine_name
+from sparseflow.engine.target.machine import machine_name
 from sparseflow.studies.stages import write_json
 from sparseflow.train import parse_recipe
 from sparseflow.train.allocation import Assigned, LatencyAware, Problem, slots_of

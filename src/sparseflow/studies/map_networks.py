@@ -12,16 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from sparseflow.core.plan import Measurement
-from sparseflow.engine.bench import interleave, max_relative_error, pinned
 from sparseflow.engine.build import Build
 from sparseflow.engine.calibrate import profile_maps
 from sparseflow.engine.compile import compile as compile_model
-from sparseflow.engine.importer import Imported, import_model
-from sparseflow.engine.machine import machine_name
-from sparseflow.engine.peers import PEERS
-from sparseflow.engine.peers.base import Subject, torch_inputs
-from sparseflow.engine.runtime import Engine
-from sparseflow.engine.targets import resolve
+from sparseflow.engine.frontends.importer import Imported, import_model
+from sparseflow.engine.measure.bench import interleave, max_relative_error, pinned
+from sparseflow.engine.measure.peers import PEERS
+from sparseflow.engine.measure.peers.base import Subject, torch_inputs
+from sparseflow.engine.runtime.engine import Engine
+from sparseflow.engine.target.machine import machine_name
+from sparseflow.engine.target.targets import resolve
 from sparseflow.errors import CompileError, SparseflowError
 
 Array = npt.NDArray[Any]

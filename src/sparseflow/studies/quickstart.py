@@ -26,11 +26,11 @@ import sparseflow
 from sparseflow.core.plan import Measurement, Plan
 from sparseflow.core.storage import storage_table
 from sparseflow.data import Batches, ImageData, load_data
-from sparseflow.engine.bench import interleave, max_relative_error, pinned
-from sparseflow.engine.machine import machine_name
-from sparseflow.engine.peers import PEERS, Subject
-from sparseflow.engine.runtime import Engine
-from sparseflow.engine.threads import checked_threads
+from sparseflow.engine.measure.bench import interleave, max_relative_error, pinned
+from sparseflow.engine.measure.peers import PEERS, Subject
+from sparseflow.engine.runtime.engine import Engine
+from sparseflow.engine.runtime.threads import checked_threads
+from sparseflow.engine.target.machine import machine_name
 from sparseflow.errors import CompileError, InputError, SparseflowError
 from sparseflow.studies.results import (
     DENSE,

@@ -17,10 +17,10 @@ import joblib
 
 from sparseflow.core.checks import whole_number
 from sparseflow.core.plan import Measurement
-from sparseflow.engine.bench import interleave, pinned
-from sparseflow.engine.machine import machine_name
-from sparseflow.engine.runtime import Engine
-from sparseflow.engine.threads import checked_threads
+from sparseflow.engine.measure.bench import interleave, pinned
+from sparseflow.engine.runtime.engine import Engine
+from sparseflow.engine.runtime.threads import checked_threads
+from sparseflow.engine.target.machine import machine_name
 from sparseflow.errors import InputError, SparseflowError
 from sparseflow.studies.quickstart import versions
 from sparseflow.studies.results import DENSE, Environment

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sparseflow.core.latency_table import KIND, LatencyTable
-from sparseflow.engine.layer_times import LayerTimer, prunings
+from sparseflow.engine.measure.layer_times import LayerTimer, prunings
 from sparseflow.errors import SparseflowError
 from sparseflow.studies.records import Records
 

@@ -61,7 +61,7 @@ def command(
     """
     from sparseflow import compile as compile_model
     from sparseflow.cli.commands.explain import layer_table
-    from sparseflow.engine.targets import architecture, linker, resolve
+    from sparseflow.engine.target.targets import architecture, linker, resolve
 
     shapes = options.parse_shapes(shape)
     linker(architecture(resolve(target)), cxx)  # a missing compiler is told now, not after minutes

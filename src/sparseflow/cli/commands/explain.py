@@ -40,7 +40,7 @@ def command(
         sparseflow explain resnet50.engine --layer layer1.0.conv2.weight
         sparseflow explain resnet50.engine --profile
     """
-    from sparseflow.engine.manifest import read_manifest
+    from sparseflow.engine.runtime.manifest import read_manifest
 
     plan = read_manifest(engine).plan
     operators = _profile(engine) if profile else []

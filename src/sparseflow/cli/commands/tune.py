@@ -53,7 +53,7 @@ def command(
         sparseflow tune runs/dense/model.pt2 -o table.json
         sparseflow tune zoo:resnet18 --structures block:4x1 --densities 0.5,0.2,0.1 -o table.json
     """
-    from sparseflow.engine.layer_times import LayerTimer
+    from sparseflow.engine.measure.layer_times import LayerTimer
     from sparseflow.engine.weights import weighted_layers
     from sparseflow.studies import tune as study
 

@@ -20,7 +20,7 @@ from sparseflow.engine.frontends.constants import check_dtype, named_constant
 from sparseflow.engine.frontends.onnx_fold import Arrays, fold
 from sparseflow.engine.frontends.onnx_resize import resize_axes
 from sparseflow.engine.frontends.resample import pad, resample
-from sparseflow.engine.importer import Shapes, check_shapes, fit_shape
+from sparseflow.engine.frontends.shapes import Shapes, check_shapes, fit_shape
 from sparseflow.errors import ImportModelError
 
 

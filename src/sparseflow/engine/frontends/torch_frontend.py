@@ -20,7 +20,7 @@ from tvm.relax.frontend.torch.exported_program_translator import ExportedProgram
 
 from sparseflow.engine.frontends import torch_resample
 from sparseflow.engine.frontends.constants import check_dtype, close_blocks, named_constant
-from sparseflow.engine.memory import weight_tensor
+from sparseflow.engine.runtime.memory import weight_tensor
 from sparseflow.errors import ImportModelError, first_line
 
 Converter = Callable[[Any], Any]

@@ -1,0 +1,114 @@
+"""The limits of one core, measured with generated kernels: multiply-adds, and loads from each level of memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm.tirx.script import builder as T
+
+from sparseflow.core.kernel_speed import GIGA, Limits
+from sparseflow.engine.target.machine import machine_name
+from sparseflow.kernels.ir import emit
+from sparseflow.kernels.ir.vector_unit import VectorUnit, vector_unit
+from sparseflow.kernels.tuning.selector import time_interleaved
+
+_FMA_STEPS = 20_000
+_READ_BYTES = 1 << 21  # of one call from a cache, so that the call itself costs nothing
+_DEFAULT_CACHES = (32 << 10, 1 << 20, 32 << 20)
+
+
+@dataclass
+class Probe:
+    """A kernel that does a known amount of work: FLOPs or bytes."""
+
+    module: Any
+    name: str
+    arguments: list[Any]
+    work: float
+
+    def seconds(self, number: int) -> float:
+        """Mean time of ``number`` calls in a row."""
+        timer = self.module.mod.time_evaluator(self.name, tvm.cpu(), number=number, repeat=1)
+        return float(timer(*self.arguments).mean)
+
+
+def fma_probe(target: Any) -> Probe:
+    """As many independent chains of multiply-adds as the registers hold; nothing is loaded in the loop."""
+    unit = vector_unit(target)
+    lanes, chains = unit.lanes, min(unit.accumulators, 16 * unit.per_cycle)
+    with emit.prim_func("fma") as finish:
+        x = emit.arg("x", (2 * lanes,))
+        y = emit.arg("y", (chains * lanes,))
+        acc = emit.Accumulators(chains, lanes)
+        for i in range(chains):
+            acc[i] = x[emit.ramp(0, lanes)]
+        factor, add = T.bind(x[emit.ramp(0, lanes)]), T.bind(x[emit.ramp(lanes, lanes)])
+        with emit.loop(_FMA_STEPS):
+            for i in range(chains):
+                acc[i] = acc[i] * factor + add
+        for i in range(chains):
+            T.buffer_store(y, acc[i], [emit.ramp(i * lanes, lanes)])
+    module = tvm.compile(tvm.IRModule({"fma": finish()}), target=target)
+    values = np.concatenate([np.full(lanes, 0.5), np.full(lanes, 0.25)]).astype(np.float32)
+    flops = 2.0 * _FMA_STEPS * chains * lanes
+    return Probe(module, "fma", [_tensor(values), _tensor(np.zeros(chains * lanes, np.float32))], flops)
+
+
+def read_probe(target: Any, nbytes: int) -> Probe:
+    """Sums a buffer of about ``nbytes`` vector by vector, again and again."""
+    unit = vector_unit(target)
+    lanes, sums = unit.lanes, _sums(unit)
+    steps = max(1, nbytes // (4 * lanes * sums))
+    passes = max(1, _READ_BYTES // (steps * 4 * lanes * sums))
+    with emit.prim_func("read") as finish:
+        x = emit.arg("x", (steps * sums * lanes,))
+        y = emit.arg("y", (sums * lanes,))
+        acc = emit.Accumulators(sums, lanes)
+        for i in range(sums):
+            acc[i] = emit.const(0.0, lanes)
+        with emit.loop(passes), emit.loop(steps) as step:
+            for i in range(sums):
+                acc[i] = acc[i] + x[emit.ramp((step * sums + i) * lanes, lanes)]
+        for i in range(sums):
+            T.buffer_store(y, acc[i], [emit.ramp(i * lanes, lanes)])
+    module = tvm.compile(tvm.IRModule({"read": finish()}), target=target)
+    data = _tensor(np.ones(steps * sums * lanes, np.float32))
+    work = float(passes * steps * sums * lanes * 4)
+    return Probe(module, "read", [data, _tensor(np.zeros(sums * lanes, np.float32))], work)
+
+
+def measure_limits(target: Any, caches: tuple[int, int, int] | None = None) -> Limits:
+    """The limits of one core: half of each cache is read, and four times the last one for DRAM (at most 256 MB)."""
+    sizes = caches or cache_bytes()
+    reads = [size // 2 for size in sizes] + [min(4 * sizes[-1], 256 << 20)]
+    probes = [fma_probe(target), *(read_probe(target, n) for n in reads)]
+    times = time_interleaved(probes)
+    fma, l1, l2, l3, dram = (p.work / t * GIGA for p, t in zip(probes, times, strict=True))
+    return Limits(machine_name(), fma, l1, l2, l3, dram, sizes)
+
+
+def cache_bytes() -> tuple[int, int, int]:
+    """Sizes of the first core's L1 (data), L2 and L3 as Linux tells them; common ones where it does not."""
+    found = dict(zip((1, 2, 3), _DEFAULT_CACHES, strict=True))
+    for folder in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        try:
+            kind, level, size = ((folder / n).read_text().strip() for n in ("type", "level", "size"))
+        except OSError:
+            continue
+        if kind in ("Data", "Unified") and size.endswith("K") and int(level) in found:
+            found[int(level)] = int(size[:-1]) << 10
+    return (found[1], found[2], found[3])
+
+
+def _sums(unit: VectorUnit) -> int:
+    return 8 if unit.accumulators >= 16 else 6
+
+
+def _tensor(array: np.ndarray[Any, Any]) -> Any:
+    out = tvm.runtime.empty(array.shape, str(array.dtype))
+    out.copyfrom(array)
+    return out
