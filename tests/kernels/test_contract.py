@@ -14,8 +14,8 @@ pytest.importorskip("torch")
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sparseflow.core import parse_structure
-from sparseflow.kernels.ir.vector_unit import AVX2, NEON, VectorUnit
+from sparseflow.core import ELEMENT_TYPES, ElementType, parse_structure
+from sparseflow.kernels.ir.vector_unit import AVX2, AVX512, NEON, VectorUnit
 from sparseflow.kernels.lane.patterns import assign_patterns
 from sparseflow.kernels.layouts.indexed import PixelLayout
 from sparseflow.kernels.layouts.lane import LaneLayout
@@ -44,9 +44,10 @@ def pruned(workload: Workload, structure: str, density: float, seed: int) -> np.
 def thinned(found: list[Candidate]) -> list[Candidate]:
     """The best, the worst, and one of each further block height and chunk length, `MOST` in all."""
     kept = [found[0], found[-1]]
-    seen = {(c.parameters.get("R"), c.parameters.get("chunk")) for c in kept}
+    names = ("R", "chunk", "bits")
+    seen = {tuple(c.parameters.get(n) for n in names) for c in kept}
     for c in found:
-        key = (c.parameters.get("R"), c.parameters.get("chunk"))
+        key = tuple(c.parameters.get(n) for n in names)
         if key not in seen:
             kept.append(c)
             seen.add(key)
@@ -83,6 +84,7 @@ class Case:
     """A workload with operands, its expected result, and all kernels that take it in one module."""
 
     def __init__(self, workload: Workload, weight: np.ndarray, seed: int, reference: Any) -> None:
+        weight = workload.weights.rounded(weight)
         weight[workload.live :] = 0.0
         self.w = workload.with_zeros_of(weight)
         self.weight = weight
@@ -347,6 +349,25 @@ def test_narrower_vectors_give_the_same(
     workload, structure, density = CASES[name]
     weight = pruned(workload, structure, density, seed=len(name))
     case = Case(replace(workload, vectors=vectors), weight, 3, dense_reference)
+    assert case.check(compile_kernels, (1, 1, 1, 1), slack=1) > 0
+
+
+@pytest.mark.parametrize("element", [e for e in ELEMENT_TYPES.values() if e.bits < 32], ids=str)
+@pytest.mark.parametrize("vectors", [AVX512, AVX2, NEON], ids=lambda v: v.name)
+@pytest.mark.parametrize(
+    "name",
+    ["primes", "depthwise", "chunks", "two threads", "13 rows", "classifier", "few outputs", "zero inputs"],
+)
+def test_weights_stored_in_another_type_are_read_exactly(
+    name: str, vectors: VectorUnit, element: ElementType, compile_kernels: Any, dense_reference: Any
+) -> None:
+    """The reference has the rounded weights, so the error stays that of float32 sums."""
+    workload, structure, density = CASES[name]
+    weight = pruned(workload, structure, density, seed=len(name))
+    case = Case(replace(workload, vectors=vectors, weights=element), weight, 3, dense_reference)
+    narrow = [t for t in TEMPLATES.values() if t.narrow and t.refusal(case.w) is None]
+    assert all(any("bits" in c.parameters for c in thinned(t.candidates(case.w))) for t in narrow)
+    assert narrow
     assert case.check(compile_kernels, (1, 1, 1, 1), slack=1) > 0
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sparseflow.core.element_type import FLOAT32
 from sparseflow.core.map_profile import MapProfile
 
 
@@ -226,6 +227,8 @@ class Plan:
         What propagation took from which layer before that.
     maps : MapProfile or None
         Densities of the layers' inputs on the calibration data, if there was any.
+    weights : str
+        Name of the `ElementType` in which weights are stored.
     """
 
     layers: tuple[LayerPlan, ...]
@@ -238,6 +241,7 @@ class Plan:
     cuts: tuple[Cut, ...] = ()
     rest: tuple[RestTime, ...] = ()
     maps: MapProfile | None = None
+    weights: str = FLOAT32.name
 
     @property
     def layers_s(self) -> float:
@@ -284,6 +288,7 @@ class Plan:
             tuple(Cut.from_json(c) for c in data.get("cuts", ())),
             tuple(RestTime(**r) for r in data.get("rest", ())),
             MapProfile.from_json(data["maps"]) if data.get("maps") else None,
+            data.get("weights", FLOAT32.name),
         )
 
 

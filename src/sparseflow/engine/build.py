@@ -14,6 +14,7 @@ from tvm import relax, tirx
 
 import sparseflow
 from sparseflow.core.checks import flag
+from sparseflow.core.element_type import ELEMENT_TYPES, FLOAT32
 from sparseflow.core.map_profile import MapProfile
 from sparseflow.core.plan import cut_summary
 from sparseflow.engine.frontends.importer import Imported
@@ -50,6 +51,8 @@ class Build:
     sparsify : str
     dump : path or None
     progress : callable or None
+    weights : str
+        Name of the `ElementType` in which weights are stored.
 
     Raises
     ------
@@ -64,6 +67,7 @@ class Build:
     sparsify: str = ""
     dump: str | os.PathLike[str] | None = None
     progress: Progress | None = None
+    weights: str = FLOAT32.name
 
     def __post_init__(self) -> None:
         def keep(name: str, value: object) -> None:
@@ -76,6 +80,8 @@ class Build:
         keep("threads", checked_threads(self.threads, self.measure))
         if not isinstance(self.sparsify, str):
             raise CompileError(f"sparsify={self.sparsify!r}: allowed: text")
+        if self.weights not in ELEMENT_TYPES:
+            raise CompileError(f"weights={self.weights!r}: allowed: {', '.join(ELEMENT_TYPES)}")
         if self.dump is not None and not isinstance(self.dump, str | os.PathLike):
             raise CompileError(f"dump={self.dump!r}: allowed: the path of a folder")
         if self.progress is not None and not callable(self.progress):
@@ -115,11 +121,13 @@ def build(imported: Imported, how: Build, profile: MapProfile | None = None) -> 
     selector = how.selector()
     set_threads(how.threads)  # of the kernels that are measured
     with inside_tvm("lowering"):
-        mod = pipeline.run(imported.mod, selector, how.threads, observe, profile, how.progress)
+        mod = pipeline.run(
+            imported.mod, selector, how.threads, observe, profile, how.progress, ELEMENT_TYPES[how.weights]
+        )
     cuts = cuts_of(mod)
     plan = plan_of(mod)
     notes = (*((cut_summary(cuts),) if cuts else ()), *plan.notes)
-    plan = replace(plan, sparsify=how.sparsify, cuts=cuts, notes=notes, maps=profile)
+    plan = replace(plan, sparsify=how.sparsify, weights=how.weights, cuts=cuts, notes=notes, maps=profile)
     calls = call_labels(mod)
     hoisted, constants = hoist_constants(mod)
     how.say("generate code")

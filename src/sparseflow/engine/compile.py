@@ -9,6 +9,7 @@ from typing import Any
 
 import tvm
 
+from sparseflow.core.element_type import FLOAT32
 from sparseflow.core.map_profile import MapProfile
 from sparseflow.core.plan import Cut
 from sparseflow.engine.build import Build, Progress, build, inside_tvm
@@ -28,6 +29,7 @@ def compile(
     threads: int = 1,
     measure: bool = True,
     exact: bool = False,
+    weights: str = FLOAT32.name,
     target: str | Mapping[str, Any] = "native",
     shapes: Mapping[str, Sequence[int]] | None = None,
     sparsify: str = "",
@@ -50,6 +52,9 @@ def compile(
         run: by the cost model.
     exact : bool
         Leave out kernels whose rounding error is larger than that of adding up the products (Winograd).
+    weights : str
+        Type in which weights are stored: ``float32``, ``bfloat16`` or ``float16``, which halve the bytes that layers
+        bound by memory read. Weights are rounded to it; maps and sums stay float32.
     target : str or mapping
         ``native`` (this machine), ``avx512``, ``avx2``, ``neon``, or TVM's target as a dictionary,
         ``{"kind": "llvm", "mcpu": "znver4"}``.
@@ -75,7 +80,7 @@ def compile(
     InputError
         If the calibration inputs do not fit the model.
     """
-    how = Build(resolve(target), threads, measure, exact, sparsify, dump, progress)
+    how = Build(resolve(target), threads, measure, exact, sparsify, dump, progress, weights)
     calls = (
         calibration
         if calibration is None or isinstance(calibration, MapProfile)

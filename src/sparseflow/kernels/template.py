@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from tvm import tirx
 
+from sparseflow.core.element_type import ELEMENT_TYPES, ElementType
 from sparseflow.kernels.workload import Array, Layouts, Workload
 from sparseflow.registry import Registry
 
@@ -47,6 +48,9 @@ class KernelTemplate(ABC):
     exact : bool
         False when the error is larger than that of adding up the products; such a template states its bound, and
         the option ``exact`` leaves it out.
+    narrow : bool
+        Whether it can store weights in `Workload.weights` where that has fewer bits than the sums; the others store
+        the same numbers in the type of the sums.
     unions : bool
         Whether it takes a residual through an index (`Workload.residual_channels`), and leaves out `Workload.passed`
         filters; templates that do not compute them as zeros.
@@ -57,6 +61,7 @@ class KernelTemplate(ABC):
     format: str
     sparse_input: bool = False
     exact: bool = True
+    narrow: bool = False
     unions: bool = False
 
     def refusal(self, workload: Workload) -> str | None:
@@ -64,6 +69,18 @@ class KernelTemplate(ABC):
         if workload.residual_channels and not self.unions:
             return "the residual has other channels than the result; this kernel adds it in order only"
         return self.rejects(workload)
+
+    def stored(self, workload: Workload, candidate: Candidate) -> ElementType:
+        """The type in which ``candidate`` stores weights: the workload's if its parameter ``bits`` says so."""
+        narrow = candidate.parameters.get("bits") == workload.weights.bits
+        return workload.weights if narrow else ELEMENT_TYPES[workload.weights.accumulator]
+
+    def in_types(self, workload: Workload, candidate: Candidate) -> list[Candidate]:
+        """``candidate`` once for each type in which it can store the weights, the narrower first."""
+        if not self.narrow or workload.weights.bits == ELEMENT_TYPES[workload.weights.accumulator].bits:
+            return [candidate]
+        narrow = {**candidate.parameters, "bits": workload.weights.bits}
+        return [Candidate(candidate.template, narrow), candidate]
 
     @abstractmethod
     def rejects(self, workload: Workload) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sparseflow.core.element_type import ELEMENT_TYPES, FLOAT32, ElementType
 from sparseflow.kernels.ir.vector_unit import AVX512, VectorUnit
 from sparseflow.kernels.layouts.indexed import PixelLayout
 from sparseflow.kernels.layouts.lane import LaneLayout, canonical
@@ -57,6 +58,8 @@ class Workload:
         0 when the residual has the output's channels in order.
     map_density : float
         Fraction of the input map that is not zero, from calibration; 1.0 when it is not calibrated.
+    weights : ElementType
+        All weights are numbers of this type; a kernel may store them as such. Maps, bias and sums are float32.
     halo : (int, int, int, int)
         Rows and columns around the output that its consumers read and this layer fills: top, left, bottom, right.
     """
@@ -83,6 +86,7 @@ class Workload:
     passed: int = 0
     residual_channels: int = 0
     map_density: float = 1.0
+    weights: ElementType = FLOAT32
     halo: tuple[int, int, int, int] = (0, 0, 0, 0)
 
     @property
@@ -186,7 +190,7 @@ class Workload:
 
     def key_exact(self) -> str:
         """Like `key` with the densities as they are; `from_key` reads it."""
-        return json.dumps(asdict(self), sort_keys=True)
+        return json.dumps({**asdict(self), "weights": self.weights.name}, sort_keys=True)
 
     @classmethod
     def from_key(cls, text: str) -> Workload:
@@ -196,7 +200,8 @@ class Workload:
             data[name] = tuple(data[name])
         for name in ("covers", "patterns"):
             data[name] = tuple((int(k), float(d)) for k, d in data[name])
-        return cls(**{**data, "vectors": VectorUnit(**data["vectors"])})
+        types = {"vectors": VectorUnit(**data["vectors"]), "weights": ELEMENT_TYPES[data["weights"]]}
+        return cls(**{**data, **types})
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from sparseflow.core.element_type import FLOAT32, ElementType
+from sparseflow.errors import CompileError, ElementTypeError
 from sparseflow.kernels.ir.vector_unit import AVX512, VectorUnit
 from sparseflow.kernels.workload import Array, Workload
 from sparseflow.passes.activations import IDENTITY, Activation, single_activation, spread_activation
@@ -43,8 +45,10 @@ class Canonicalise:
     with batch norm in ``w`` and ``b`` (b' = (b - mean)·γ/√(var + ε) + β, w' = w·γ/√(var + ε)).
     """
 
-    def __init__(self, threads: int = 1, vectors: VectorUnit = AVX512) -> None:
-        self.threads, self.vectors = threads, vectors
+    def __init__(
+        self, threads: int = 1, vectors: VectorUnit = AVX512, weights: ElementType = FLOAT32
+    ) -> None:
+        self.threads, self.vectors, self.weights = threads, vectors, weights
 
     def transform_module(self, mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
         """See the class."""
@@ -71,6 +75,7 @@ class Canonicalise:
         return relax.transform.DeadCodeElimination()(Rebuild(mod).run(visit))
 
     def _emit(self, rebuild: Rebuild, layer: _Layer) -> Expr:
+        values = self._rounded(layer)
         workload = Workload(
             **layer.workload,
             bias=layer.bias is not None,
@@ -79,14 +84,22 @@ class Canonicalise:
             threshold=layer.activation.threshold,
             threads=self.threads,
             vectors=self.vectors,
-        ).with_zeros_of(layer.weight)
+            weights=self.weights,
+        ).with_zeros_of(values)
         attrs = LayerAttrs(layer.name, workload, layer.out_shape)
         bias = [] if layer.bias is None else [constant(layer.bias, f"{layer.name}.bias")]
         residual = [] if layer.residual is None else [rebuild.old(layer.residual)]
-        weight = constant(layer.weight, layer.name)
+        weight = constant(values, layer.name)
         return layer_call(
             attrs, rebuild.old(layer.x), relax.Tuple([weight]), relax.Tuple(bias), relax.Tuple(residual)
         )
+
+    def _rounded(self, layer: _Layer) -> Array:
+        """The weight in numbers of the type it is to be stored in."""
+        try:
+            return self.weights.rounded(layer.weight)
+        except ElementTypeError as error:
+            raise CompileError(f"layer {layer.name}: {error}") from error
 
 
 def _start(graph: Graph, var: Expr) -> _Layer | None:

@@ -9,6 +9,7 @@ from typing import Any
 import tvm
 from tvm import relax
 
+from sparseflow.core.element_type import FLOAT32, ElementType
 from sparseflow.core.map_profile import MapProfile
 from sparseflow.kernels.cpu_rules.dense_matmul import legalize_matmul, tile_rows
 from sparseflow.kernels.ir.vector_unit import vector_unit
@@ -30,7 +31,12 @@ from sparseflow.passes.watch import Say, watched
 Observer = Callable[[str, Any], None]
 
 
-def phases(selector: Selector, threads: int = 1, profile: MapProfile | None = None) -> dict[str, list[Any]]:
+def phases(
+    selector: Selector,
+    threads: int = 1,
+    profile: MapProfile | None = None,
+    weights: ElementType = FLOAT32,
+) -> dict[str, list[Any]]:
     """The passes of each phase, in order.
 
     Parameters
@@ -40,12 +46,14 @@ def phases(selector: Selector, threads: int = 1, profile: MapProfile | None = No
     threads : int
     profile : MapProfile, optional
         How dense the feature maps are; with it they may carry an index.
+    weights : ElementType
+        Weights are rounded to it, and kernels may store them in it.
     """
     vectors = vector_unit(selector.target)
     rows = tile_rows(vectors.registers)
     matmul = partial(legalize_matmul, lanes=vectors.lanes, threads=threads, rows=rows)
     return {
-        "canonicalise": [Canonicalise(threads, vectors)],
+        "canonicalise": [Canonicalise(threads, vectors, weights)],
         "propagate": [Propagate()],
         "index": [Index(), *([WriteDensities(profile)] if profile is not None else [])],
         "plan": [
@@ -74,13 +82,14 @@ def run(
     observe: Observer | None = None,
     profile: MapProfile | None = None,
     say: Say | None = None,
+    weights: ElementType = FLOAT32,
 ) -> tvm.IRModule:
     """The module after all phases.
 
     Parameters
     ----------
     mod : tvm.IRModule
-    selector, threads, profile
+    selector, threads, profile, weights
         As for `phases`.
     observe : callable, optional
         Called as ``observe(phase, module)`` after each phase, to look or to dump.
@@ -88,7 +97,7 @@ def run(
         Told which pass runs long; without it that is a warning.
     """
     with selector.target:
-        for name, passes in phases(selector, threads, profile).items():
+        for name, passes in phases(selector, threads, profile, weights).items():
             for step in passes:
                 with watched(f"{name}: pass {step.info.name}", say):
                     mod = step(mod)

@@ -72,7 +72,10 @@ def _with_halo(attrs: LayerAttrs, node: Node | None) -> LayerAttrs:
 def weight_bytes(graph: Graph) -> int:
     """Bytes of all weights other than zero: what a call of the network reads between two calls of one layer."""
     layers = [b.value for b in graph.bindings if is_layer(b.value)]
-    return sum(4 * int(np.count_nonzero(weight_of(layer))) for layer in layers)
+    return sum(
+        LayerAttrs.of(layer).workload.weights.nbytes * int(np.count_nonzero(weight_of(layer)))
+        for layer in layers
+    )
 
 
 def plan_of(mod: tvm.IRModule) -> Plan:
@@ -106,7 +109,7 @@ def describe(attrs: LayerAttrs, weight: Array, choice: Choice, best: CandidateTi
     positions = workload.batch * workload.out_height * workload.out_width
     if template.format == "dense":
         computed = math.ceil(len(live) / rows) * columns
-        value_bytes, index_bytes = live.size * 4, 0
+        value_bytes, index_bytes = live.size * template.stored(workload, candidate).nbytes, 0
     else:
         packed = template.pack(
             workload, candidate, weight.reshape(workload.weight_shape), layouts_for(template, workload)

@@ -221,5 +221,5 @@ def _record(layer: Layer, call: Expr, after: Workload | None, rows: Array | None
 
 
 def _nbytes(w: Workload) -> int:
-    """Bytes of the dense float32 weight of the filters that have weights."""
-    return 4 * w.live * math.prod(w.weight_shape[1:])
+    """Bytes of the dense weight of the filters that have weights."""
+    return w.weights.nbytes * w.live * math.prod(w.weight_shape[1:])

@@ -11,6 +11,7 @@ import typer
 from sparseflow.cli import options, output
 from sparseflow.cli.calibration import calibration_calls
 from sparseflow.cli.models import ModelRequest, load_model
+from sparseflow.core.element_type import FLOAT32
 
 
 def register(app: typer.Typer) -> None:
@@ -30,6 +31,7 @@ def command(
     threads: options.ThreadsOption = 1,
     no_measure: options.NoMeasureOption = False,
     exact: options.ExactOption = False,
+    weights: options.WeightsOption = FLOAT32.name,
     calibrate: options.CalibrateOption = None,
     samples: options.SamplesOption = 32,
     target: Annotated[
@@ -56,6 +58,7 @@ def command(
         sparseflow compile pruned.pt2 -o pruned.engine
         sparseflow compile model.onnx --shape input=1,3,224,224 --threads 2 -o model.engine
         sparseflow compile zoo:resnet50 --sparsify block:4x1@0.9 -o resnet50.engine
+        sparseflow compile zoo:vgg16 --sparsify block:4x1@0.9 --weights bfloat16 -o vgg16.engine
         sparseflow compile runs/cifar10-maps/model.pt2 --calibrate cifar10 -o maps.engine
         sparseflow compile pruned.pt2 --target neon -o pruned-arm.engine
     """
@@ -74,6 +77,7 @@ def command(
             threads=threads,
             measure=not no_measure,
             exact=exact,
+            weights=weights,
             calibration=calibration_calls(calibrate, imported.inputs, samples),
             target=target,
             sparsify=loaded.sparsified.label if loaded.sparsified is not None else "",

@@ -14,7 +14,8 @@ from sparseflow.errors import InputError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from sparseflow.core.plan import Cut, LayerPlan, OperatorTime, Plan
+    from sparseflow.core.element_type import FLOAT32
+from sparseflow.core.plan import Cut, LayerPlan, OperatorTime, Plan
 
 
 def register(app: typer.Typer) -> None:
@@ -70,6 +71,8 @@ def layer_table(plan: Plan) -> Table:
     title = f"{len(plan.layers)} layers with weights, {plan.threads} thread(s), {how} on {plan.target}"
     if plan.exact:
         title += ", --exact"
+    if plan.weights != FLOAT32.name:
+        title += f", weights {plan.weights}"
     if plan.sparsify:
         title += f"\nsparsified: {plan.sparsify}"
     columns = ("layer", "weight", "structure", "density", "kernel", "values", "index", "tiles", "ms")

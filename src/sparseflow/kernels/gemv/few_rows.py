@@ -11,6 +11,7 @@ from tvm.tirx.script import builder as T
 
 from sparseflow.core.formats import TapList
 from sparseflow.kernels.ir import emit
+from sparseflow.kernels.ir.elements import widened
 from sparseflow.kernels.template import Candidate, KernelTemplate, register
 from sparseflow.kernels.workload import Array, Layouts, Workload
 
@@ -22,6 +23,7 @@ class FewRows(KernelTemplate):
     """Common to the dense and the sparse kernel of few rows."""
 
     layout = "rows"
+    narrow = True
 
     def rejects(self, workload: Workload) -> str | None:
         """See `KernelTemplate.rejects`."""
@@ -80,13 +82,15 @@ class FewRowsDense(FewRows):
     def candidates(self, workload: Workload) -> list[Candidate]:
         """1, 2, 4 or 8 vectors of features at a time."""
         rows, most = min(workload.width, 8), min(16, workload.vectors.accumulators)
-        found = [Candidate(self.name, {"B": b}) for b in (8, 4, 2, 1) if b * rows <= most]
+        blocks = [Candidate(self.name, {"B": b}) for b in (8, 4, 2, 1) if b * rows <= most]
+        found = [c for block in blocks for c in self.in_types(workload, block)]
         return sorted(found, key=lambda c: self.predict_cycles(workload, c))
 
     def predict_cycles(self, workload: Workload, candidate: Candidate) -> float:
         """See `KernelTemplate.predict_cycles`."""
         b, rows = candidate.parameters["B"], min(workload.width, 8)
-        stream = workload.filters * workload.channels * 4 / BYTES_PER_CYCLE * math.ceil(workload.width / 8)
+        nbytes = workload.filters * workload.channels * self.stored(workload, candidate).nbytes
+        stream = nbytes / BYTES_PER_CYCLE * math.ceil(workload.width / 8)
         latency = max(1.0, 4.0 / (b * rows))
         return max(stream, workload.macs / workload.vectors.lanes * latency) / workload.threads
 
@@ -104,7 +108,7 @@ class FewRowsDense(FewRows):
         if workload.filters % lanes:
             last = np.pad(matrix[-lanes:], ((0, max(0, lanes - workload.filters)), (0, 0)))
             parts.append(last.T.reshape(-1))
-        return {"data": np.concatenate(parts).astype(np.float32)}
+        return {"data": self.stored(workload, candidate).encode(np.concatenate(parts))}
 
     def build(self, workload: Workload, candidate: Candidate, layouts: Layouts, name: str) -> tirx.PrimFunc:
         """See `KernelTemplate.build`."""
@@ -114,7 +118,8 @@ class FewRowsDense(FewRows):
         tail = 1 if workload.filters % lanes else 0
         with emit.prim_func(name) as finish:
             x = emit.arg("x", (workload.width, k))
-            data = emit.arg("data", ((full + tail) * lanes * k,))
+            element = self.stored(workload, candidate)
+            data = emit.arg("data", ((full + tail) * lanes * k,), element.storage)
             epilogue = self._arguments(workload)
             for part in emit.segments(workload.width, 8):
                 with emit.loop(part.count) as i:
@@ -123,7 +128,9 @@ class FewRowsDense(FewRows):
                     def block(
                         start: Expr, feature: Expr, count: int, row: Expr = row, rows: int = part.size
                     ) -> None:
-                        self._block(workload, (x, data, epilogue), (row, rows), (start, feature, count))
+                        self._block(
+                            workload, (x, (data, element), epilogue), (row, rows), (start, feature, count)
+                        )
 
                     with emit.channel_loop(whole, workload.threads) as g:
                         block(g * (b * lanes * k), g * (b * lanes), b)
@@ -136,7 +143,7 @@ class FewRowsDense(FewRows):
     def _block(
         self, workload: Workload, tensors: Any, rows: tuple[Expr, int], block: tuple[Expr, Expr, int]
     ) -> None:
-        x, data, epilogue = tensors
+        x, (data, element), epilogue = tensors
         (row, height), (start, feature, count) = rows, block
         lanes = workload.vectors.lanes
         acc = emit.Accumulators(height * count, lanes)
@@ -144,7 +151,8 @@ class FewRowsDense(FewRows):
             acc[i] = emit.const(0.0, lanes)
         with emit.loop(workload.channels) as k:
             for v in range(count):
-                weight = data[emit.ramp(start + (k * count + v) * lanes, lanes)]
+                stored = data[emit.ramp(start + (k * count + v) * lanes, lanes)]
+                weight = widened(element, stored, lanes)
                 for r in range(height):
                     acc[r * count + v] = acc[r * count + v] + emit.splat(x[row + r, k], lanes) * weight
         for r in range(height):
@@ -185,7 +193,8 @@ class FewRowsSparse(FewRows):
             and workload.filters % r == 0
             and workload.density(r) <= useful * (1.0 + 0.6 * r / 2)
         ]
-        found = [Candidate(self.name, {"R": r, "U": u}) for r in heights for u in (8, 4)]
+        shapes = [Candidate(self.name, {"R": r, "U": u}) for r in heights for u in (8, 4)]
+        found = [c for shape in shapes for c in self.in_types(workload, shape)]
         return sorted(found, key=lambda c: self.predict_cycles(workload, c))
 
     def predict_cycles(self, workload: Workload, candidate: Candidate) -> float:
@@ -194,7 +203,7 @@ class FewRowsSparse(FewRows):
         blocks = workload.filters / r
         taps = workload.density(r) * workload.channels + u / 2
         index = 2 if workload.channels <= 1 << 16 else 4
-        stream = blocks * taps * (4 * r + index) / BYTES_PER_CYCLE
+        stream = blocks * taps * (self.stored(workload, candidate).nbytes * r + index) / BYTES_PER_CYCLE
         work = blocks * (taps * 1.2 * workload.width + 6 * u * workload.width)
         return max(stream, work) / workload.threads
 
@@ -209,8 +218,9 @@ class FewRowsSparse(FewRows):
         start = np.concatenate([[0], np.cumsum(padded)])
         at = np.repeat(start[:-1] - index["indptr"][:-1], counts) + np.arange(len(index["indices"]))
         indices = np.zeros(max(int(start[-1]), 1), _index_type(workload))
-        data = np.zeros((len(indices), r), np.float32)
-        indices[at], data[at] = index["indices"], index["data"]
+        element = self.stored(workload, candidate)
+        data = np.zeros((len(indices), r), element.dtype)
+        indices[at], data[at] = index["indices"], element.encode(index["data"])
         return {"indptr": start.astype(np.int32), "indices": indices, "data": data.reshape(-1)}
 
     def build(self, workload: Workload, candidate: Candidate, layouts: Layouts, name: str) -> tirx.PrimFunc:
@@ -221,7 +231,8 @@ class FewRowsSparse(FewRows):
             x = emit.arg("x", (workload.width, workload.channels))
             indptr = emit.arg("indptr", (blocks + 1,), "int32")
             indices = emit.arg("indices", (None,), _index_type(workload))
-            data = emit.arg("data", (None,))
+            element = self.stored(workload, candidate)
+            data = emit.arg("data", (None,), element.storage)
             bias, residual, y = self._arguments(workload)
             with emit.channel_loop(blocks, workload.threads) as b:
                 first = T.bind(indptr[b])
@@ -236,9 +247,10 @@ class FewRowsSparse(FewRows):
                             for j in range(u):
                                 tap = first + g * u + j
                                 column = T.bind(tirx.Cast("int32", indices[tap]))
+                                weight = widened(element, data[emit.ramp(tap * r, r)], r)
                                 for k in range(rows):
                                     value = emit.splat(x[row + k, column], r)
-                                    acc[k * u + j] = acc[k * u + j] + data[emit.ramp(tap * r, r)] * value
+                                    acc[k * u + j] = acc[k * u + j] + weight * value
                         for k in range(rows):
                             value = acc[k * u]
                             for j in range(1, u):

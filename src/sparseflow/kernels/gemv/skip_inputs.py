@@ -13,8 +13,10 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
+from sparseflow.core.element_type import ElementType
 from sparseflow.kernels.gemv.few_rows import BYTES_PER_CYCLE, FewRows
 from sparseflow.kernels.ir import emit
+from sparseflow.kernels.ir.elements import widened
 from sparseflow.kernels.template import Candidate, register
 from sparseflow.kernels.workload import Array, Layouts, Workload
 
@@ -45,14 +47,19 @@ class FewRowsSkip(FewRows):
     def candidates(self, workload: Workload) -> list[Candidate]:
         """4, 8 or 16 inputs at a time."""
         most = workload.vectors.registers - 4
-        found = [Candidate(self.name, {"U": u}) for u in (8, 4, 16) if u <= most]
+        found = [
+            c
+            for u in (8, 4, 16)
+            if u <= most
+            for c in self.in_types(workload, Candidate(self.name, {"U": u}))
+        ]
         return sorted(found, key=lambda c: self.predict_cycles(workload, c))
 
     def predict_cycles(self, workload: Workload, candidate: Candidate) -> float:
         """See `KernelTemplate.predict_cycles`."""
         u, lanes = candidate.parameters["U"], workload.vectors.lanes
         read = workload.channels * workload.map_density + u / 2
-        stream = workload.filters * read * 4 / BYTES_PER_CYCLE
+        stream = workload.filters * read * self.stored(workload, candidate).nbytes / BYTES_PER_CYCLE
         work = workload.filters / lanes * (read * 1.1 + read / u * 2.0)
         shared = max(stream, work) / workload.threads
         return workload.width * (workload.channels * LIST_CYCLES + shared)
@@ -63,14 +70,16 @@ class FewRowsSkip(FewRows):
         """(in, out), the outputs filled up to whole vectors."""
         matrix = weight.reshape(workload.filters, workload.channels)
         spare = _stored(workload) - workload.filters
-        return {"data": np.ascontiguousarray(np.pad(matrix, ((0, spare), (0, 0))).T, np.float32).reshape(-1)}
+        rows = np.ascontiguousarray(np.pad(matrix, ((0, spare), (0, 0))).T)
+        return {"data": self.stored(workload, candidate).encode(rows).reshape(-1)}
 
     def build(self, workload: Workload, candidate: Candidate, layouts: Layouts, name: str) -> tirx.PrimFunc:
         """See `KernelTemplate.build`."""
         stored, u = _stored(workload), candidate.parameters["U"]
         with emit.prim_func(name) as finish:
             x = emit.arg("x", (workload.width, workload.channels))
-            data = emit.arg("data", (workload.channels * stored,))
+            element = self.stored(workload, candidate)
+            data = emit.arg("data", (workload.channels * stored,), element.storage)
             epilogue = self._arguments(workload)
             sums = T.alloc_buffer((stored,), "float32")
             starts = T.alloc_buffer((workload.channels + u,), "int32")
@@ -78,7 +87,8 @@ class FewRowsSkip(FewRows):
             with emit.loop(workload.width) as row:
                 number = _list_inputs(workload, (x, row), (starts, values), u)
                 with emit.share(stored // workload.vectors.lanes, workload.threads) as part:
-                    _add_rows(workload, part, (data, sums, starts, values), (number + (u - 1)) // u, u)
+                    groups = (number + (u - 1)) // u, u
+                    _add_rows(workload, element, part, (data, sums, starts, values), groups)
                 self._finish_row(workload, epilogue, row, sums)
         return finish()
 
@@ -116,10 +126,14 @@ def _list_inputs(workload: Workload, source: tuple[Any, Expr], lists: tuple[Any,
 
 
 def _add_rows(
-    workload: Workload, part: tuple[Expr, Expr], tensors: tuple[Any, Any, Any, Any], groups: Expr, u: int
+    workload: Workload,
+    element: ElementType,
+    part: tuple[Expr, Expr],
+    tensors: tuple[Any, Any, Any, Any],
+    listed: tuple[Expr, int],
 ) -> None:
-    """Sums the listed rows of weights over a ``part`` of the output vectors, ``u`` rows at a time."""
-    (first, count), (data, sums, starts, values) = part, tensors
+    """Sums the ``listed`` groups of rows of weights over a ``part`` of the output vectors, one group at a time."""
+    (first, count), (data, sums, starts, values), (groups, u) = part, tensors, listed
     lanes = workload.vectors.lanes
     with emit.loop(count) as v:
         T.buffer_store(sums, emit.const(0.0, lanes), [emit.ramp((first + v) * lanes, lanes)])
@@ -130,5 +144,6 @@ def _add_rows(
             at = T.bind((first + v) * lanes)
             total = sums[emit.ramp(at, lanes)]
             for start, scale in zip(rows, scales, strict=True):
-                total = total + emit.splat(scale, lanes) * data[emit.ramp(start + at, lanes)]
+                weight = widened(element, data[emit.ramp(start + at, lanes)], lanes)
+                total = total + emit.splat(scale, lanes) * weight
             T.buffer_store(sums, total, [emit.ramp(at, lanes)])

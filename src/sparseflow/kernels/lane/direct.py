@@ -10,6 +10,7 @@ import numpy as np
 from tvm.tirx.script import builder as T
 
 from sparseflow.kernels.ir import emit
+from sparseflow.kernels.ir.elements import widened
 from sparseflow.kernels.lane.convolution import ConvBody, LaneConvolution, Tile
 from sparseflow.kernels.lane.cost import L2_BYTES, tile_choices, tile_cycles
 from sparseflow.kernels.template import Candidate, register
@@ -23,6 +24,7 @@ class Direct(LaneConvolution):
     """Direct dense convolution on the aligned-tap layout."""
 
     name = "direct"
+    narrow = True
     format = "dense"
 
     def candidates(self, workload: Workload) -> list[Candidate]:
@@ -30,11 +32,14 @@ class Direct(LaneConvolution):
         heights = [r for r in (8, 6, 5, 4, 3, 2, 1) if workload.fits(r)][:3]
         orders = (0, 1) if math.prod(workload.weight_shape) * 4 > L2_BYTES // 2 else (0,)
         found = [
-            Candidate("direct", {"R": r, "rows": rows, "V": v, "chunk": chunk, "order": order})
+            c
             for r in heights
             for rows, v in tile_choices(workload, r)
             for chunk in _chunks(workload)
             for order in orders
+            for c in self.in_types(
+                workload, Candidate("direct", {"R": r, "rows": rows, "V": v, "chunk": chunk, "order": order})
+            )
         ]
         return sorted(found, key=lambda c: self.predict_cycles(workload, c))
 
@@ -53,17 +58,19 @@ class Direct(LaneConvolution):
         blocked = weight[: blocks * r].reshape(-1, r, *weight.shape[1:]).transpose(0, 2, 3, 4, 1)
         parts = [blocked[:, c : c + chunk].reshape(-1) for c in range(0, per_group, chunk)]
         work = np.ones(blocks)
-        return {"data": np.concatenate(parts).astype(np.float32), **self.partition(workload, candidate, work)}
+        data = self.stored(workload, candidate).encode(np.concatenate(parts))
+        return {"data": data, **self.partition(workload, candidate, work)}
 
     def arguments(self, kernel: ConvBody) -> list[Any]:
         """See `LaneConvolution.arguments`."""
         rows = kernel.blocks * kernel.R
-        return [emit.arg("data", (rows * math.prod(kernel.workload.weight_shape[1:]),))]
+        size = (rows * math.prod(kernel.workload.weight_shape[1:]),)
+        return [emit.arg("data", size, self.stored(kernel.workload, kernel.candidate).storage)]
 
     def taps(self, kernel: ConvBody, tile: Tile, add: Callable[[Expr, Callable[[int], Expr]], None]) -> None:
         """See `LaneConvolution.taps`."""
         (data,) = kernel.packed
-        w = kernel.workload
+        element, w = self.stored(kernel.workload, kernel.candidate), kernel.workload
         kh, kw = w.kernel_size
         per_group, taps = w.channels // w.groups, kh * kw
         group = tile.block * kernel.R // (w.filters // w.groups) if w.groups > 1 else 0
@@ -78,7 +85,10 @@ class Direct(LaneConvolution):
         def row(c: Expr, ky: Expr) -> None:
             for kx in range(kw):
                 at = base + ((c * kh + ky) * kw + kx) * kernel.R
-                add(kernel.tap_offset(first + c, ky, kx), lambda r, at=at: data[at + r])  # type: ignore[misc]
+                add(
+                    kernel.tap_offset(first + c, ky, kx),
+                    lambda r, at=at: widened(element, data[at + r]),  # type: ignore[misc]
+                )
 
         if per_group == 1:  # depthwise: straight-line code, so that overlapping loads are shared
             for ky in range(kh):

@@ -12,6 +12,7 @@ from tvm.tirx.script import builder as T
 
 from sparseflow.core.formats import TapList
 from sparseflow.kernels.ir import emit
+from sparseflow.kernels.ir.elements import widened
 from sparseflow.kernels.lane.convolution import ConvBody, LaneConvolution, Tile
 from sparseflow.kernels.lane.cost import large_map, tile_choices, tile_cycles
 from sparseflow.kernels.layouts.lane import LaneLayout
@@ -31,6 +32,7 @@ class Taps(LaneConvolution):
     """
 
     name = "taps"
+    narrow = True
     format = "tap-list"
 
     def rejects(self, workload: Workload) -> str | None:
@@ -47,10 +49,14 @@ class Taps(LaneConvolution):
             if not workload.fits(r) or workload.density(r) > useful * (1.0 + 0.6 * math.log2(r)):
                 continue
             found += [
-                Candidate("taps", {"R": r, "rows": rows, "V": v, "chunk": chunk, "order": order})
+                c
                 for rows, v in tile_choices(workload, r)
                 for chunk in _chunks(workload, r)
                 for order in ((0, 2) if chunk and large_map(workload) else (0,))
+                for c in self.in_types(
+                    workload,
+                    Candidate("taps", {"R": r, "rows": rows, "V": v, "chunk": chunk, "order": order}),
+                )
             ]
         return sorted(found, key=lambda c: self.predict_cycles(workload, c))
 
@@ -91,7 +97,7 @@ class Taps(LaneConvolution):
         return {
             "indptr": indptr.astype(np.int32),
             "offsets": vector.astype(offset_type(workload, candidate, layout)),
-            "data": np.ascontiguousarray(data.reshape(-1), np.float32),
+            "data": self.stored(workload, candidate).encode(data.reshape(-1)),
             **self.partition(workload, candidate, counts.sum(axis=0) + 2.0),
         }
 
@@ -99,17 +105,22 @@ class Taps(LaneConvolution):
         """See `LaneConvolution.arguments`."""
         indptr = emit.arg("indptr", (None,), "int32")
         offsets = emit.arg("offsets", (None,), offset_type(kernel.workload, kernel.candidate, kernel.input))
-        return [indptr, offsets, emit.arg("data", (None,))]
+        return [
+            indptr,
+            offsets,
+            emit.arg("data", (None,), self.stored(kernel.workload, kernel.candidate).storage),
+        ]
 
     def taps(self, kernel: ConvBody, tile: Tile, add: Callable[[Expr, Callable[[int], Expr]], None]) -> None:
         """See `LaneConvolution.taps`."""
         indptr, offsets, data = kernel.packed
+        element = self.stored(kernel.workload, kernel.candidate)
         block = T.bind(tile.chunk * kernel.blocks + tile.block)
         first = T.bind(indptr[block])
         chunk = T.bind(T.int32(0) + tile.chunk * (kernel.chunk * kernel.input.plane * kernel.lanes))
         with emit.loop(indptr[block + 1] - first) as j:
             offset = tirx.Cast("int32", offsets[first + j]) * kernel.lanes + chunk
-            add(offset, lambda r: data[(first + j) * kernel.R + r])
+            add(offset, lambda r: widened(element, data[(first + j) * kernel.R + r]))
 
 
 def offset_type(workload: Workload, candidate: Candidate, layout: LaneLayout) -> str:
