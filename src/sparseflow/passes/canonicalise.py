@@ -10,7 +10,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from sparseflow.kernels.ir.vector_unit import AVX512, VectorUnit
+from sparseflow.kernels.target.base import Target
 from sparseflow.kernels.workload import Array, Workload
 from sparseflow.passes.activations import IDENTITY, Activation, single_activation, spread_activation
 from sparseflow.passes.graph import Graph, Rebuild, is_constant, op_name, shape_of
@@ -43,8 +43,8 @@ class Canonicalise:
     with batch norm in ``w`` and ``b`` (b' = (b - mean)·γ/√(var + ε) + β, w' = w·γ/√(var + ε)).
     """
 
-    def __init__(self, threads: int = 1, vectors: VectorUnit = AVX512) -> None:
-        self.threads, self.vectors = threads, vectors
+    def __init__(self, target: Target, threads: int = 1) -> None:
+        self.target, self.threads = target, threads
 
     def transform_module(self, mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
         """See the class."""
@@ -78,7 +78,7 @@ class Canonicalise:
             activation=layer.activation.kind,
             threshold=layer.activation.threshold,
             threads=self.threads,
-            vectors=self.vectors,
+            target=self.target,
         ).with_zeros_of(layer.weight)
         attrs = LayerAttrs(layer.name, workload, layer.out_shape)
         bias = [] if layer.bias is None else [constant(layer.bias, f"{layer.name}.bias")]

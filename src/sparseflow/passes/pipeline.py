@@ -10,8 +10,7 @@ import tvm
 from tvm import relax
 
 from sparseflow.core.map_profile import MapProfile
-from sparseflow.kernels.cpu_rules.dense_matmul import legalize_matmul, tile_rows
-from sparseflow.kernels.ir.vector_unit import vector_unit
+from sparseflow.kernels.cpu_rules.dense_matmul import legalize_matmul
 from sparseflow.kernels.tuning.map_times import MapTimes
 from sparseflow.kernels.tuning.selector import Selector
 from sparseflow.passes.attention import FuseAttention
@@ -36,23 +35,22 @@ def phases(selector: Selector, threads: int = 1, profile: MapProfile | None = No
     Parameters
     ----------
     selector : Selector
-        Chooses the kernels in the phase ``plan``; its target says which vector registers there are.
+        Chooses the kernels in the phase ``plan``; its target is that of all passes.
     threads : int
     profile : MapProfile, optional
         How dense the feature maps are; with it they may carry an index.
     """
-    vectors = vector_unit(selector.target)
-    rows = tile_rows(vectors.registers)
-    matmul = partial(legalize_matmul, lanes=vectors.lanes, threads=threads, rows=rows)
+    target = selector.target
+    matmul = partial(legalize_matmul, vectors=target.vectors, threads=threads)
     return {
-        "canonicalise": [Canonicalise(threads, vectors)],
+        "canonicalise": [Canonicalise(target, threads)],
         "propagate": [Propagate()],
         "index": [Index(), *([WriteDensities(profile)] if profile is not None else [])],
         "plan": [
-            PlanKernels(selector, threads, vectors),
-            *([IndexMaps(MapTimes(selector, threads), vectors.lanes)] if profile is not None else []),
+            PlanKernels(selector, threads),
+            *([IndexMaps(MapTimes(selector, threads))] if profile is not None else []),
         ],
-        "lower": [FuseAttention(), Lower(threads, vectors)],
+        "lower": [FuseAttention(), Lower(target, threads)],
         "finish": [
             relax.transform.DecomposeOpsForInference(),
             Decompose(),
@@ -62,7 +60,7 @@ def phases(selector: Selector, threads: int = 1, profile: MapProfile | None = No
             relax.transform.FuseOps(),
             relax.transform.FuseTIR(),
             relax.transform.DeadCodeElimination(),
-            ScheduleRest(vectors.lanes, threads),
+            ScheduleRest(target, threads),
         ],
     }
 
@@ -87,7 +85,7 @@ def run(
     say : callable, optional
         Told which pass runs long; without it that is a warning.
     """
-    with selector.target:
+    with selector.target.tvm:
         for name, passes in phases(selector, threads, profile).items():
             for step in passes:
                 with watched(f"{name}: pass {step.info.name}", say):
