@@ -10,7 +10,7 @@ import pytest
 
 from sparseflow.core.kernel_speed import Layer
 from sparseflow.engine.measure import kernel_timing
-from sparseflow.engine.measure.core_limits import cache_bytes, fma_probe, read_probe
+from sparseflow.engine.measure.core_limits import fma_probe, read_probe
 from sparseflow.engine.measure.kernel_timing import (
     KernelBench,
     cut,
@@ -19,7 +19,8 @@ from sparseflow.engine.measure.kernel_timing import (
     traffic,
     workload_of,
 )
-from sparseflow.kernels.ir.vector_unit import AVX512
+from sparseflow.engine.target.machine import cache_bytes
+from sparseflow.kernels.target.cpu import AVX512
 from sparseflow.kernels.template import TEMPLATES, Candidate
 
 LAYER = Layer("3x3 8→12 @9²", "3x3", 8, 12, 9, 9, 3)
@@ -103,4 +104,5 @@ def test_probes_compute_what_they_claim(bench: KernelBench) -> None:
     assert (
         float(read.arguments[1].numpy().sum()) * 4 == read.work
     )  # each element, a one, is added once a pass
-    assert list(cache_bytes()) == sorted(cache_bytes())
+    sizes = cache_bytes((1, 2, 3))
+    assert list(sizes) == sorted(sizes)

@@ -20,9 +20,9 @@ torch = pytest.importorskip("torch")
 import sparseflow  # noqa: E402
 from sparseflow import Engine, StreamEngine  # noqa: E402
 from sparseflow.engine import build as build_module  # noqa: E402
-from sparseflow.engine.notices import without_notices  # noqa: E402
 from sparseflow.engine.runtime.threads import MOST_THREADS, checked_threads, set_threads  # noqa: E402
 from sparseflow.errors import CompileError  # noqa: E402
+from sparseflow.kernels.notices import without_notices  # noqa: E402
 
 CALLERS, CALLS = 8, 25
 CPUS = os.cpu_count() or 1

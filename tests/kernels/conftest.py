@@ -25,7 +25,7 @@ class Kernels:
     """Kernels compiled together, as each compilation has a fixed cost; call one by name with NumPy arrays."""
 
     def __init__(self, functions: Mapping[str, Any], target: Any) -> None:
-        self.module = tvm.compile(tvm.IRModule(dict(functions)), target=target)
+        self.module = tvm.compile(tvm.IRModule(dict(functions)), target=target.tvm)
 
     def __call__(self, name: str, inputs: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
         return self.run(name, inputs, [np.full(shape, np.nan, np.float32)])[0]

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sparseflow.kernels.target.cpu import AVX512
 from sparseflow.kernels.template import Candidate
-from sparseflow.kernels.tuning.cold_weights import FAR, NEAR, ColdWeights, rounded
+from sparseflow.kernels.tuning.cold_weights import ColdWeights, bounds, rounded
 from sparseflow.kernels.tuning.selector import Selector, trials
 from sparseflow.kernels.workload import Workload, dense_covers
 
-WORKLOAD = Workload("linear", 1, 1024, 1, 1, 1024, covers=dense_covers())
+NEAR, FAR = bounds(AVX512.caches)
+WORKLOAD = Workload("linear", 1, 1024, 1, 1, 1024, covers=dense_covers(), target=AVX512)
 WEIGHT = np.ones((1024, 1024), np.float32)
 
 
@@ -22,7 +24,7 @@ WEIGHT = np.ones((1024, 1024), np.float32)
     [(0, 0), (NEAR - 1, 0), (NEAR, NEAR), (NEAR + 1, 2 * NEAR), (FAR, FAR), (10 * FAR, FAR)],
 )
 def test_networks_of_about_one_size_share_measurements(nbytes: int, expected: int) -> None:
-    assert rounded(nbytes) == expected
+    assert rounded(nbytes, AVX512.caches) == expected
 
 
 def test_every_timed_call_comes_after_all_other_weights_were_read(

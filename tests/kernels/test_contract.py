@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sparseflow.core import ELEMENT_TYPES, ElementType, parse_structure
-from sparseflow.kernels.ir.vector_unit import AVX2, AVX512, NEON, VectorUnit
 from sparseflow.kernels.lane.patterns import assign_patterns
 from sparseflow.kernels.layouts.indexed import PixelLayout
 from sparseflow.kernels.layouts.lane import LaneLayout
+from sparseflow.kernels.target.cpu import AVX2, AVX512, NEON, Cpu
 from sparseflow.kernels.template import TEMPLATES, Candidate, KernelTemplate
 from sparseflow.kernels.workload import ACTIVATIONS, Layouts, Workload, covers_of, patterns_of
 
@@ -204,13 +204,19 @@ class Case:
 def conv(channels: int, size: tuple[int, int], filters: int, kernel: int = 3, **more: Any) -> Workload:
     """A convolution that keeps the map's size unless told otherwise."""
     p = kernel // 2
-    fields: dict[str, Any] = {"batch": 1, "kernel_size": (kernel, kernel), "padding": (p, p, p, p), **more}
+    fields: dict[str, Any] = {
+        "batch": 1,
+        "kernel_size": (kernel, kernel),
+        "padding": (p, p, p, p),
+        "target": AVX512,
+        **more,
+    }
     return Workload("conv2d", channels=channels, height=size[0], width=size[1], filters=filters, **fields)
 
 
 def linear(rows: int, channels: int, filters: int, **more: Any) -> Workload:
     """A linear layer of ``rows`` rows."""
-    return Workload("linear", 1, channels, 1, rows, filters, **more)
+    return Workload("linear", 1, channels, 1, rows, filters, **{"target": AVX512, **more})
 
 
 CASES = {
@@ -325,7 +331,7 @@ def test_awkward_case_equals_the_dense_reference(
     assert case.check(compile_kernels, (1, 1, 1, 1), slack=0) > 0
 
 
-@pytest.mark.parametrize("vectors", [AVX2, NEON], ids=lambda v: v.name)
+@pytest.mark.parametrize("target", [AVX2, NEON], ids=lambda t: t.name)
 @pytest.mark.parametrize(
     "name",
     [
@@ -344,27 +350,27 @@ def test_awkward_case_equals_the_dense_reference(
     ],
 )
 def test_narrower_vectors_give_the_same(
-    name: str, vectors: VectorUnit, compile_kernels: Any, dense_reference: Any
+    name: str, target: Cpu, compile_kernels: Any, dense_reference: Any
 ) -> None:
     workload, structure, density = CASES[name]
     weight = pruned(workload, structure, density, seed=len(name))
-    case = Case(replace(workload, vectors=vectors), weight, 3, dense_reference)
+    case = Case(replace(workload, target=target), weight, 3, dense_reference)
     assert case.check(compile_kernels, (1, 1, 1, 1), slack=1) > 0
 
 
 @pytest.mark.parametrize("element", [e for e in ELEMENT_TYPES.values() if e.bits < 32], ids=str)
-@pytest.mark.parametrize("vectors", [AVX512, AVX2, NEON], ids=lambda v: v.name)
+@pytest.mark.parametrize("target", [AVX512, AVX2, NEON], ids=lambda t: t.name)
 @pytest.mark.parametrize(
     "name",
     ["primes", "depthwise", "chunks", "two threads", "13 rows", "classifier", "few outputs", "zero inputs"],
 )
 def test_weights_stored_in_another_type_are_read_exactly(
-    name: str, vectors: VectorUnit, element: ElementType, compile_kernels: Any, dense_reference: Any
+    name: str, target: Cpu, element: ElementType, compile_kernels: Any, dense_reference: Any
 ) -> None:
     """The reference has the rounded weights, so the error stays that of float32 sums."""
     workload, structure, density = CASES[name]
     weight = pruned(workload, structure, density, seed=len(name))
-    case = Case(replace(workload, vectors=vectors, weights=element), weight, 3, dense_reference)
+    case = Case(replace(workload, target=target, weights=element), weight, 3, dense_reference)
     narrow = [t for t in TEMPLATES.values() if t.narrow and t.refusal(case.w) is None]
     assert all(any("bits" in c.parameters for c in thinned(t.candidates(case.w))) for t in narrow)
     assert narrow
@@ -443,6 +449,7 @@ def cases(draw: Any) -> tuple[Workload, str, float, tuple[int, int, int, int], i
         activation=draw(st.sampled_from(ACTIVATIONS)),
         threads=draw(st.integers(1, 2)),
         map_density=draw(st.sampled_from([1.0, 0.5, 0.1])),
+        target=AVX512,
     )
     structure = draw(
         st.sampled_from(["unstructured", "block:2x1", "block:4x1", "filter", "channel", "dense"])
@@ -499,12 +506,12 @@ def test_lane_templates_refuse_to_build_without_layouts(name: str) -> None:
 
 def test_workload_and_candidate_survive_their_text() -> None:
     workload = conv(
-        12, (15, 15), 16, batch=3, stride=(2, 1), padding=(0, 1, 2, 3), covers=((1, 0.123456),), vectors=AVX2
+        12, (15, 15), 16, batch=3, stride=(2, 1), padding=(0, 1, 2, 3), covers=((1, 0.123456),), target=AVX2
     )
     assert Workload.from_key(workload.key_exact()) == workload
     assert workload.key() != workload.key_exact()
     assert workload.key() == replace(workload, covers=((1, 0.12),)).key()
-    assert workload.key() != replace(workload, vectors=NEON).key()
+    assert workload.key() != replace(workload, target=NEON).key()
     candidate = Candidate("taps", {"R": 4, "rows": 2})
     assert Candidate.from_json(candidate.to_json()) == candidate
 

@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 
 from sparseflow.core.formats import TapList
-from sparseflow.kernels.ir.vector_unit import AVX2, AVX512, NEON, VectorUnit
 from sparseflow.kernels.lane import direct, taps
 from sparseflow.kernels.lane.cost import tile_choices
+from sparseflow.kernels.target.cpu import AVX2, AVX512, NEON, Cpu
 from sparseflow.kernels.template import Candidate
 from sparseflow.kernels.workload import Layouts, Workload, covers_of, dense_covers, natural_layouts
 
 RNG = np.random.default_rng(4)
-BASE = Workload("conv2d", 1, 32, 28, 28, 48, (3, 3), padding=(1, 1, 1, 1), covers=dense_covers())
+BASE = Workload(
+    "conv2d", 1, 32, 28, 28, 48, (3, 3), padding=(1, 1, 1, 1), covers=dense_covers(), target=AVX512
+)
 
 
 def _sparse(w: Workload, density: float, rows: int = 1) -> tuple[Workload, np.ndarray]:
@@ -29,17 +31,17 @@ def _sparse(w: Workload, density: float, rows: int = 1) -> tuple[Workload, np.nd
 
 @pytest.mark.parametrize("size", [(56, 56), (28, 28), (14, 14), (7, 7), (1, 1), (1, 197), (5, 113)])
 @pytest.mark.parametrize("rows", [1, 2, 4, 8])
-@pytest.mark.parametrize("vectors", [AVX512, AVX2, NEON], ids=lambda v: v.name)
-def test_tiles_fit_the_registers_and_the_block(size: tuple[int, int], rows: int, vectors: VectorUnit) -> None:
-    w = replace(BASE, height=size[0], width=size[1], vectors=vectors)
+@pytest.mark.parametrize("target", [AVX512, AVX2, NEON], ids=lambda t: t.name)
+def test_tiles_fit_the_registers_and_the_block(size: tuple[int, int], rows: int, target: Cpu) -> None:
+    w = replace(BASE, height=size[0], width=size[1], target=target)
     found = tile_choices(w, rows)
     assert found
     assert len(found) == len(set(found))
     for tile_rows, v in found:
         assert tile_rows >= 1
         assert v >= 1
-        assert rows * tile_rows * v <= vectors.accumulators
-        assert vectors.holds(rows, tile_rows * v)
+        assert rows * tile_rows * v <= w.vectors.accumulators
+        assert w.vectors.holds(rows, tile_rows * v)
 
 
 def test_candidates_are_sorted_by_prediction_and_divide_the_filters() -> None:
@@ -75,7 +77,7 @@ def test_rejections_name_the_reason() -> None:
     reason = taps.Taps().rejects(BASE)
     assert reason is not None
     assert "density 1.00" in reason
-    few = Workload("linear", 1, 64, 1, 3, 64, covers=((1, 0.1),))
+    few = Workload("linear", 1, 64, 1, 3, 64, covers=((1, 0.1),), target=AVX512)
     assert "3 rows" in str(taps.Taps().rejects(few))
     assert "3 rows" in str(direct.Direct().rejects(few))
     assert direct.Direct().rejects(BASE) is None

@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("torch")
 
 from sparseflow.kernels.gemv.few_rows import FewRowsDense, FewRowsSparse
+from sparseflow.kernels.target.cpu import AVX512
 from sparseflow.kernels.template import Candidate
 from sparseflow.kernels.workload import Layouts, Workload, covers_of
 
@@ -18,7 +19,7 @@ RNG = np.random.default_rng(6)
 
 
 def _workload(rows: int, channels: int, filters: int, **more: Any) -> Workload:
-    return Workload("linear", 1, channels, 1, rows, filters, **more)
+    return Workload("linear", 1, channels, 1, rows, filters, target=AVX512, **more)
 
 
 @pytest.mark.parametrize("template", [FewRowsDense(), FewRowsSparse()])
@@ -73,7 +74,7 @@ def test_padded_rows_hold_whole_groups_and_every_weight(rows: int, unroll: int) 
 
 
 def test_rejections_name_the_reason() -> None:
-    conv = Workload("conv2d", 1, 8, 4, 4, 32, covers=((1, 0.1),))
+    conv = Workload("conv2d", 1, 8, 4, 4, 32, covers=((1, 0.1),), target=AVX512)
     assert "linear layers only" in str(FewRowsDense().rejects(conv))
     assert "linear layers only" in str(FewRowsSparse().rejects(conv))
     many = _workload(64, 8, 32, covers=((1, 0.1),))

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparseflow.kernels.layouts.lane import LaneLayout, best_grid, canonical
+from sparseflow.kernels.target.cpu import AVX512
 from sparseflow.kernels.workload import Workload
 
 RNG = np.random.default_rng(0)
@@ -168,8 +169,9 @@ def test_the_input_layout_holds_every_tap_of_every_output(
         (stride, stride),
         padding,
         (dilation, dilation),
+        target=AVX512,
     )
-    out = canonical(4, w.out_height, w.out_width)
+    out = canonical(4, w.out_height, w.out_width, 16)
     need = w.input_layout(out)
     assert need.grid == out.grid
     assert need.block == (out.block[0] * stride, out.block[1] * stride)

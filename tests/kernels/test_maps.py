@@ -11,9 +11,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from sparseflow.kernels import maps  # noqa: E402
+from sparseflow.kernels.lane import operators as maps  # noqa: E402
 from sparseflow.kernels.lane.operators import Pool  # noqa: E402
 from sparseflow.kernels.layouts.lane import LaneLayout, canonical  # noqa: E402
+from sparseflow.kernels.target.cpu import AVX512  # noqa: E402
 from sparseflow.kernels.workload import ACTIVATIONS, Workload  # noqa: E402
 
 RNG = np.random.default_rng(2)
@@ -36,8 +37,8 @@ def _compare(y: np.ndarray, expected: np.ndarray, layout: LaneLayout) -> None:
 def _pool_layouts(
     pool: Pool, shape: tuple[int, int, int], out: tuple[int, int], fill: float
 ) -> tuple[LaneLayout, LaneLayout]:
-    target = canonical(shape[0], *out)
-    w = Workload("conv2d", 2, *shape, shape[0], pool.kernel_size, pool.stride, pool.padding)
+    target = canonical(shape[0], *out, 16)
+    w = Workload("conv2d", 2, *shape, shape[0], pool.kernel_size, pool.stride, pool.padding, target=AVX512)
     return replace(w.input_layout(target), fill=fill), target.with_halo((0, 1, 1, 0))
 
 
@@ -92,7 +93,7 @@ def test_average_pools_count_as_torch_does(include: bool, compile_kernels: Any) 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_global_mean(threads: int, compile_kernels: Any) -> None:
-    layouts = [canonical(*s).with_halo(h) for s in SHAPES for h in ((0, 0, 0, 0), (1, 1, 1, 1))]
+    layouts = [canonical(*s, 16).with_halo(h) for s in SHAPES for h in ((0, 0, 0, 0), (1, 1, 1, 1))]
     kernels = compile_kernels(
         {f"k{i}": maps.global_mean(2, layout, threads, f"k{i}") for i, layout in enumerate(layouts)}
     )
@@ -113,7 +114,7 @@ NUMPY: dict[str, Callable[..., np.ndarray]] = {
 
 def test_every_binary_operator_with_unequal_halos(compile_kernels: Any) -> None:
     assert set(NUMPY) == set(maps.BINARY)
-    base = canonical(5, 7, 9)
+    base = canonical(5, 7, 9, 16)
     sources = [base.with_halo((1, 0, 0, 1)), base]
     out = base.with_halo((1, 2, 1, 2))
     kernels = compile_kernels({n: maps.elementwise(n, 2, sources, out, 2, n) for n in NUMPY})
@@ -125,7 +126,7 @@ def test_every_binary_operator_with_unequal_halos(compile_kernels: Any) -> None:
 
 def test_every_activation_fills_ragged_lanes(compile_kernels: Any) -> None:
     f = torch.nn.functional
-    source = canonical(3, 13, 6)
+    source = canonical(3, 13, 6, 16)
     out = replace(source, halo=(1, 1, 1, 1), fill=LOW)
     names = [a for a in ACTIVATIONS if a not in ("none", "fatrelu")]
     kernels = compile_kernels({n: maps.elementwise(n, 1, [source], out, 1, n) for n in names})
@@ -137,7 +138,7 @@ def test_every_activation_fills_ragged_lanes(compile_kernels: Any) -> None:
 
 def test_activations_far_from_zero(compile_kernels: Any) -> None:
     x = np.array([-1e4, -120, -89, -88, -30, -6, -3, -1e-4, 0, 1e-4, 3, 6, 30, 88, 120, 1e4], np.float32)
-    layout = canonical(1, 4, 4)
+    layout = canonical(1, 4, 4, 16)
     names = [a for a in ACTIVATIONS if a not in ("none", "fatrelu")]
     kernels = compile_kernels({n: maps.elementwise(n, 1, [layout], layout, 1, n) for n in names})
     for name in names:
@@ -148,8 +149,8 @@ def test_activations_far_from_zero(compile_kernels: Any) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_concatenation_of_channels(threads: int, compile_kernels: Any) -> None:
-    sources = [canonical(c, 7, 9).with_halo((c % 2, 0, 1, 0)) for c in (3, 1, 8)]
-    out = canonical(12, 7, 9).with_halo((1, 1, 1, 1))
+    sources = [canonical(c, 7, 9, 16).with_halo((c % 2, 0, 1, 0)) for c in (3, 1, 8)]
+    out = canonical(12, 7, 9, 16).with_halo((1, 1, 1, 1))
     kernels = compile_kernels({"cat": maps.concatenate(2, sources, out, threads, "cat")})
     x = [_random(2, s.channels, 7, 9) for s in sources]
     y = kernels("cat", [s.pack(v) for s, v in zip(sources, x, strict=True)], (2, out.size))
@@ -179,7 +180,7 @@ def test_layer_norm_over_channels(threads: int, compile_kernels: Any) -> None:
 
 def test_gelu_is_within_5e_7_everywhere(compile_kernels: Any) -> None:
     x = np.linspace(-9.0, 9.0, 1 << 18, dtype=np.float32).reshape(1, 1, 512, 512)
-    layout = canonical(1, 512, 512)
+    layout = canonical(1, 512, 512, 16)
     kernels = compile_kernels({"k": maps.elementwise("gelu", 1, [layout], layout, 1, "k")})
     y = layout.unpack(kernels("k", [layout.pack(x)], (1, layout.size)))
     exact = torch.nn.functional.gelu(torch.from_numpy(x).double()).numpy()

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 
 from sparseflow.errors import CompileError
+from sparseflow.kernels.target.cpu import AVX512
 from sparseflow.kernels.template import TEMPLATES
 from sparseflow.kernels.tuning import selector as select
 from sparseflow.kernels.tuning.selector import Choice, Selector, cache_folder, code_fingerprint
 from sparseflow.kernels.workload import Workload, covers_of, dense_covers
 
 WEIGHT = np.random.default_rng(0).standard_normal((20, 16)).astype(np.float32)
-WORKLOAD = Workload("linear", 1, 16, 1, 2, 20, bias=True, covers=covers_of(WEIGHT))
+WORKLOAD = Workload("linear", 1, 16, 1, 2, 20, bias=True, covers=covers_of(WEIGHT), target=AVX512)
 
 
 class Told(list[str]):
@@ -120,7 +121,9 @@ def test_densities_that_differ_little_share_a_choice(tmp_path: Path, host: Any) 
 
 def test_without_measuring_the_model_ranks_and_nothing_is_written(tmp_path: Path, host: Any) -> None:
     told = Told()
-    w = Workload("conv2d", 1, 64, 14, 14, 64, (3, 3), padding=(1, 1, 1, 1), covers=dense_covers())
+    w = Workload(
+        "conv2d", 1, 64, 14, 14, 64, (3, 3), padding=(1, 1, 1, 1), covers=dense_covers(), target=AVX512
+    )
     choice = _selector(tmp_path / "none", host, told, measure=False).choose(w, np.ones(w.weight_shape))
     times = [t.time_s for t in choice.times]
     assert times == sorted(times)
@@ -137,7 +140,9 @@ def test_without_measuring_the_model_ranks_and_nothing_is_written(tmp_path: Path
 def test_a_sparse_weight_chooses_a_sparse_kernel_by_model(tmp_path: Path, host: Any) -> None:
     weight = np.zeros((64, 64, 3, 3), np.float32)
     weight[:, ::16] = 1.0
-    w = Workload("conv2d", 1, 64, 14, 14, 64, (3, 3), padding=(1, 1, 1, 1), covers=covers_of(weight))
+    w = Workload(
+        "conv2d", 1, 64, 14, 14, 64, (3, 3), padding=(1, 1, 1, 1), covers=covers_of(weight), target=AVX512
+    )
     choice = _selector(tmp_path, host, Told(), measure=False).choose(w, weight)
     assert TEMPLATES[choice.best.template].format == "tap-list"
 
@@ -170,9 +175,10 @@ from pathlib import Path
 import numpy as np
 from sparseflow.core.plan import CandidateTime
 from sparseflow.kernels.tuning.selector import Choice, Selector
+from sparseflow.kernels.target.cpu import AVX512
 from sparseflow.kernels.workload import Workload
-selector = Selector("llvm", "machine", True, folder=Path(sys.argv[1]))
-key = selector._key(Workload("linear", 1, 4, 1, 1, 4))
+selector = Selector(AVX512, "machine", True, folder=Path(sys.argv[1]))
+key = selector._key(Workload("linear", 1, 4, 1, 1, 4, target=AVX512))
 for i in range(100):
     times = tuple(CandidateTime("few-rows", {"B": b}, 1.0, True) for b in range(int(sys.argv[2])))
     selector._store(key, Choice(times, ()))
@@ -223,7 +229,17 @@ def test_the_best_is_the_first() -> None:
 
 def test_a_trial_of_an_indexed_map_is_as_dense_as_calibrated(host: Any) -> None:
     w = Workload(
-        "conv2d", 1, 40, 12, 12, 32, (3, 3), padding=(1, 1, 1, 1), covers=dense_covers(), map_density=0.25
+        "conv2d",
+        1,
+        40,
+        12,
+        12,
+        32,
+        (3, 3),
+        padding=(1, 1, 1, 1),
+        covers=dense_covers(),
+        map_density=0.25,
+        target=AVX512,
     )
     found = TEMPLATES["pixel-dense"].candidates(w)[:1]
     (trial,) = select.trials(host, w, found, np.ones(w.weight_shape, np.float32))

@@ -12,7 +12,6 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from sparseflow.kernels.ir.vector_unit import AVX2  # noqa: E402
 from sparseflow.kernels.lane.winograd import (  # noqa: E402
     ERRORS,
     SIZES,
@@ -21,6 +20,7 @@ from sparseflow.kernels.lane.winograd import (  # noqa: E402
     matrices,
     phase_taps,
 )
+from sparseflow.kernels.target.cpu import AVX2, AVX512  # noqa: E402
 from sparseflow.kernels.template import TEMPLATES, Candidate  # noqa: E402
 from sparseflow.kernels.tuning.selector import Selector  # noqa: E402
 from sparseflow.kernels.workload import Layouts, Workload, dense_covers, natural_layouts  # noqa: E402
@@ -31,7 +31,7 @@ WINOGRAD = Winograd()
 def conv(channels: int, size: tuple[int, int], filters: int, **more: Any) -> Workload:
     """A 3x3 convolution that keeps the map's size unless told otherwise."""
     fields: dict[str, Any] = {
-        "batch": 1, "kernel_size": (3, 3), "padding": (1, 1, 1, 1), "covers": dense_covers(), **more
+        "batch": 1, "kernel_size": (3, 3), "padding": (1, 1, 1, 1), "covers": dense_covers(), "target": AVX512, **more
     }  # fmt: skip
     return Workload("conv2d", channels=channels, height=size[0], width=size[1], filters=filters, **fields)
 
@@ -135,9 +135,9 @@ AWKWARD = {
         9, (24, 41), 10, kernel_size=(4, 7), stride=(1, 2), padding=(1, 3, 2, 3)
     ),
     "9x3 with strides 3 and 1": conv(
-        2, (61, 22), 8, kernel_size=(9, 3), stride=(3, 1), padding=(3, 1, 3, 1), bias=True, vectors=AVX2
+        2, (61, 22), 8, kernel_size=(9, 3), stride=(3, 1), padding=(3, 1, 3, 1), bias=True, target=AVX2
     ),
-    "eight lanes": conv(12, (28, 20), 12, batch=2, bias=True, vectors=AVX2),
+    "eight lanes": conv(12, (28, 20), 12, batch=2, bias=True, target=AVX2),
 }
 
 
@@ -171,11 +171,11 @@ def test_awkward_shapes(name: str, compile_kernels: Any, dense_reference: Any) -
 def test_tiles_lie_in_the_block_and_fit_the_registers(size: tuple[int, int]) -> None:
     w = conv(32, size, 48)
     bh, bw = w.output_layout.block
-    for vectors in (w.vectors, AVX2):
-        for c in WINOGRAD.candidates(replace(w, vectors=vectors)):
+    for target in (AVX512, AVX2):
+        for c in WINOGRAD.candidates(replace(w, target=target)):
             p = c.parameters
-            assert p["R"] * p["T"] <= vectors.accumulators
-            if vectors == w.vectors:
+            assert p["R"] * p["T"] <= target.vectors.accumulators
+            if target == AVX512:
                 assert p["mh"] <= bh
                 assert p["mw"] <= bw
 

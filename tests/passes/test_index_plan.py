@@ -17,6 +17,7 @@ from tvm import relax
 from sparseflow.core import parse_structure
 from sparseflow.core.formats import TapList
 from sparseflow.core.plan import Plan
+from sparseflow.kernels.target.cpu import AVX512
 from sparseflow.kernels.template import TEMPLATES
 from sparseflow.kernels.tuning.selector import Choice, Selector
 from sparseflow.passes.canonicalise import Canonicalise
@@ -49,7 +50,7 @@ def canonical(build: Any) -> Any:
                 {"x": (3, weight.shape[1])},
                 lambda bb, x: bb.emit(op.matmul(x, bb.emit(op.permute_dims(named)))),
             )
-        return Canonicalise()(mod)
+        return Canonicalise(AVX512)(mod)
 
     return make
 
@@ -123,7 +124,7 @@ def test_a_weight_of_zeros_alone_has_an_empty_index(canonical: Any, same: Any) -
 @pytest.fixture
 def plan_kernels(tmp_path: Path, canonical: Any) -> Any:
     """``plan_kernels(mod)``: the planned module, ranked by the cost model."""
-    selector = Selector("llvm", "test machine", measure=False, folder=tmp_path)
+    selector = Selector(AVX512, "test machine", measure=False, folder=tmp_path)
     return lambda mod, threads=1: PlanKernels(selector, threads)(Index()(mod))
 
 
@@ -188,11 +189,11 @@ def test_every_layer_is_in_the_plan_in_order(build: Any, plan_kernels: Any) -> N
         x = bb.emit(op.reshape(x, (1, 8 * 16)))
         return bb.emit(op.matmul(x, constant(_pruned((10, 128), "dense", 1).T, "head.weight")))
 
-    mod = Canonicalise(2)(build({"x": (1, 3, 8, 8)}, body))
+    mod = Canonicalise(AVX512, 2)(build({"x": (1, 3, 8, 8)}, body))
     assert sum(is_layer(b.value) for b in Graph(mod).bindings) == 3
     plan = plan_of(plan_kernels(mod, 2))
     assert [layer.name for layer in plan.layers] == ["stem", "body", "head"]
-    assert (plan.threads, plan.measured, plan.target) == (2, False, "llvm")
+    assert (plan.threads, plan.measured, plan.target) == (2, False, str(AVX512))
     assert Plan.from_json(plan.to_json()) == plan
 
 

@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 
 from tvm import relax  # noqa: E402
 
+from sparseflow.kernels.target.cpu import AVX512  # noqa: E402
 from sparseflow.kernels.tuning.selector import Selector  # noqa: E402
 from sparseflow.passes import pipeline  # noqa: E402
 from sparseflow.passes.canonicalise import Canonicalise  # noqa: E402
@@ -41,8 +42,8 @@ def lowered(build: Any) -> Any:
 
     def make(body: Any, shape: tuple[int, ...] = (1, 8, 16, 16)) -> tuple[Any, Any]:
         mod = build({"x": shape}, body)
-        selector = Selector("llvm", "test machine", measure=False)
-        passes = [Canonicalise(), Index(), PlanKernels(selector), Lower()]
+        selector = Selector(AVX512, "test machine", measure=False)
+        passes = [Canonicalise(AVX512), Index(), PlanKernels(selector), Lower(AVX512)]
         return mod, tvm.transform.Sequential(passes)(mod)
 
     return make
@@ -156,12 +157,12 @@ def test_labels_name_each_call_by_its_layer(lowered: Any) -> None:
 
 
 def test_the_input_module_is_not_changed(build: Any) -> None:
-    selector = Selector("llvm", "test machine", measure=False)
-    planned = tvm.transform.Sequential([Canonicalise(), Index(), PlanKernels(selector)])(
+    selector = Selector(AVX512, "test machine", measure=False)
+    planned = tvm.transform.Sequential([Canonicalise(AVX512), Index(), PlanKernels(selector)])(
         build({"x": (1, 3, 9, 9)}, _chain)
     )
     text = planned.script(show_meta=False)
-    Lower()(planned)
+    Lower(AVX512)(planned)
     assert planned.script(show_meta=False) == text
     assert [g.name_hint for g in planned.functions] == ["main"]
 
@@ -175,7 +176,7 @@ def test_kernels_are_marked_as_scheduled_and_opaque(lowered: Any) -> None:
 
 
 def test_pipeline_phases_are_ordinary_passes(build: Any, same: Any, tmp_path: Path) -> None:
-    selector = Selector(tvm.target.Target("llvm"), "test machine", measure=False, folder=tmp_path)
+    selector = Selector(AVX512, "test machine", measure=False, folder=tmp_path)
     mod = build({"x": (1, 3, 9, 9)}, _chain)
     phases = pipeline.phases(selector)
     assert list(phases)[:1] == ["canonicalise"]

@@ -21,6 +21,7 @@ from sparseflow.core import parse_sparsify  # noqa: E402
 from sparseflow.core.plan import Cut, Plan  # noqa: E402
 from sparseflow.engine.frontends.importer import import_model  # noqa: E402
 from sparseflow.engine.sparsify import sparsify_module  # noqa: E402
+from sparseflow.kernels.target.cpu import AVX512  # noqa: E402
 from sparseflow.passes.canonicalise import Canonicalise  # noqa: E402
 from sparseflow.passes.graph import Graph, shape_of  # noqa: E402
 from sparseflow.passes.ops import LayerAttrs, is_layer, weight_of  # noqa: E402
@@ -157,7 +158,7 @@ def image(batch: int = 2) -> torch.Tensor:
 
 
 def canonical(model: nn.Module, x: torch.Tensor) -> tvm.IRModule:
-    return Canonicalise()(import_model(model, (x,)).mod)
+    return Canonicalise(AVX512)(import_model(model, (x,)).mod)
 
 
 def weights(mod: tvm.IRModule) -> dict[str, tuple[int, ...]]:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import tvm
 from tvm import relax, tirx
@@ -23,8 +22,9 @@ from sparseflow.engine.runtime.engine import Engine
 from sparseflow.engine.runtime.manifest import Manifest, Signature
 from sparseflow.engine.runtime.threads import checked_threads, set_threads
 from sparseflow.engine.target.machine import machine_name
-from sparseflow.engine.target.targets import architecture, instruction_sets, not_here
+from sparseflow.engine.target.targets import not_here
 from sparseflow.errors import CompileError, SparseflowError
+from sparseflow.kernels.target.base import Target
 from sparseflow.kernels.tuning.selector import Selector
 from sparseflow.passes import pipeline
 from sparseflow.passes.hoist import call_labels, hoist_constants
@@ -44,7 +44,7 @@ class Build:
 
     Attributes
     ----------
-    target : tvm.target.Target
+    target : Target
     threads : int
     measure, exact : bool
         For a target that this machine cannot run ``measure`` becomes False.
@@ -60,7 +60,7 @@ class Build:
         If one has another type, or the threads are out of bounds.
     """
 
-    target: Any
+    target: Target
     threads: int = 1
     measure: bool = True
     exact: bool = False
@@ -90,7 +90,7 @@ class Build:
     @property
     def foreign(self) -> str | None:
         """Why this machine cannot run the code; None if it can."""
-        return not_here(architecture(self.target), instruction_sets(self.target))
+        return not_here(self.target.architecture, self.target.instruction_sets)
 
     def say(self, text: str) -> None:
         """Tells what is being done."""
@@ -133,7 +133,7 @@ def build(imported: Imported, how: Build, profile: MapProfile | None = None) -> 
     how.say("generate code")
     with inside_tvm("generating code"):
         with watched("code generation", how.progress), _argument_checks(hoisted):
-            executable = relax.build(hoisted, target=how.target)
+            executable = relax.build(hoisted, how.target.tvm, relax_pipeline=how.target.pipeline)
         if how.measure:
             names = {layer.name for layer in plan.layers}
             plan = replace(plan, rest=rest_times(mod, executable, names, selector))
@@ -144,8 +144,8 @@ def build(imported: Imported, how: Build, profile: MapProfile | None = None) -> 
         calls=tuple(calls),
         target=str(how.target),
         machine=machine_name(),
-        flags=instruction_sets(how.target),
-        architecture=architecture(how.target),
+        flags=how.target.instruction_sets,
+        architecture=how.target.architecture,
         threads=how.threads,
         tvm_version=str(tvm.__version__),
         sparseflow_version=sparseflow.__version__,

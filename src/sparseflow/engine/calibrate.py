@@ -54,7 +54,7 @@ def profile_maps(imported: Imported, inputs: Iterable[Any], how: Build | None = 
     inputs = as_calls(inputs)
     how = replace(how or Build(resolve("native")), measure=False, dump=None)
     with inside_tvm("calibration"):
-        mod = tvm.transform.Sequential([Canonicalise(how.threads), Propagate()])(imported.mod)
+        mod = tvm.transform.Sequential([Canonicalise(how.target, how.threads), Propagate()])(imported.mod)
         exposed = expose_maps(mod)
     outputs = tuple(TensorSpec(f"map{i}", shape, "float32") for i, shape in enumerate(exposed.shapes))
     engine = build(replace(imported, mod=exposed.mod, outputs=outputs), how) if outputs else None

@@ -94,7 +94,8 @@ def compile(
     if calls is None or isinstance(calls, MapProfile):
         return build(imported, how, calls)
     # of a model for another machine the maps are counted on this one
-    profile = profile_maps(imported, calls, replace(how, target=resolve("native"), measure=False))
+    counts = replace(how, target=resolve("native"), measure=False) if how.foreign else how
+    profile = profile_maps(imported, calls, counts)
     engine = build(imported, how, profile)
     if not how.measure or not any(layer.map_format for layer in engine.plan.layers):
         return engine
@@ -111,4 +112,4 @@ def cuts(imported: Imported) -> tuple[Cut, ...]:
         If the model's graph cannot be read.
     """
     with inside_tvm("propagation"):
-        return cuts_of(tvm.transform.Sequential([Canonicalise(), Propagate()])(imported.mod))
+        return cuts_of(tvm.transform.Sequential([Canonicalise(resolve("native")), Propagate()])(imported.mod))

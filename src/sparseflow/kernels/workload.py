@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sparseflow.core.element_type import ELEMENT_TYPES, FLOAT32, ElementType
-from sparseflow.kernels.ir.vector_unit import AVX512, VectorUnit
 from sparseflow.kernels.layouts.indexed import PixelLayout
 from sparseflow.kernels.layouts.lane import LaneLayout, canonical
+from sparseflow.kernels.target.base import Target, VectorUnit, target_from
 
 Array = npt.NDArray[Any]
 
@@ -49,8 +49,8 @@ class Workload:
     covers : tuple of (int, float)
         For each R of `SHARED`: the density of the taps when R consecutive filters share them, `passed` ones left out.
     threads : int
-    vectors : VectorUnit
-        Registers of the target, so that the key is complete.
+    target : Target
+        The machine that the kernel is for: its registers and caches decide which candidates there are.
     passed : int
         The last filters, which have no weights: only bias and residual reach their channels.
     residual_channels : int
@@ -82,12 +82,17 @@ class Workload:
     covers: tuple[tuple[int, float], ...] = ((1, 1.0),)
     patterns: tuple[tuple[int, float], ...] = ()
     threads: int = 1
-    vectors: VectorUnit = AVX512
     passed: int = 0
     residual_channels: int = 0
     map_density: float = 1.0
     weights: ElementType = FLOAT32
     halo: tuple[int, int, int, int] = (0, 0, 0, 0)
+    target: Target = field(kw_only=True)
+
+    @property
+    def vectors(self) -> VectorUnit:
+        """The target's registers."""
+        return self.target.vectors
 
     @property
     def live(self) -> int:
@@ -155,18 +160,8 @@ class Workload:
 
     def input_layout(self, output: LaneLayout) -> LaneLayout:
         """The layout that this layer reads when it writes ``output``."""
-        (sh, sw), (kh, kw), (dh, dw) = self.stride, self.kernel_size, self.dilation
-        top, left = self.padding[0], self.padding[1]
-        bottom = max(0, dh * (kh - 1) - top - (sh - 1))
-        right = max(0, dw * (kw - 1) - left - (sw - 1))
-        return LaneLayout(
-            self.channels,
-            self.height,
-            self.width,
-            output.grid,
-            (output.block[0] * sh, output.block[1] * sw),
-            (top, left, bottom, right),
-        )
+        shape = self.channels, self.height, self.width
+        return output.read_by(shape, self.kernel_size, self.stride, self.padding, self.dilation)
 
     def pixel_layouts(self) -> Layouts:
         """The layouts of a kernel on indexed maps: the input's bits have the halo that it reads, the output's none."""
@@ -200,7 +195,7 @@ class Workload:
             data[name] = tuple(data[name])
         for name in ("covers", "patterns"):
             data[name] = tuple((int(k), float(d)) for k, d in data[name])
-        types = {"vectors": VectorUnit(**data["vectors"]), "weights": ELEMENT_TYPES[data["weights"]]}
+        types = {"target": target_from(data["target"]), "weights": ELEMENT_TYPES[data["weights"]]}
         return cls(**{**data, **types})
 
 

@@ -12,7 +12,7 @@ from tvm import relax
 
 from sparseflow.core.element_type import FLOAT32, ElementType
 from sparseflow.errors import CompileError, ElementTypeError
-from sparseflow.kernels.ir.vector_unit import AVX512, VectorUnit
+from sparseflow.kernels.target.base import Target
 from sparseflow.kernels.workload import Array, Workload
 from sparseflow.passes.activations import IDENTITY, Activation, single_activation, spread_activation
 from sparseflow.passes.graph import Graph, Rebuild, is_constant, op_name, shape_of
@@ -45,10 +45,8 @@ class Canonicalise:
     with batch norm in ``w`` and ``b`` (b' = (b - mean)·γ/√(var + ε) + β, w' = w·γ/√(var + ε)).
     """
 
-    def __init__(
-        self, threads: int = 1, vectors: VectorUnit = AVX512, weights: ElementType = FLOAT32
-    ) -> None:
-        self.threads, self.vectors, self.weights = threads, vectors, weights
+    def __init__(self, target: Target, threads: int = 1, weights: ElementType = FLOAT32) -> None:
+        self.target, self.threads, self.weights = target, threads, weights
 
     def transform_module(self, mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
         """See the class."""
@@ -83,7 +81,7 @@ class Canonicalise:
             activation=layer.activation.kind,
             threshold=layer.activation.threshold,
             threads=self.threads,
-            vectors=self.vectors,
+            target=self.target,
             weights=self.weights,
         ).with_zeros_of(values)
         attrs = LayerAttrs(layer.name, workload, layer.out_shape)

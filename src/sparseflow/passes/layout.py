@@ -55,7 +55,7 @@ class Node:
     non_negative: bool = False
 
 
-def decide_layouts(graph: Graph, lanes: int = 16) -> dict[Expr, Node]:
+def decide_layouts(graph: Graph, lanes: int) -> dict[Expr, Node]:
     """The lane operators of a module, with the halo each has to write for its consumers.
 
     Layers without a kernel yet count as in lanes where lane kernels take them.
@@ -166,22 +166,11 @@ def _pool(nodes: dict[Expr, Node], var: Expr, value: Expr, lanes: int) -> Node |
         (int(a.padding[0]), int(a.padding[1]), int(a.padding[2]), int(a.padding[3])),
         bool(a.count_include_pad),
     )
-    batch, channels, height, width = shape_of(value.args[0])
+    channels, height, width = shape_of(value.args[0])[1:]
     out_height, out_width = shape_of(var)[2:]
     layout = canonical(channels, out_height, out_width, lanes)
-    shaped = Workload(
-        "conv2d",
-        batch,
-        channels,
-        height,
-        width,
-        channels,
-        window.kernel_size,
-        window.stride,
-        window.padding,
-    )
     positive = nodes[value.args[0]].non_negative
-    need = shaped.input_layout(layout)
+    need = layout.read_by((channels, height, width), window.kernel_size, window.stride, window.padding)
     if kind == "max" and not positive:
         need = replace(need, fill=float("-inf"))
     return Node("pool", [value.args[0]], window, layout, "nchw", [need], positive)

@@ -12,12 +12,12 @@ from typing import Any
 import tvm
 from tvm import relax, tirx
 
-from sparseflow.kernels.ir.vector_unit import AVX512, VectorUnit
 from sparseflow.kernels.lane import conversions as relayout
 from sparseflow.kernels.lane import operators as maps
 from sparseflow.kernels.lane.attention import Attention, attention
 from sparseflow.kernels.lane.conversions import Strides
 from sparseflow.kernels.layouts.lane import LaneLayout
+from sparseflow.kernels.target.base import Target
 from sparseflow.kernels.template import TEMPLATES, Candidate
 from sparseflow.kernels.workload import Layouts
 from sparseflow.passes.graph import Rebuild, inputs_of, shape_of
@@ -34,21 +34,21 @@ OPAQUE = 8  # TVM's OpPatternKind: FuseOps leaves the function alone
 class Lower:
     """Replaces ``sparseflow`` operators, and what can stay in lanes between them, by calls of TIR kernels."""
 
-    def __init__(self, threads: int = 1, vectors: VectorUnit = AVX512) -> None:
-        self.threads, self.vectors = threads, vectors
+    def __init__(self, target: Target, threads: int = 1) -> None:
+        self.target, self.threads = target, threads
 
     def transform_module(self, mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
         """See the class."""
-        return _Lowering(mod, self.threads, self.vectors).run()
+        return _Lowering(mod, self.threads, self.target).run()
 
 
 class _Lowering:
     """One run: the layouts, the kernels built so far, and both forms of every tensor."""
 
-    def __init__(self, mod: tvm.IRModule, threads: int, vectors: VectorUnit) -> None:
+    def __init__(self, mod: tvm.IRModule, threads: int, target: Target) -> None:
         self.rebuild = Rebuild(mod)
-        self.nodes = decide_layouts(self.rebuild.graph, vectors.lanes)
-        self.threads, self.vectors = threads, vectors
+        self.nodes = decide_layouts(self.rebuild.graph, target.vectors.lanes)
+        self.threads, self.vectors = threads, target.vectors
         self.lanes: dict[Expr, Expr] = {}  # old variable → its lane tensor
         self.changed: dict[tuple[Expr, LaneLayout, tuple[int, int]], Expr] = {}
         self.kernels: dict[str, Any] = {}

@@ -37,12 +37,11 @@ class IndexMaps:
     Parameters
     ----------
     times : MapTimes
-    lanes : int
-        float32 elements of a vector.
+        Of the target.
     """
 
-    def __init__(self, times: MapTimes, lanes: int = 16) -> None:
-        self.times, self.lanes = times, lanes
+    def __init__(self, times: MapTimes) -> None:
+        self.times, self.lanes = times, times.selector.target.vectors.lanes
 
     def transform_module(self, mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
         """See the class."""

@@ -11,8 +11,7 @@ from tvm import relax
 
 from sparseflow.core.element_type import FLOAT32, ElementType
 from sparseflow.core.map_profile import MapProfile
-from sparseflow.kernels.cpu_rules.dense_matmul import legalize_matmul, tile_rows
-from sparseflow.kernels.ir.vector_unit import vector_unit
+from sparseflow.kernels.cpu_rules.dense_matmul import legalize_matmul
 from sparseflow.kernels.tuning.map_times import MapTimes
 from sparseflow.kernels.tuning.selector import Selector
 from sparseflow.passes.attention import FuseAttention
@@ -42,25 +41,24 @@ def phases(
     Parameters
     ----------
     selector : Selector
-        Chooses the kernels in the phase ``plan``; its target says which vector registers there are.
+        Chooses the kernels in the phase ``plan``; its target is that of all passes.
     threads : int
     profile : MapProfile, optional
         How dense the feature maps are; with it they may carry an index.
     weights : ElementType
         Weights are rounded to it, and kernels may store them in it.
     """
-    vectors = vector_unit(selector.target)
-    rows = tile_rows(vectors.registers)
-    matmul = partial(legalize_matmul, lanes=vectors.lanes, threads=threads, rows=rows)
+    target = selector.target
+    matmul = partial(legalize_matmul, vectors=target.vectors, threads=threads)
     return {
-        "canonicalise": [Canonicalise(threads, vectors, weights)],
+        "canonicalise": [Canonicalise(target, threads, weights)],
         "propagate": [Propagate()],
         "index": [Index(), *([WriteDensities(profile)] if profile is not None else [])],
         "plan": [
-            PlanKernels(selector, threads, vectors),
-            *([IndexMaps(MapTimes(selector, threads), vectors.lanes)] if profile is not None else []),
+            PlanKernels(selector, threads),
+            *([IndexMaps(MapTimes(selector, threads))] if profile is not None else []),
         ],
-        "lower": [FuseAttention(), Lower(threads, vectors)],
+        "lower": [FuseAttention(), Lower(target, threads)],
         "finish": [
             relax.transform.DecomposeOpsForInference(),
             Decompose(),
@@ -70,7 +68,7 @@ def phases(
             relax.transform.FuseOps(),
             relax.transform.FuseTIR(),
             relax.transform.DeadCodeElimination(),
-            ScheduleRest(vectors.lanes, threads),
+            ScheduleRest(target, threads),
         ],
     }
 
@@ -96,7 +94,7 @@ def run(
     say : callable, optional
         Told which pass runs long; without it that is a warning.
     """
-    with selector.target:
+    with selector.target.tvm:
         for name, passes in phases(selector, threads, profile, weights).items():
             for step in passes:
                 with watched(f"{name}: pass {step.info.name}", say):

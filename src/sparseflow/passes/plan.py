@@ -12,7 +12,6 @@ import tvm
 
 from sparseflow.core.plan import CandidateTime, LayerPlan, Plan
 from sparseflow.errors import CompileError
-from sparseflow.kernels.ir.vector_unit import AVX512, VectorUnit
 from sparseflow.kernels.template import TEMPLATES, Candidate
 from sparseflow.kernels.tuning.cold_weights import rounded
 from sparseflow.kernels.tuning.selector import Choice, Selector, layouts_for
@@ -34,16 +33,16 @@ class PlanKernels:
         Set when the pass has run: every layer with its candidates' times and the reasons of the rejected.
     """
 
-    def __init__(self, selector: Selector, threads: int = 1, vectors: VectorUnit = AVX512) -> None:
-        self.selector, self.threads, self.vectors = selector, threads, vectors
+    def __init__(self, selector: Selector, threads: int = 1) -> None:
+        self.selector, self.threads = selector, threads
         self.plan: Plan | None = None
 
     def transform_module(self, mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
         """See the class."""
         layers = []
         graph = Graph(mod)
-        nodes = decide_layouts(graph, self.vectors.lanes)
-        self.selector.between = rounded(weight_bytes(graph))
+        nodes = decide_layouts(graph, self.selector.target.vectors.lanes)
+        self.selector.between = rounded(weight_bytes(graph), self.selector.target.caches)
 
         def visit(rebuild: Rebuild, var: Expr, value: Expr) -> Any:
             if not is_layer(value):

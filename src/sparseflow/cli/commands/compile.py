@@ -64,10 +64,10 @@ def command(
     """
     from sparseflow import compile as compile_model
     from sparseflow.cli.commands.explain import layer_table
-    from sparseflow.engine.target.targets import architecture, linker, resolve
+    from sparseflow.engine.target.targets import linker, resolve
 
     shapes = options.parse_shapes(shape)
-    linker(architecture(resolve(target)), cxx)  # a missing compiler is told now, not after minutes
+    linker(resolve(target).architecture, cxx)  # a missing compiler is told now, not after minutes
     start = time.perf_counter()
     with output.progress("compile") as say:
         loaded = load_model(ModelRequest(model, sparsify, tuple(include or ()), shapes, batch))

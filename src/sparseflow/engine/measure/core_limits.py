@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -11,14 +10,13 @@ import tvm
 from tvm.tirx.script import builder as T
 
 from sparseflow.core.kernel_speed import GIGA, Limits
-from sparseflow.engine.target.machine import machine_name
+from sparseflow.engine.target.machine import cache_bytes, machine_name
 from sparseflow.kernels.ir import emit
-from sparseflow.kernels.ir.vector_unit import VectorUnit, vector_unit
+from sparseflow.kernels.target.base import Target, VectorUnit
 from sparseflow.kernels.tuning.selector import time_interleaved
 
 _FMA_STEPS = 20_000
 _READ_BYTES = 1 << 21  # of one call from a cache, so that the call itself costs nothing
-_DEFAULT_CACHES = (32 << 10, 1 << 20, 32 << 20)
 
 
 @dataclass
@@ -29,16 +27,17 @@ class Probe:
     name: str
     arguments: list[Any]
     work: float
+    device: Any
 
     def seconds(self, number: int) -> float:
         """Mean time of ``number`` calls in a row."""
-        timer = self.module.mod.time_evaluator(self.name, tvm.cpu(), number=number, repeat=1)
+        timer = self.module.mod.time_evaluator(self.name, self.device, number=number, repeat=1)
         return float(timer(*self.arguments).mean)
 
 
-def fma_probe(target: Any) -> Probe:
+def fma_probe(target: Target) -> Probe:
     """As many independent chains of multiply-adds as the registers hold; nothing is loaded in the loop."""
-    unit = vector_unit(target)
+    unit = target.vectors
     lanes, chains = unit.lanes, min(unit.accumulators, 16 * unit.per_cycle)
     with emit.prim_func("fma") as finish:
         x = emit.arg("x", (2 * lanes,))
@@ -52,15 +51,17 @@ def fma_probe(target: Any) -> Probe:
                 acc[i] = acc[i] * factor + add
         for i in range(chains):
             T.buffer_store(y, acc[i], [emit.ramp(i * lanes, lanes)])
-    module = tvm.compile(tvm.IRModule({"fma": finish()}), target=target)
+    module = tvm.compile(tvm.IRModule({"fma": finish()}), target=target.tvm)
     values = np.concatenate([np.full(lanes, 0.5), np.full(lanes, 0.25)]).astype(np.float32)
     flops = 2.0 * _FMA_STEPS * chains * lanes
-    return Probe(module, "fma", [_tensor(values), _tensor(np.zeros(chains * lanes, np.float32))], flops)
+    return Probe(
+        module, "fma", [_tensor(values), _tensor(np.zeros(chains * lanes, np.float32))], flops, target.device
+    )
 
 
-def read_probe(target: Any, nbytes: int) -> Probe:
+def read_probe(target: Target, nbytes: int) -> Probe:
     """Sums a buffer of about ``nbytes`` vector by vector, again and again."""
-    unit = vector_unit(target)
+    unit = target.vectors
     lanes, sums = unit.lanes, _sums(unit)
     steps = max(1, nbytes // (4 * lanes * sums))
     passes = max(1, _READ_BYTES // (steps * 4 * lanes * sums))
@@ -75,33 +76,20 @@ def read_probe(target: Any, nbytes: int) -> Probe:
                 acc[i] = acc[i] + x[emit.ramp((step * sums + i) * lanes, lanes)]
         for i in range(sums):
             T.buffer_store(y, acc[i], [emit.ramp(i * lanes, lanes)])
-    module = tvm.compile(tvm.IRModule({"read": finish()}), target=target)
+    module = tvm.compile(tvm.IRModule({"read": finish()}), target=target.tvm)
     data = _tensor(np.ones(steps * sums * lanes, np.float32))
     work = float(passes * steps * sums * lanes * 4)
-    return Probe(module, "read", [data, _tensor(np.zeros(sums * lanes, np.float32))], work)
+    return Probe(module, "read", [data, _tensor(np.zeros(sums * lanes, np.float32))], work, target.device)
 
 
-def measure_limits(target: Any, caches: tuple[int, int, int] | None = None) -> Limits:
+def measure_limits(target: Target, caches: tuple[int, int, int] | None = None) -> Limits:
     """The limits of one core: half of each cache is read, and four times the last one for DRAM (at most 256 MB)."""
-    sizes = caches or cache_bytes()
+    sizes = caches or cache_bytes(astuple(target.caches))
     reads = [size // 2 for size in sizes] + [min(4 * sizes[-1], 256 << 20)]
     probes = [fma_probe(target), *(read_probe(target, n) for n in reads)]
     times = time_interleaved(probes)
     fma, l1, l2, l3, dram = (p.work / t * GIGA for p, t in zip(probes, times, strict=True))
     return Limits(machine_name(), fma, l1, l2, l3, dram, sizes)
-
-
-def cache_bytes() -> tuple[int, int, int]:
-    """Sizes of the first core's L1 (data), L2 and L3 as Linux tells them; common ones where it does not."""
-    found = dict(zip((1, 2, 3), _DEFAULT_CACHES, strict=True))
-    for folder in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
-        try:
-            kind, level, size = ((folder / n).read_text().strip() for n in ("type", "level", "size"))
-        except OSError:
-            continue
-        if kind in ("Data", "Unified") and size.endswith("K") and int(level) in found:
-            found[int(level)] = int(size[:-1]) << 10
-    return (found[1], found[2], found[3])
 
 
 def _sums(unit: VectorUnit) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +15,7 @@ from sparseflow.engine.measure.core_limits import Probe, fma_probe
 from sparseflow.engine.target.machine import machine_name
 from sparseflow.engine.target.targets import host_target
 from sparseflow.errors import CompileError
-from sparseflow.kernels.ir.vector_unit import VectorUnit, vector_unit
+from sparseflow.kernels.target.base import Target
 from sparseflow.kernels.template import TEMPLATES, Candidate
 from sparseflow.kernels.tuning.selector import Selector, Timed, Trial, layouts_for, time_interleaved, trials
 from sparseflow.kernels.workload import Workload
@@ -46,7 +45,7 @@ class KernelBench:
     measure: bool = True
     rounds: int = 15
     say: Callable[[str], None] | None = None
-    target: Any = field(default_factory=host_target)
+    target: Target = field(default_factory=host_target)
     _dense: dict[Layer, tuple[Candidate, Trial]] = field(default_factory=dict)
     _peak: Probe | None = None
     _highest: float = 0.0
@@ -64,7 +63,7 @@ class KernelBench:
         """
         weight = random_weight(layer, structure)
         smaller, kept = cut(layer, weight)
-        workload = workload_of(smaller, kept, vector_unit(self.target))
+        workload = workload_of(smaller, kept, self.target)
         best = self.selector.choose(workload, kept, f"{layer.name} {structure}").best
         (trial,) = trials(self.target, workload, [best], kept)
         dense, reference = self.dense(layer)
@@ -96,7 +95,7 @@ class KernelBench:
             If no sparse kernel takes the layer.
         """
         weight = random_weight(layer, structure)
-        workload = workload_of(layer, weight, vector_unit(self.target))
+        workload = workload_of(layer, weight, self.target)
         found = sparse_candidates(workload)[:CONTENDERS]
         dense, reference = self.dense(layer)
         times, _ = self._times([reference, *trials(self.target, workload, found, weight)])
@@ -115,7 +114,7 @@ class KernelBench:
         """Our best kernel for the layer without zeros, chosen once."""
         if layer not in self._dense:
             weight = random_weight(layer, DENSE)
-            workload = workload_of(layer, weight, vector_unit(self.target))
+            workload = workload_of(layer, weight, self.target)
             best = self.selector.choose(workload, weight, f"{layer.name} dense").best
             self._dense[layer] = (best, trials(self.target, workload, [best], weight)[0])
         return self._dense[layer]
@@ -154,7 +153,7 @@ def random_weight(layer: Layer, structure: str) -> Weight:
     return np.where(mask.keep, values, np.float32(0.0))
 
 
-def workload_of(layer: Layer, weight: Weight, vectors: VectorUnit) -> Workload:
+def workload_of(layer: Layer, weight: Weight, target: Target) -> Workload:
     """The layer as the kernel templates see it."""
     pad = layer.kernel // 2
     workload = Workload(
@@ -168,7 +167,7 @@ def workload_of(layer: Layer, weight: Weight, vectors: VectorUnit) -> Workload:
         padding=(pad, pad, pad, pad),
         bias=True,
         activation="relu",
-        vectors=vectors,
+        target=target,
     )
     return workload.with_zeros_of(weight.reshape(workload.weight_shape))
 

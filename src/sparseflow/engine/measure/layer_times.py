@@ -18,7 +18,7 @@ from sparseflow.engine.runtime.threads import checked_threads, set_threads
 from sparseflow.engine.target.machine import machine_name
 from sparseflow.engine.target.targets import host_target
 from sparseflow.errors import InputError, StructureError
-from sparseflow.kernels.ir.vector_unit import vector_unit
+from sparseflow.kernels.target.base import Target
 from sparseflow.kernels.template import TEMPLATES, Candidate
 from sparseflow.kernels.tuning.selector import Selector, layouts_for, time_interleaved, trials
 from sparseflow.kernels.workload import Array, Workload
@@ -89,14 +89,14 @@ class LayerTimer:
     measure: bool = True
     rounds: int = 15
     say: Callable[[str], None] = lambda _text: None
-    target: Any = field(default_factory=host_target)
+    target: Target = field(default_factory=host_target)
 
     def __post_init__(self) -> None:
         self.threads = checked_threads(self.threads, measured=True, error=InputError)
         self.rounds = whole_number("rounds", self.rounds, 1, None, InputError)
         self.selector = Selector(self.target, machine_name(), self.measure, self.say)
-        with self.target:
-            passes = [Canonicalise(self.threads, vector_unit(self.target))]
+        with self.target.tvm:
+            passes = [Canonicalise(self.target, self.threads)]
             mod = tvm.transform.Sequential(passes)(self.imported.mod)
         self._layers = dict(_layers(mod))
 

@@ -10,6 +10,7 @@ import tvm
 from sparseflow.core.plan import LayerPlan
 from sparseflow.engine.build import inside_tvm
 from sparseflow.engine.frontends.importer import Imported
+from sparseflow.engine.target.targets import host_target
 from sparseflow.kernels.template import TEMPLATES
 from sparseflow.passes.canonicalise import Canonicalise
 from sparseflow.passes.graph import Graph
@@ -47,7 +48,7 @@ def layer_work(imported: Imported) -> tuple[LayerWork, ...]:
         If the model's graph cannot be read.
     """
     with inside_tvm("reading layers"):
-        mod = tvm.transform.Sequential([Canonicalise(), Propagate()])(imported.mod)
+        mod = tvm.transform.Sequential([Canonicalise(host_target()), Propagate()])(imported.mod)
         found = []
         for binding in Graph(mod).bindings:
             if is_layer(binding.value):

@@ -6,12 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
-import tvm
 
 from sparseflow.core.kernel_speed import Layer, kernel_label
 from sparseflow.core.map_speed import BOTH, DENSE, DIRECT, MAP, WEIGHTS, WINOGRAD, MapRun
 from sparseflow.engine.measure.kernel_timing import KernelBench, random_weight, workload_of
-from sparseflow.kernels.ir.vector_unit import vector_unit
 from sparseflow.kernels.template import TEMPLATES, Candidate
 from sparseflow.kernels.tuning.selector import Trial, trials
 from sparseflow.kernels.workload import Workload
@@ -46,8 +44,8 @@ class MapBench(KernelBench):
             If the structure does not fit the layer.
         """
         weight = random_weight(layer, structure)
-        dense = workload_of(layer, random_weight(layer, DENSE), vector_unit(self.target))
-        sparse = replace(workload_of(layer, weight, vector_unit(self.target)), map_density=map_density)
+        dense = workload_of(layer, random_weight(layer, DENSE), self.target)
+        sparse = replace(workload_of(layer, weight, self.target), map_density=map_density)
         found = contenders(sparse, dense)
         entries = [(use, candidate) for use, kernels in found.items() for candidate in kernels]
         ready = trials(self.target, sparse, [candidate for _, candidate in entries], weight)
@@ -81,7 +79,7 @@ class Cold:
     def seconds(self, number: int) -> float:
         """Mean time of ``number`` calls, the caches emptied before each."""
         timer = self.trial.module.mod.time_evaluator(
-            self.trial.name, tvm.cpu(), number=1, repeat=number, cache_flush_bytes=FLUSHED_BYTES
+            self.trial.name, self.trial.device, number=1, repeat=number, cache_flush_bytes=FLUSHED_BYTES
         )
         return float(timer(*self.trial.arguments).mean)
 

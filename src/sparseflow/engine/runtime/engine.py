@@ -18,7 +18,6 @@ from tvm.runtime.vm import VirtualMachine
 
 from sparseflow.core.checks import whole_number
 from sparseflow.core.plan import Measurement, OperatorTime, Plan
-from sparseflow.engine.notices import without_notices
 from sparseflow.engine.runtime.manifest import (
     CODE,
     MANIFEST,
@@ -32,8 +31,9 @@ from sparseflow.engine.runtime.manifest import (
 from sparseflow.engine.runtime.memory import device_copy, device_tensors, is_torch
 from sparseflow.engine.runtime.threads import set_threads
 from sparseflow.engine.target.machine import machine_name
-from sparseflow.engine.target.targets import linker, not_here
+from sparseflow.engine.target.targets import device, linker, not_here
 from sparseflow.errors import EngineError, InputError, first_line
+from sparseflow.kernels.notices import without_notices
 
 
 class Engine:
@@ -59,7 +59,7 @@ class Engine:
         self._foreign = not_here(manifest.architecture, manifest.flags)
         self._turn = threading.Lock()  # the virtual machine keeps the state of one call
         if self._foreign is None:
-            self._vm = VirtualMachine(executable, tvm.cpu())
+            self._vm = VirtualMachine(executable, device(self.manifest.target))
             self._main = self._vm["main"]
 
     @property
@@ -162,7 +162,7 @@ class Engine:
                 runs[-1].append((str(symbol), time.perf_counter() - begun))
             return 0
 
-        vm = VirtualMachine(self._executable, tvm.cpu())
+        vm = VirtualMachine(self._executable, device(self.manifest.target))
         vm.set_instrument(observe)
         with self._turn:
             set_threads(self.threads)

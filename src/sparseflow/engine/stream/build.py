@@ -34,7 +34,6 @@ from sparseflow.kernels.incremental import operators as kept_maps
 from sparseflow.kernels.incremental import tiles as tile_kernels
 from sparseflow.kernels.incremental.operators import KeptLayout, Window
 from sparseflow.kernels.incremental.tiles import Tiles
-from sparseflow.kernels.ir.vector_unit import vector_unit
 from sparseflow.kernels.layouts.lane import LaneLayout
 from sparseflow.kernels.template import TEMPLATES
 from sparseflow.kernels.workload import Array
@@ -82,7 +81,7 @@ def compile_stream(
     how = Build(resolve("native"), threads, measure, exact, progress=progress)
     how.say("import")
     imported = import_model(model, example_inputs, shapes)
-    with inside_tvm("propagation"), how.target:
+    with inside_tvm("propagation"), how.target.tvm:
         phases = pipeline.phases(how.selector(), how.threads)
         passes = [p for name in ("canonicalise", "propagate", "index") for p in phases[name]]
         parts = split(tvm.transform.Sequential(passes)(imported.mod))
@@ -117,7 +116,7 @@ class _Builder:
 
     def __init__(self, parts: Split, how: Build) -> None:
         self.parts, self.how = parts, how
-        self.lanes = vector_unit(how.target).lanes
+        self.lanes = how.target.vectors.lanes
         self.functions: dict[str, Any] = {}
         self.known: dict[str, Kernel] = {}
         self.scratch: dict[tuple[int, int, int], Any] = {}
@@ -136,7 +135,7 @@ class _Builder:
             step.macs = node.detail.workload.macs if node.kind in ("layer", "linear") else 0
         self.how.say("generate code of the parts")
         with inside_tvm("generating code"):
-            module = tvm.compile(tvm.IRModule(self.functions), target=self.how.target)
+            module = tvm.compile(tvm.IRModule(self.functions), target=self.how.target.tvm)
         for kernel in self.known.values():
             kernel.bind(module)
         if self.how.measure:

@@ -13,10 +13,8 @@ from dataclasses import dataclass, replace
 from sparseflow.errors import CompileError
 from sparseflow.kernels.incremental.operators import Window
 from sparseflow.kernels.incremental.tiles import Tiles
-from sparseflow.kernels.lane.cost import L2_BYTES
 from sparseflow.kernels.layouts.lane import LaneLayout
 from sparseflow.kernels.template import TEMPLATES, Candidate
-from sparseflow.kernels.tuning.selector import CYCLES_PER_SECOND
 from sparseflow.kernels.workload import Layouts, Workload
 
 MOVE_S = 1.5e-10  # to bring one value to the lanes, or back and compare it
@@ -90,7 +88,7 @@ def part_kernels(workload: Workload, exact: bool, label: str) -> list[PartKernel
         If no template takes the layer.
     """
     best: tuple[float, list[PartKernel]] | None = None
-    batches = (1, BATCH) if math.prod(workload.weight_shape) * 4 > L2_BYTES else (1,)
+    batches = (1, BATCH) if math.prod(workload.weight_shape) * 4 > workload.target.caches.l2 else (1,)
     for step in (1, 2, 3, 4, 6):
         sizes = list(_sizes(workload, step))
         found = [
@@ -155,7 +153,7 @@ def _candidates(
             if template.name != "winograd" and step != 1:
                 continue
             shared = tuple(sorted((k, v) for k, v in p.items() if k not in ("rows", "V", "T")))
-            time_s = template.predict_cycles(part, candidate) / CYCLES_PER_SECOND
+            time_s = template.predict_cycles(part, candidate) / part.target.clock_hz
             family = template.name, shared
             if family not in found or time_s < found[family][1]:
                 found[family] = candidate, time_s

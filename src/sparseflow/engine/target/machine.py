@@ -1,23 +1,13 @@
-"""What this machine is: its name in results, the target to compile for, the instructions an engine needs."""
+"""What this machine is: its name in results, its vector instructions, its caches."""
 
 from __future__ import annotations
 
 import functools
 import os
 import platform
-from collections.abc import Iterable
 from pathlib import Path
 
-VECTOR_FLAGS = ("avx", "fma", "f16c", "asimd", "neon", "sve")
-
-
-def vector_flags(names: Iterable[str]) -> frozenset[str]:
-    """Those of ``names`` that are vector instruction sets, by one name.
-
-    The Linux kernel and LLVM differ in underscores and hyphens, and in Arm's first: ``asimd`` is LLVM's ``neon``.
-    """
-    plain = (n.replace("_", "").replace("-", "") for n in names if n.startswith(VECTOR_FLAGS))
-    return frozenset("neon" if n == "asimd" else n for n in plain)
+from sparseflow.kernels.target.flags import vector_flags
 
 
 @functools.cache
@@ -53,3 +43,16 @@ def machine_name() -> str:
     widest = next((f for f in ("avx512f", "avx2", "neon") if f in cpu_flags()), "scalar")
     version = f" family {' model '.join(family)}" if family else ""
     return f"{model}{version} ({widest}), {os.cpu_count()} cores"
+
+
+def cache_bytes(stated: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Sizes of the first core's L1 (data), L2 and L3 as Linux tells them; ``stated`` where it does not."""
+    found = dict(zip((1, 2, 3), stated, strict=True))
+    for folder in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        try:
+            kind, level, size = ((folder / n).read_text().strip() for n in ("type", "level", "size"))
+        except OSError:
+            continue
+        if kind in ("Data", "Unified") and size.endswith("K") and int(level) in found:
+            found[int(level)] = int(size[:-1]) << 10
+    return (found[1], found[2], found[3])

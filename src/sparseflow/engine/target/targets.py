@@ -1,4 +1,4 @@
-"""Targets by name, whether this machine runs one, and the compiler that links an engine for one."""
+"""What of a target needs this machine: its own target, whether code runs here, the compiler that links an engine."""
 
 from __future__ import annotations
 
@@ -10,25 +10,19 @@ from typing import Any
 import tvm
 from tvm.support import cc
 
-from sparseflow.engine.target.check import check_target
-from sparseflow.engine.target.machine import cpu_flags, vector_flags
+from sparseflow.engine.target.machine import cpu_flags
 from sparseflow.errors import CompileError, EngineError
-
-TARGETS: dict[str, dict[str, Any]] = {
-    "avx512": {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v4"},
-    "avx2": {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v3"},
-    "neon": {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mattr": ["+neon"]},
-}
-"""Every processor of a class runs the code of its target; ``native`` is this very processor."""
+from sparseflow.kernels.target.base import KINDS, TARGETS, Target, device_of
+from sparseflow.kernels.target.cpu import Cpu
 
 
-def host_target() -> Any:
+def host_target() -> Target:
     """The target of this machine."""
-    return tvm.target.Target({"kind": "llvm", "mcpu": str(tvm.target.codegen.llvm_get_system_cpu())})
+    return Cpu.nearest({"kind": "llvm", "mcpu": str(tvm.target.codegen.llvm_get_system_cpu())})
 
 
-def resolve(target: str | Mapping[str, Any]) -> Any:
-    """TVM's target for a name or for its dictionary.
+def resolve(target: str | Mapping[str, Any]) -> Target:
+    """The target of a name, or of TVM's dictionary.
 
     Raises
     ------
@@ -40,27 +34,30 @@ def resolve(target: str | Mapping[str, Any]) -> Any:
     if isinstance(target, str):
         if target not in TARGETS:
             raise CompileError(f"target {target!r} is unknown; allowed: native, {', '.join(TARGETS)}")
-        target = TARGETS[target]
+        return TARGETS[target]
     if not isinstance(target, Mapping):
         raise CompileError(
             f"target {target!r}: allowed: native, {', '.join(TARGETS)}, or a dictionary as "
             '{"kind": "llvm", "mcpu": "znver4"}'
         )
-    check_target(target)
+    kind = target.get("kind")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise CompileError(f"target kind {kind!r}: allowed: {', '.join(KINDS)}")
+    return KINDS[kind].of(target)
+
+
+def device(target: str) -> Any:
+    """The device that runs what was compiled for TVM's text of a target.
+
+    Raises
+    ------
+    EngineError
+        If TVM does not know the target.
+    """
     try:
-        return tvm.target.Target(dict(target))
+        return device_of(tvm.target.Target(target))
     except (ValueError, TypeError, RuntimeError) as error:
-        raise CompileError(f"target {dict(target)}: {str(error).strip().splitlines()[-1]}") from error
-
-
-def architecture(target: Any) -> str:
-    """The processor family, as ``uname -m`` names it."""
-    return str(target.attrs.get("mtriple", platform.machine())).split("-")[0]
-
-
-def instruction_sets(target: Any) -> tuple[str, ...]:
-    """The vector instruction sets that code for ``target`` may use."""
-    return tuple(sorted(vector_flags(map(str, tvm.target.codegen.llvm_get_cpu_features(target)))))
+        raise EngineError(f"target {target!r} of the engine is unknown to TVM; compile it anew") from error
 
 
 def not_here(family: str, flags: Iterable[str]) -> str | None:

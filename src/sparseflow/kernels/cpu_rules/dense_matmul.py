@@ -22,6 +22,7 @@ import tvm
 from tvm import relax, s_tir, tirx
 
 from sparseflow.errors import CompileError
+from sparseflow.kernels.target.base import VectorUnit
 
 from .expr import Expr, const
 from .loops import loop, sequence, shared_loop, vector
@@ -87,12 +88,12 @@ class MatmulShape:
         return 2 * prod(self.batch) * self.rows * self.depth * self.columns
 
 
-def panel_width(columns: int, lanes: int = 16) -> int:
+def panel_width(columns: int, lanes: int) -> int:
     """Columns of one panel."""
     return lanes * min(VECTORS, -(-columns // lanes))
 
 
-def panels(matrix: np.ndarray, lanes: int = 16) -> np.ndarray:
+def panels(matrix: np.ndarray, lanes: int) -> np.ndarray:
     """A constant B, (K, N), in the order in which it is read: (panels, K, width), the last padded with zeros."""
     depth, columns = matrix.shape
     width = panel_width(columns, lanes)
@@ -113,10 +114,9 @@ def tile_rows(registers: int) -> int:
 
 def matmul(
     shape: MatmulShape,
-    lanes: int = 16,
+    vectors: VectorUnit,
     threads: int = 1,
     operands: Operands | None = None,
-    rows: int = ROWS,
 ) -> tirx.PrimFunc:
     """A function ``(A, B, C)`` that computes a product in float32.
 
@@ -125,22 +125,21 @@ def matmul(
     shape : MatmulShape
     operands : tuple of three shapes, optional
         Other shapes of the same sizes in which A, B and C are passed.
-    lanes : int
-        float32 elements of a vector register.
+    vectors : VectorUnit
+        Of the target.
     threads : int
         Batches, or panels when there are fewer batches, are shared by so many threads.
-    rows : int
-        Rows of A in one register tile, see :func:`tile_rows`.
     """
-    return _Matmul(shape, lanes, threads, rows).function(operands)
+    return _Matmul(shape, vectors, threads).function(operands)
 
 
 class _Matmul:
     """The loops of one product."""
 
-    def __init__(self, shape: MatmulShape, lanes: int, threads: int, rows: int) -> None:
-        self.shape, self.lanes, self.threads, self.rows = shape, lanes, threads, rows
-        self.width = panel_width(shape.columns, lanes)
+    def __init__(self, shape: MatmulShape, vectors: VectorUnit, threads: int) -> None:
+        self.shape, self.lanes, self.threads = shape, vectors.lanes, threads
+        self.rows = rows = tile_rows(vectors.registers)
+        self.width = panel_width(shape.columns, self.lanes)
         b_matrix: tuple[int, ...] = (shape.depth, shape.columns)
         if shape.transpose_b:
             b_matrix = (shape.columns, shape.depth)
@@ -337,9 +336,7 @@ def shape_of(a: tuple[int, ...], b: tuple[int, ...]) -> MatmulShape | None:
     return MatmulShape(a_batch, b_batch, a[-2], a[-1], b[-1])
 
 
-def legalize_matmul(
-    bb: relax.BlockBuilder, call: Any, *, lanes: int = 16, threads: int = 1, rows: int = ROWS
-) -> Any:
+def legalize_matmul(bb: relax.BlockBuilder, call: Any, *, vectors: VectorUnit, threads: int = 1) -> Any:
     """``R.matmul`` as a call of :func:`matmul`, for the map that ``relax.transform.LegalizeOps`` takes.
 
     Products that are not static float32 matrices keep TVM's own form.
@@ -350,5 +347,5 @@ def legalize_matmul(
     if shape is None or known[0] is None or known[1] is None or str(call.ty.dtype) != "float32":
         return tvm.ir.Op.get("relax.matmul").get_attr("FLegalize")(bb, call)
     out = tuple(int(d) for d in call.ty.shape)
-    function = bb.add_func(matmul(shape, lanes, threads, (known[0], known[1], out), rows), "dense_matmul")
+    function = bb.add_func(matmul(shape, vectors, threads, (known[0], known[1], out)), "dense_matmul")
     return relax.call_tir(function, [a, b], relax.TensorType(out, "float32"))

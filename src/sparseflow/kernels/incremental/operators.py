@@ -8,7 +8,7 @@ one, and marks those of its own that came out different.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,7 @@ class KeptLayout:
     height: int
     width: int
     margin: tuple[int, int, int, int] = (0, 0, 0, 0)
-    lanes: int = 16
+    lanes: int = field(kw_only=True)
 
     @property
     def depth(self) -> int:

@@ -9,7 +9,6 @@ from sparseflow.kernels.layouts.indexed import WORD
 from sparseflow.kernels.template import Candidate
 from sparseflow.kernels.workload import Workload
 
-L1_BYTES = 32 * 1024
 BIT_CYCLES = 2.0  # to find a set bit and load its value
 LOOP_CYCLES = 7.0  # to begin and leave a loop over bits that repeats for every kernel position and block
 MISSED_CYCLES = (
@@ -25,12 +24,13 @@ def pixel_candidates(workload: Workload, kept: Callable[[int], float]) -> list[d
     (kh, kw), found = workload.kernel_size, []
     bands = sorted({min(workload.out_height, size) for size in (8, 64)})
     share = -(-workload.out_height // workload.threads)
+    most = workload.target.caches.l1 * 4 // 3  # a part of the weights may come from L2
     for vb in (1, 2, 4, 8):
         if vb > workload.vectors.accumulators or (vb > 1 and vb // 2 >= vectors):
             continue
         for taps in sorted({1, kw, kh * kw}):
             weights = taps * min(WORD, workload.channels) * kept(vb) * vb * lanes * 4
-            if taps == 1 or weights <= 2 * L1_BYTES:
+            if taps == 1 or weights <= most:
                 found += [{"VB": vb, "taps": taps, "band": min(b, share)} for b in bands]
     return [dict(t) for t in {tuple(sorted(p.items())) for p in found}]
 

@@ -100,7 +100,7 @@ def attention(
     layouts: tuple[LaneLayout, LaneLayout, LaneLayout, LaneLayout],
     threads: int,
     name: str,
-    accumulators: int = 24,
+    accumulators: int,
 ) -> tirx.PrimFunc:
     """Kernel ``(q, k, v, [mask,] y)``; ``layouts`` are those of q, k, v and y, with one image a batch item.
 

@@ -7,8 +7,6 @@ import math
 from sparseflow.kernels.template import Candidate
 from sparseflow.kernels.workload import Workload
 
-L2_BYTES = 1 << 20
-L1_BYTES = 48 * 1024  # a tile's planes may be larger than the cache: a block of filters reads a part of them
 MAP_BYTES_PER_CYCLE = 20.0  # between a core and the L3 cache, as far as it is not hidden
 PASSED_CYCLES = 1.5  # for one vector of a channel that only bias and residual reach
 
@@ -28,7 +26,7 @@ def tile_choices(workload: Workload, r: int) -> list[tuple[int, int]]:
 
 def large_map(workload: Workload) -> bool:
     """True when the output map of one image does not fit the L2 cache."""
-    return workload.filters * workload.out_height * workload.out_width * 4 > L2_BYTES
+    return workload.filters * workload.out_height * workload.out_width * 4 > workload.target.caches.l2
 
 
 def tile_cycles(workload: Workload, candidate: Candidate, taps_per_block: float) -> float:
@@ -96,10 +94,13 @@ def _parts(extent: int, tile: int) -> list[tuple[int, int]]:
 
 
 def _load_cycles(workload: Workload, chunk: int, rows: int, v: int) -> float:
-    """Cycles for one vector load: one from L1, two from L2, between them as the planes of a tile outgrow L1."""
+    """Cycles for one vector load: one from L1, two from L2, between them as the planes of a tile outgrow L1.
+
+    The planes may be larger than L1: a block of filters reads a part of them.
+    """
     kh, kw = workload.kernel_size
     touched = (rows * workload.stride[0] + kh - 1) * (v * workload.stride[1] + kw - 1)
-    outgrown = chunk * touched * workload.vectors.lanes * 4 / L1_BYTES
+    outgrown = chunk * touched * workload.vectors.lanes * 4 / workload.target.caches.l1
     return 1.05 + 1.05 * min(1.0, max(0.0, math.log2(outgrown) / 2))
 
 
@@ -112,6 +113,6 @@ def _traffic_cycles(workload: Workload, candidate: Candidate, chunks: int) -> fl
     moved = sum(
         size * times
         for size, times in ((source, 1), (result, 2 * passes - 1 + workload.residual))
-        if size > L2_BYTES
+        if size > workload.target.caches.l2
     )
     return workload.batch * moved / MAP_BYTES_PER_CYCLE

@@ -12,7 +12,7 @@ from tvm.tirx.script import builder as T
 from sparseflow.kernels.ir import emit
 from sparseflow.kernels.ir.elements import widened
 from sparseflow.kernels.lane.convolution import ConvBody, LaneConvolution, Tile
-from sparseflow.kernels.lane.cost import L2_BYTES, tile_choices, tile_cycles
+from sparseflow.kernels.lane.cost import tile_choices, tile_cycles
 from sparseflow.kernels.template import Candidate, register
 from sparseflow.kernels.workload import Array, Layouts, Workload
 
@@ -30,7 +30,7 @@ class Direct(LaneConvolution):
     def candidates(self, workload: Workload) -> list[Candidate]:
         """Blocks of 8, 4, 2 or 1 filters (the two largest that divide a group) with tiles that fill the registers."""
         heights = [r for r in (8, 6, 5, 4, 3, 2, 1) if workload.fits(r)][:3]
-        orders = (0, 1) if math.prod(workload.weight_shape) * 4 > L2_BYTES // 2 else (0,)
+        orders = (0, 1) if math.prod(workload.weight_shape) * 4 > workload.target.caches.l2 // 2 else (0,)
         found = [
             c
             for r in heights

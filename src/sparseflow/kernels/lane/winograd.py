@@ -40,8 +40,8 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from sparseflow.kernels.ir import emit
-from sparseflow.kernels.lane.cost import L1_BYTES, L2_BYTES
 from sparseflow.kernels.layouts.lane import LaneLayout
+from sparseflow.kernels.target.base import Caches
 from sparseflow.kernels.template import Candidate, KernelTemplate, register
 from sparseflow.kernels.workload import Array, Layouts, Workload
 
@@ -62,7 +62,6 @@ SIZES = {r: (1, *(n - r + 1 for n in POINTS if n > r)) for r in TAPS}
 ERRORS = {4: 3e-7, 5: 1e-6, 6: 2e-6, 7: 6e-6, 8: 8e-6}  # by n; the larger n of a tile decides
 LEAST_CHANNELS, LEAST_FILTERS = 3, 8  # phases count as channels
 SUMS = {4: 4, 5: 9, 6: 12, 7: 20, 8: 24}  # vector operations of a transform along one axis, about
-L3_BYTES = 8 << 20  # one core's part of the L3 cache
 
 
 @dataclass(frozen=True)
@@ -164,17 +163,18 @@ class Winograd(KernelTemplate):
         mh, mw, r, t = p["mh"], p["mw"], p["R"], p["T"]
         (bh, bw), (rh, rw) = w.output_layout.block, phase_taps(w)
         (nh, nw), channels = (mh + rh - 1, mw + rw - 1), w.channels * math.prod(w.stride)
-        rate = w.vectors.per_cycle
+        rate, caches = w.vectors.per_cycle, w.target.caches
         groups = math.ceil(w.batch * math.ceil(bh / mh) * math.ceil(bw / mw) / t)
         positions, blocks = nh * nw, math.ceil(w.filters / r)
-        load = 1.0 if channels * t * w.vectors.lanes * 4 <= L1_BYTES else 2.0
+        load = 1.0 if channels * t * w.vectors.lanes * 4 <= caches.l1 else 2.0
         per_channel = max(1.03 * r * t / rate, t * load / rate + 0.5 * r, 4.2)
         product = positions * blocks * (channels * per_channel + 2 * r * t / rate + 12)
         sums = 2.2 * positions + nh * _sums(mw, nw) + nw * _sums(mh, nh)
         transforms = t * (channels + w.filters) * sums / rate
         between = positions * (channels + w.filters) * t * w.vectors.lanes * 4  # V and M
-        transforms += max(0, between - L2_BYTES // 2) / 16
-        return groups * (product + transforms + _stream(positions * blocks * r * channels * 4)) / w.threads
+        transforms += max(0, between - caches.l2 // 2) / 16
+        streamed = _stream(positions * blocks * r * channels * 4, caches)
+        return groups * (product + transforms + streamed) / w.threads
 
     def pack(
         self, workload: Workload, candidate: Candidate, weight: Array, layouts: Layouts
@@ -227,11 +227,11 @@ def _even(tiles: int, most: int) -> int:
     return math.ceil(tiles / math.ceil(tiles / max(1, most)))
 
 
-def _stream(nbytes: int) -> float:
+def _stream(nbytes: int, caches: Caches) -> float:
     """Cycles lost to reading the transformed weights once: none from L2, and a part of the time from L3 or memory."""
-    if nbytes <= L2_BYTES:
+    if nbytes <= caches.l2:
         return 0.0
-    return nbytes / (16.0 if nbytes <= L3_BYTES else 7.0)
+    return nbytes / (16.0 if nbytes <= caches.l3 else 7.0)
 
 
 class _Body:

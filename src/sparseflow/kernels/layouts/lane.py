@@ -112,6 +112,22 @@ class LaneLayout:
         """This layout with another halo."""
         return replace(self, halo=halo)
 
+    def read_by(
+        self,
+        shape: tuple[int, int, int],
+        kernel_size: tuple[int, int],
+        stride: tuple[int, int],
+        padding: tuple[int, int, int, int],
+        dilation: tuple[int, int] = (1, 1),
+    ) -> LaneLayout:
+        """The layout that a window reads of a (channels, height, width) map when it writes this one."""
+        (sh, sw), (kh, kw), (dh, dw) = stride, kernel_size, dilation
+        top, left = padding[0], padding[1]
+        bottom = max(0, dh * (kh - 1) - top - (sh - 1))
+        right = max(0, dw * (kw - 1) - left - (sw - 1))
+        block = (self.block[0] * sh, self.block[1] * sw)
+        return LaneLayout(*shape, self.grid, block, (top, left, bottom, right))
+
     def to_json(self) -> str:
         """A string that `from_json` reads; used as an attribute in the IR."""
         return json.dumps(asdict(self))
@@ -157,7 +173,7 @@ class LaneLayout:
 
 
 @functools.cache
-def best_grid(height: int, width: int, lanes: int = 16) -> tuple[int, int]:
+def best_grid(height: int, width: int, lanes: int) -> tuple[int, int]:
     """The lane grid that wastes the fewest vectors on a map; the squarest of those within 2 %."""
     splits = [(g, lanes // g) for g in range(1, lanes + 1) if lanes % g == 0]
 
@@ -169,7 +185,7 @@ def best_grid(height: int, width: int, lanes: int = 16) -> tuple[int, int]:
     return min(near, key=lambda g: (abs(math.log2(g[0] / g[1])), g[0]))
 
 
-def canonical(channels: int, height: int, width: int, lanes: int = 16) -> LaneLayout:
+def canonical(channels: int, height: int, width: int, lanes: int) -> LaneLayout:
     """The layout a layer writes unless its consumers ask for a halo."""
     grid = best_grid(height, width, lanes)
     block = (math.ceil(height / grid[0]), math.ceil(width / grid[1]))

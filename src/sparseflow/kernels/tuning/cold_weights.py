@@ -8,18 +8,21 @@ from typing import Any
 
 import numpy as np
 
+from sparseflow.kernels.target.base import Caches
 from sparseflow.kernels.workload import Array
 
-NEAR = 1 << 18
-"""Bytes of weights in a network that stay in the L2 cache from call to call."""
-FAR = 1 << 26
-"""Bytes after which nothing is left in any cache."""
 LINE = 16  # float32 of a cache line
 
 
-def rounded(nbytes: int) -> int:
-    """The next power of two up to `FAR`, so that networks of about one size share what was measured; 0 below `NEAR`."""
-    return 0 if nbytes < NEAR else min(FAR, 1 << (nbytes - 1).bit_length())
+def bounds(caches: Caches) -> tuple[int, int]:
+    """Bytes of weights that stay in the L2 cache from call to call, and bytes after which no cache holds any."""
+    return caches.l2 // 4, 8 * caches.l3
+
+
+def rounded(nbytes: int, caches: Caches) -> int:
+    """The next power of two, so that networks of about one size share what was measured, within `bounds`; 0 below."""
+    near, far = bounds(caches)
+    return 0 if nbytes < near else min(far, 1 << (nbytes - 1).bit_length())
 
 
 class ColdWeights:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import tvm
 
+from sparseflow.kernels.target.base import Target
 from sparseflow.kernels.template import TEMPLATES, Candidate
-from sparseflow.kernels.tuning.selector import CYCLES_PER_SECOND, Selector, time_interleaved, trials
+from sparseflow.kernels.tuning.selector import Selector, time_interleaved, trials
 from sparseflow.kernels.workload import Array, Workload
 
 BYTES_PER_CYCLE = 4.0  # what a change of layout moves, read and written, when nothing is measured
@@ -38,14 +39,16 @@ class MapTimes:
             return time_interleaved([_Alone(self.selector.target, build("kernel"))])[0]
 
         if not self.selector.measure:
-            return _moved(build("kernel")) / BYTES_PER_CYCLE / CYCLES_PER_SECOND
+            return _moved(build("kernel")) / BYTES_PER_CYCLE / self.selector.target.clock_hz
         return self._kept(key, measured)
 
     def layer(self, workload: Workload, candidate: Candidate, weight: Array, density: float) -> float:
         """Seconds of a layer's kernel on a map of another density than the workload's."""
         dense = replace(workload, map_density=density)
         if not self.selector.measure:
-            return TEMPLATES[candidate.template].predict_cycles(dense, candidate) / CYCLES_PER_SECOND
+            return (
+                TEMPLATES[candidate.template].predict_cycles(dense, candidate) / self.selector.target.clock_hz
+            )
 
         def measured() -> float:
             return time_interleaved(
@@ -66,13 +69,14 @@ class MapTimes:
 class _Alone:
     """A kernel with zeros for operands."""
 
-    def __init__(self, target: Any, function: Any) -> None:
-        self.module = tvm.compile(tvm.IRModule({"kernel": function}), target=target)
+    def __init__(self, target: Target, function: Any) -> None:
+        self.module = tvm.compile(tvm.IRModule({"kernel": function}), target=target.tvm)
+        self.device = target.device
         self.arguments = [tvm.runtime.tensor(np.zeros(*spec)) for spec in parameters_of(function)]
 
     def seconds(self, number: int) -> float:
         """Mean time of ``number`` calls in a row."""
-        timer = self.module.mod.time_evaluator("kernel", tvm.cpu(), number=number, repeat=1)
+        timer = self.module.mod.time_evaluator("kernel", self.device, number=number, repeat=1)
         return float(timer(*self.arguments).mean)
 
 

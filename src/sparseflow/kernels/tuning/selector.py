@@ -20,11 +20,11 @@ import sparseflow
 from sparseflow.core.plan import CandidateTime, Rejection
 from sparseflow.errors import CompileError
 from sparseflow.kernels.layouts.indexed import PixelLayout
+from sparseflow.kernels.target.base import Target
 from sparseflow.kernels.template import TEMPLATES, Candidate, KernelTemplate
 from sparseflow.kernels.tuning.cold_weights import ColdWeights
 from sparseflow.kernels.workload import Array, Layouts, Workload, natural_layouts
 
-CYCLES_PER_SECOND = 3.3e9  # the cost model's clock: only ratios matter to the choice
 BEFORE = "sparseflow.before_a_timed_call"
 COLD_CALLS = 5  # timed in one turn of a candidate whose weights have to be made cold before each
 MEASURED = 10  # candidates measured for a workload, the cost model's best of each template among them
@@ -68,7 +68,7 @@ class Selector:
 
     Parameters
     ----------
-    target : tvm.target.Target
+    target : Target
     machine : str
         Name of the machine, part of the cache's key.
     measure : bool
@@ -82,7 +82,7 @@ class Selector:
         Told the name of each workload before it is measured.
     """
 
-    target: Any
+    target: Target
     machine: str
     measure: bool = True
     progress: Callable[[str], None] | None = None
@@ -173,7 +173,7 @@ class Selector:
             CandidateTime(
                 c.template,
                 dict(c.parameters),
-                TEMPLATES[c.template].predict_cycles(workload, c) / CYCLES_PER_SECOND,
+                TEMPLATES[c.template].predict_cycles(workload, c) / self.target.clock_hz,
                 False,
             )
             for c in candidates
@@ -292,7 +292,7 @@ class Trial:
             extra.append(filled(out if layouts.residual is None else (workload.batch, layouts.residual.size)))
         self.arguments = [*inputs, *map(tensor, packed.values()), *extra, *outputs]
         maps = [*outputs, *(extra[-1:] if workload.residual else ()), *inputs]
-        self.module, self.name = module, name
+        self.module, self.name, self.device = module, name, workload.target.device
         self.before = ColdWeights(between, maps) if between else None
 
     @staticmethod
@@ -321,22 +321,22 @@ class Trial:
             tvm.register_global_func(BEFORE, self.before, override=True)
             calls = min(number, COLD_CALLS)
             timer = self.module.mod.time_evaluator(
-                self.name, tvm.cpu(), number=1, repeat=calls, f_preproc=BEFORE
+                self.name, self.device, number=1, repeat=calls, f_preproc=BEFORE
             )
             return float(np.median(timer(*self.arguments).results))
-        timer = self.module.mod.time_evaluator(self.name, tvm.cpu(), number=number, repeat=1)
+        timer = self.module.mod.time_evaluator(self.name, self.device, number=number, repeat=1)
         return float(timer(*self.arguments).mean)
 
 
 def trials(
-    target: Any, workload: Workload, candidates: Sequence[Candidate], weight: Array, between: int = 0
+    target: Target, workload: Workload, candidates: Sequence[Candidate], weight: Array, between: int = 0
 ) -> list[Trial]:
     """The candidates compiled into one module, each with its operands."""
     functions = {}
     for i, c in enumerate(candidates):
         template = TEMPLATES[c.template]
         functions[f"kernel{i}"] = template.build(workload, c, layouts_for(template, workload), f"kernel{i}")
-    module = tvm.compile(tvm.IRModule(functions), target=target)
+    module = tvm.compile(tvm.IRModule(functions), target=target.tvm)
     return [Trial(module, f"kernel{i}", workload, c, weight, between) for i, c in enumerate(candidates)]
 
 

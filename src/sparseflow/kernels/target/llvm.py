@@ -1,4 +1,4 @@
-"""Whether LLVM and the kernels know what a target's dictionary names; LLVM itself takes another CPU and goes on."""
+"""What LLVM knows of processors. Names are checked here: LLVM takes another for one that it does not know."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import tvm
 from tvm.target import codegen
 
-from sparseflow.engine.notices import without_notices
 from sparseflow.errors import CompileError
+from sparseflow.kernels.notices import without_notices
 
 KEYS = ("kind", "mtriple", "mcpu", "mattr")
 NEEDED = {"x86_64": ("64bit", "sse2"), "aarch64": ("neon",)}
@@ -41,8 +41,14 @@ USUAL = {
 """CPUs to name where none is like the one asked for."""
 
 
-def check_target(target: Mapping[str, Any]) -> None:
-    """Nothing, if a target is one that there are kernels for.
+def features_of(target: Any) -> set[str]:
+    """LLVM's names of what a processor can do, for a `tvm.target.Target` or its dictionary."""
+    known = tvm.target.Target(dict(target)) if isinstance(target, Mapping) else target
+    return set(map(str, codegen.llvm_get_cpu_features(known)))
+
+
+def check_options(target: Mapping[str, Any]) -> None:
+    """Nothing, if the processor that TVM's dictionary describes is one that there are kernels for.
 
     Raises
     ------
@@ -52,8 +58,6 @@ def check_target(target: Mapping[str, Any]) -> None:
     for key in target:
         if key not in KEYS:
             raise CompileError(f"target key {key!r} is unknown; allowed: {', '.join(KEYS)}")
-    if target.get("kind") != "llvm":
-        raise CompileError(f"target kind {target.get('kind')!r}: allowed: llvm, for CPUs")
     triple = target.get("mtriple", str(codegen.llvm_get_system_triple()))
     if not isinstance(triple, str) or TRIPLE.fullmatch(triple) is None:
         allowed = ", ".join(f"{family}-linux-gnu" for family in NEEDED)
@@ -65,7 +69,7 @@ def check_target(target: Mapping[str, Any]) -> None:
         raise CompileError(f'target mattr {given!r}: allowed: a list of features with + or -, as ["+avx2"]')
     for feature in given:
         _check_feature(feature, triple)
-    left = _features({"kind": "llvm", "mtriple": triple, **target})
+    left = features_of({"kind": "llvm", "mtriple": triple, **target})
     missing = [f for f in NEEDED[_family(triple)] if f not in left]
     if missing:
         raise CompileError(
@@ -75,10 +79,6 @@ def check_target(target: Mapping[str, Any]) -> None:
 
 def _family(triple: str) -> str:
     return triple.split("-")[0]
-
-
-def _features(target: Mapping[str, Any]) -> set[str]:
-    return set(map(str, codegen.llvm_get_cpu_features(tvm.target.Target(dict(target)))))
 
 
 def _cpus(triple: str) -> list[str]:
@@ -104,11 +104,11 @@ def _check_feature(feature: Any, triple: str) -> None:
     if sign not in ("+", "-") or not name:
         raise CompileError(f"target mattr {feature!r}: allowed: a feature with + or -, as +avx2")
     plain = {"kind": "llvm", "mtriple": triple}
-    known = set().union(*(_features({**plain, "mcpu": cpu}) for cpu in _cpus(triple)))
+    known = set().union(*(features_of({**plain, "mcpu": cpu}) for cpu in _cpus(triple)))
     if name in known:
         return
     with without_notices():
-        alone = _features({**plain, "mattr": [f"+{name}"]})
+        alone = features_of({**plain, "mattr": [f"+{name}"]})
     if name not in alone:
         near = _near(name, known) or sorted(
             f for f in known if f in ("avx2", "avx512f", "fma", "neon", "dotprod", "sve")
