@@ -22,6 +22,7 @@ from sparseflow.engine.measure.kernel_timing import (
 from sparseflow.engine.target.machine import cache_bytes
 from sparseflow.kernels.target.cpu import AVX512
 from sparseflow.kernels.template import TEMPLATES, Candidate
+from sparseflow.kernels.weight import LayerWeight
 
 LAYER = Layer("3x3 8→12 @9²", "3x3", 8, 12, 9, 9, 3)
 LINEAR = Layer("24→36, 40 rows", "linear", 24, 36, 1, 40, op="linear")
@@ -72,7 +73,11 @@ def test_traffic_of_a_tap_kernel() -> None:
     layer = replace(LAYER, height=8, width=8)
     weight = random_weight(layer, "block:4x1@0.5")
     workload = workload_of(layer, weight, AVX512)
-    core, memory = traffic(workload, Candidate("taps", {"R": 4, "rows": 1, "V": 2, "chunk": 0}), weight)
+    core, memory = traffic(
+        workload,
+        Candidate("taps", {"R": 4, "rows": 1, "V": 2, "chunk": 0}),
+        LayerWeight(weight, workload.weight_shape),
+    )
     kept, positions = int(np.count_nonzero(weight)), 64
     tiles = positions / (1 * 2 * 16)
     stored = memory - 4 * positions * (layer.channels + layer.filters)

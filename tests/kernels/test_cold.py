@@ -12,11 +12,12 @@ from sparseflow.kernels.target.cpu import AVX512
 from sparseflow.kernels.template import Candidate
 from sparseflow.kernels.tuning.cold_weights import ColdWeights, bounds, rounded
 from sparseflow.kernels.tuning.selector import Selector, trials
+from sparseflow.kernels.weight import LayerWeight
 from sparseflow.kernels.workload import Workload, dense_covers
 
 NEAR, FAR = bounds(AVX512.caches)
 WORKLOAD = Workload("linear", 1, 1024, 1, 1, 1024, covers=dense_covers(), target=AVX512)
-WEIGHT = np.ones((1024, 1024), np.float32)
+WEIGHT = LayerWeight(np.ones((1024, 1024), np.float32), WORKLOAD.weight_shape)
 
 
 @pytest.mark.parametrize(

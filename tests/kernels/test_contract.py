@@ -20,6 +20,7 @@ from sparseflow.kernels.layouts.indexed import PixelLayout
 from sparseflow.kernels.layouts.lane import LaneLayout
 from sparseflow.kernels.target.cpu import AVX2, AVX512, NEON, Cpu
 from sparseflow.kernels.template import TEMPLATES, Candidate, KernelTemplate
+from sparseflow.kernels.weight import LayerWeight
 from sparseflow.kernels.workload import ACTIVATIONS, Layouts, Workload, covers_of, patterns_of
 
 MOST = 3  # candidates of a template that one case compiles
@@ -148,7 +149,7 @@ class Case:
         candidate: Candidate,
         layouts: Layouts,
     ) -> None:
-        packed = template.pack(self.w, candidate, self.weight, layouts)
+        packed = template.pack(self.w, candidate, LayerWeight(self.weight, self.w.weight_shape), layouts)
         operands = self._operands(layouts)
         maps = 2 if template.layout == "pixels" else 1
         inputs = [*operands[:maps], *packed.values(), *operands[maps:]]

@@ -14,6 +14,7 @@ from sparseflow.kernels.lane import direct, taps
 from sparseflow.kernels.lane.cost import tile_choices
 from sparseflow.kernels.target.cpu import AVX2, AVX512, NEON, Cpu
 from sparseflow.kernels.template import Candidate
+from sparseflow.kernels.weight import LayerWeight
 from sparseflow.kernels.workload import Layouts, Workload, covers_of, dense_covers, natural_layouts
 
 RNG = np.random.default_rng(4)
@@ -107,7 +108,7 @@ def test_bound_offsets_are_the_taps_places_in_the_input(chunk: int) -> None:
     layout = layouts.input
     assert layout is not None
     candidate = Candidate("taps", {"R": 1, "rows": 1, "V": 1, "chunk": chunk})
-    packed = taps.Taps().pack(w, candidate, weight, layouts)
+    packed = taps.Taps().pack(w, candidate, LayerWeight(weight, w.weight_shape), layouts)
     index = TapList(rows=1, chunk=chunk or None).encode(weight).arrays
     channel, position = np.divmod(index["indices"], 9)
     ky, kx = np.divmod(position, 3)
@@ -126,7 +127,7 @@ def test_offsets_of_groups_start_at_the_groups_channels() -> None:
     layouts = natural_layouts(w)
     assert layouts.input is not None
     candidate = Candidate("taps", {"R": 4, "rows": 1, "V": 1, "chunk": 0})
-    packed = taps.Taps().pack(w, candidate, weight, layouts)
+    packed = taps.Taps().pack(w, candidate, LayerWeight(weight, w.weight_shape), layouts)
     block = np.repeat(np.arange(12), np.diff(packed["indptr"]))
     channel = packed["offsets"] // layouts.input.plane
     np.testing.assert_array_equal(channel // 8, block // 3)
@@ -135,5 +136,5 @@ def test_offsets_of_groups_start_at_the_groups_channels() -> None:
 def test_dense_packing_keeps_every_weight_once() -> None:
     weight = np.arange(math.prod(BASE.weight_shape), dtype=np.float32).reshape(BASE.weight_shape)
     for candidate in direct.Direct().candidates(BASE):
-        packed = direct.Direct().pack(BASE, candidate, weight, Layouts())
+        packed = direct.Direct().pack(BASE, candidate, LayerWeight(weight, BASE.weight_shape), Layouts())
         np.testing.assert_array_equal(np.sort(packed["data"]), weight.reshape(-1))

@@ -13,6 +13,7 @@ pytest.importorskip("torch")
 from sparseflow.kernels.gemv.few_rows import FewRowsDense, FewRowsSparse
 from sparseflow.kernels.target.cpu import AVX512
 from sparseflow.kernels.template import Candidate
+from sparseflow.kernels.weight import LayerWeight
 from sparseflow.kernels.workload import Layouts, Workload, covers_of
 
 RNG = np.random.default_rng(6)
@@ -49,7 +50,7 @@ def test_every_size_of_the_last_vector(template: Any, compile_kernels: Any, dens
             bias,
             residual.T.reshape(1, w.filters, 1, w.width),
         )
-        packed = template.pack(w, candidate, weight, Layouts())
+        packed = template.pack(w, candidate, LayerWeight(weight, w.weight_shape), Layouts())
         y = kernels(name, [x, *packed.values(), bias, residual], (w.width, w.filters))
         np.testing.assert_allclose(y, expected[0, :, 0].T, atol=1e-5, err_msg=str(candidate))
 
@@ -61,7 +62,7 @@ def test_padded_rows_hold_whole_groups_and_every_weight(rows: int, unroll: int) 
     weight[4:] = 0.0
     w = _workload(1, 50, 8, covers=covers_of(weight))
     candidate = Candidate("few-rows-taps", {"R": rows, "U": unroll})
-    packed = FewRowsSparse().pack(w, candidate, weight, Layouts())
+    packed = FewRowsSparse().pack(w, candidate, LayerWeight(weight, w.weight_shape), Layouts())
     assert (packed["indptr"] % unroll == 0).all()
     assert packed["indptr"][-1] == packed["indptr"][4 // rows]
     assert packed["indices"].dtype == np.uint16

@@ -23,6 +23,7 @@ from sparseflow.kernels.lane.winograd import (  # noqa: E402
 from sparseflow.kernels.target.cpu import AVX2, AVX512  # noqa: E402
 from sparseflow.kernels.template import TEMPLATES, Candidate  # noqa: E402
 from sparseflow.kernels.tuning.selector import Selector  # noqa: E402
+from sparseflow.kernels.weight import LayerWeight  # noqa: E402
 from sparseflow.kernels.workload import Layouts, Workload, dense_covers, natural_layouts  # noqa: E402
 
 WINOGRAD = Winograd()
@@ -65,7 +66,7 @@ class Run:
         """The largest difference relative to the largest sum of |w||x|; checks the output's halo on the way."""
         assert layouts.input is not None
         assert layouts.output is not None
-        packed = WINOGRAD.pack(self.w, chosen, self.weight, layouts)
+        packed = WINOGRAD.pack(self.w, chosen, LayerWeight(self.weight, self.w.weight_shape), layouts)
         extra = [a for a in (self.bias,) if a is not None]
         if self.residual is not None and layouts.residual is not None:
             extra.append(layouts.residual.pack(self.residual))
@@ -210,7 +211,7 @@ def test_what_it_does_not_take_has_a_reason(change: dict[str, Any], reason: str)
 def test_it_competes_in_every_3x3_layer(density: float, tmp_path: Path, host: Any) -> None:
     w = conv(64, (28, 28), 64, covers=tuple((r, density) for r in (1, 2, 4, 8, 16)))
     selector = Selector(host, "test machine", measure=False, folder=tmp_path)
-    choice = selector.choose(w, np.ones(w.weight_shape, np.float32))
+    choice = selector.choose(w, LayerWeight(np.ones(w.weight_shape, np.float32), w.weight_shape))
     assert "winograd" in {t.template for t in choice.times}
     if density == 1.0:
         assert choice.best.template == "winograd"
@@ -220,12 +221,15 @@ def test_exact_leaves_it_out_and_says_so(tmp_path: Path, host: Any) -> None:
     w = conv(64, (28, 28), 64)
     weight = np.ones(w.weight_shape, np.float32)
     exact = Selector(host, "test machine", measure=False, folder=tmp_path, exact=True)
-    choice = exact.choose(w, weight)
+    choice = exact.choose(w, LayerWeight(weight, w.weight_shape))
     assert "winograd" not in {t.template for t in choice.times}
     assert {r.template: r.reason for r in choice.rejected}["winograd"] == "left out by --exact"
     free = Selector(host, "test machine", measure=False, folder=tmp_path)
     assert exact._key(w) != free._key(w)
-    strided = {r.template: r.reason for r in exact.choose(replace(w, stride=(2, 2)), weight).rejected}
+    strided = {
+        r.template: r.reason
+        for r in exact.choose(replace(w, stride=(2, 2)), LayerWeight(weight, w.weight_shape)).rejected
+    }
     assert "stride" in strided["winograd"]
     assert [name for name, t in TEMPLATES.items() if not t.exact] == ["winograd"]
 

@@ -20,6 +20,7 @@ from sparseflow.core.plan import Plan
 from sparseflow.kernels.target.cpu import AVX512
 from sparseflow.kernels.template import TEMPLATES
 from sparseflow.kernels.tuning.selector import Choice, Selector
+from sparseflow.kernels.weight import LayerWeight
 from sparseflow.passes.canonicalise import Canonicalise
 from sparseflow.passes.graph import Graph
 from sparseflow.passes.index import Index
@@ -175,7 +176,7 @@ def test_a_sparse_layer_left_dense_says_why(plan_kernels: Any, canonical: Any) -
     times = {c.template: c for c in reversed(plan_of(mod).layers[0].candidates)}
     slower = replace(times["taps"], time_s=3.0, measured=True)
     choice = Choice((replace(times["direct"], time_s=2.0, measured=True), slower), ())
-    layer = describe(LayerAttrs.of(_call(mod)), weight, choice, choice.times[0])
+    layer = describe(LayerAttrs.of(_call(mod)), LayerWeight(weight, (64, 64, 3, 3)), choice, choice.times[0])
     assert layer.format == "dense"
     assert layer.note == f"left dense: {slower.label} is measured 1.50x slower"
     (barely,) = plan_of(plan_kernels(canonical(_pruned((64, 64, 3, 3), "unstructured", 0.8)))).layers

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from tvm import tirx
 
 from sparseflow.core.element_type import ELEMENT_TYPES, ElementType
+from sparseflow.kernels.weight import LayerWeight
 from sparseflow.kernels.workload import Array, Layouts, Workload
 from sparseflow.registry import Registry
 
@@ -96,9 +97,9 @@ class KernelTemplate(ABC):
 
     @abstractmethod
     def pack(
-        self, workload: Workload, candidate: Candidate, weight: Array, layouts: Layouts
+        self, workload: Workload, candidate: Candidate, weight: LayerWeight, layouts: Layouts
     ) -> dict[str, Array]:
-        """The constant operands, in the order of the kernel's parameters, from the OIHW weight."""
+        """The constant operands, in the order of the kernel's parameters, from the weight in `format`."""
 
     @abstractmethod
     def build(self, workload: Workload, candidate: Candidate, layouts: Layouts, name: str) -> tirx.PrimFunc:

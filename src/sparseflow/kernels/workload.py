@@ -18,6 +18,10 @@ from sparseflow.kernels.target.base import Target, VectorUnit, target_from
 Array = npt.NDArray[Any]
 
 MAX_PATTERNS = 16
+DENSEST = 0.7
+"""Density of weights above which their index costs more than their zeros save."""
+DENSEST_SHARED = 0.9
+"""The same for taps that four filters share, of which there are a quarter as many."""
 SHARED = (1, 2, 4, 8, 16, 32, 64, 128)
 ACTIVATIONS = ("none", "relu", "relu6", "silu", "gelu", "hardswish", "fatrelu")
 
@@ -174,12 +178,12 @@ class Workload:
         return Layouts(source, output, output if self.residual else None)
 
     def key(self) -> str:
-        """A canonical string: equal keys, equal best kernel. Densities are rounded to two digits.
+        """A canonical string: equal keys, equal best kernel. Densities are rounded to two digits, none below 1 to 1.
 
         The threshold is left out: it changes a constant of the code, not its time.
         """
-        covers, patterns = (tuple((k, round(d, 2)) for k, d in x) for x in (self.covers, self.patterns))
-        map_density = round(self.map_density, 2)
+        covers, patterns = (tuple((k, _rounded(d)) for k, d in x) for x in (self.covers, self.patterns))
+        map_density = _rounded(self.map_density)
         rounded = replace(self, covers=covers, patterns=patterns, map_density=map_density, threshold=0.0)
         return rounded.key_exact()
 
@@ -243,6 +247,10 @@ def natural_layouts(workload: Workload) -> Layouts:
         output.with_halo(workload.halo),
         residual if workload.residual else None,
     )
+
+
+def _rounded(density: float) -> float:
+    return density if density >= 1.0 else min(round(density, 2), 0.99)
 
 
 def dense_covers() -> tuple[tuple[int, float], ...]:

@@ -24,7 +24,8 @@ from sparseflow.passes.graph import Rebuild, inputs_of, shape_of
 from sparseflow.passes.layout import Node, decide_layouts, images, logical
 from sparseflow.passes.lower_maps import MapLowering
 from sparseflow.passes.map_kernels import lane_operator
-from sparseflow.passes.ops import LayerAttrs, constant, is_layer, weight_of
+from sparseflow.passes.ops import LayerAttrs, constant, is_layer
+from sparseflow.passes.weights import Weights
 
 Expr = Any
 OPAQUE = 8  # TVM's OpPatternKind: FuseOps leaves the function alone
@@ -34,19 +35,19 @@ OPAQUE = 8  # TVM's OpPatternKind: FuseOps leaves the function alone
 class Lower:
     """Replaces ``sparseflow`` operators, and what can stay in lanes between them, by calls of TIR kernels."""
 
-    def __init__(self, target: Target, threads: int = 1) -> None:
-        self.target, self.threads = target, threads
+    def __init__(self, target: Target, threads: int = 1, weights: Weights | None = None) -> None:
+        self.target, self.threads, self.weights = target, threads, weights or Weights()
 
     def transform_module(self, mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
         """See the class."""
-        return _Lowering(mod, self.threads, self.target).run()
+        return _Lowering(mod, self.threads, self.target, self.weights).run()
 
 
 class _Lowering:
     """One run: the layouts, the kernels built so far, and both forms of every tensor."""
 
-    def __init__(self, mod: tvm.IRModule, threads: int, target: Target) -> None:
-        self.rebuild = Rebuild(mod)
+    def __init__(self, mod: tvm.IRModule, threads: int, target: Target, weights: Weights) -> None:
+        self.rebuild, self.weights = Rebuild(mod), weights
         self.nodes = decide_layouts(self.rebuild.graph, target.vectors.lanes)
         self.threads, self.vectors = threads, target.vectors
         self.lanes: dict[Expr, Expr] = {}  # old variable → its lane tensor
@@ -123,8 +124,7 @@ class _Lowering:
         kernel = self.kernel(
             f"{workload.op}_{template.name}", key, lambda n: template.build(workload, candidate, layouts, n)
         )
-        weight = weight_of(value).reshape(workload.weight_shape)
-        packed = template.pack(workload, candidate, weight, layouts)
+        packed = self.weights.of(value).packed(template, workload, candidate, layouts)
         constants = [constant(a, f"{attrs.name}.{k}") for k, a in packed.items()]
         return kernel, [*constants, *value.args[2].fields, *value.args[3].fields[1:]]
 
@@ -174,9 +174,7 @@ class _Lowering:
         kernel = self.kernel(
             f"{workload.op}_{template.name}", key, lambda n: template.build(workload, candidate, Layouts(), n)
         )
-        packed = template.pack(
-            workload, candidate, weight_of(value).reshape(workload.weight_shape), Layouts()
-        )
+        packed = self.weights.of(value).packed(template, workload, candidate, Layouts())
         x = self.reshaped(self.rebuild.old(value.args[0]), (workload.width, workload.channels))
         residual = [
             self.reshaped(self.rebuild.old(r), (workload.width, workload.filters))

@@ -13,12 +13,14 @@ from sparseflow.kernels.lane.conversions import Strides
 from sparseflow.kernels.layouts.indexed import PixelLayout
 from sparseflow.kernels.layouts.lane import LaneLayout
 from sparseflow.kernels.template import TEMPLATES, Candidate
+from sparseflow.kernels.weight import LayerWeight
 from sparseflow.kernels.workload import Array, Layouts, natural_layouts
 from sparseflow.passes.graph import Rebuild, op_name, shape_of
 from sparseflow.passes.layout import Node
 from sparseflow.passes.map_kernels import pixel_operator
 from sparseflow.passes.map_ops import DENSE_MAP, INDEX_MAP, MAP_MEAN, MAP_OP, MapOp, MapUse, layouts_of
-from sparseflow.passes.ops import LayerAttrs, constant, is_layer, weight_of
+from sparseflow.passes.ops import LayerAttrs, constant, is_layer
+from sparseflow.passes.weights import Weights
 
 Expr = Any
 
@@ -30,6 +32,7 @@ class Lowering(Protocol):
     nodes: dict[Expr, Node]
     lanes: dict[Expr, Expr]
     threads: int
+    weights: Weights
 
     def kernel(self, name: str, key: str, build: Any) -> Any:
         """The global function of a kernel, built once for each ``key``."""
@@ -131,7 +134,7 @@ class MapLowering:
         use = attrs.map_use
         if use is None:
             raise ValueError(f"{attrs.name} reads no indexed map")
-        switch = LayerSwitch(attrs, use, weight_of(value))
+        switch = LayerSwitch(attrs, use, self.all.weights.of(value))
         values, bits, count = (self._field(value.args[0], i) for i in range(3))
         given = {"x": values, "x_bits": bits, "count": count}
         if value.args[2].fields:
@@ -153,19 +156,20 @@ class MapLowering:
 class LayerSwitch:
     """The kernel of a layer on indexed maps, with the plain kernel behind the density switch if there is one."""
 
-    def __init__(self, attrs: LayerAttrs, use: MapUse, weight: Array) -> None:
+    def __init__(self, attrs: LayerAttrs, use: MapUse, weight: LayerWeight) -> None:
         self.use, self.workload = use, attrs.workload
         self.sparse = Candidate.from_json(attrs.candidate)
         self.dense = Candidate.from_json(use.fallback) if use.fallback else None
         self.layouts = Layouts(use.input, use.output, use.residual)
         self.plain = natural_layouts(self.workload)
-        weight = weight.reshape(self.workload.weight_shape)
         self.constants = self._packed("s", self.sparse, weight, self.layouts)
         if self.dense is not None:
             self.constants |= self._packed("d", self.dense, weight, self.plain)
 
-    def _packed(self, prefix: str, candidate: Candidate, weight: Array, layouts: Layouts) -> dict[str, Array]:
-        packed = TEMPLATES[candidate.template].pack(self.workload, candidate, weight, layouts)
+    def _packed(
+        self, prefix: str, candidate: Candidate, weight: LayerWeight, layouts: Layouts
+    ) -> dict[str, Array]:
+        packed = weight.packed(TEMPLATES[candidate.template], self.workload, candidate, layouts)
         return {f"{prefix}{key}": array for key, array in packed.items()}
 
     @property

@@ -19,7 +19,8 @@ from sparseflow.passes.graph import Graph, inputs_of, shape_of
 from sparseflow.passes.layout import Node, decide_layouts
 from sparseflow.passes.map_kernels import lane_operator, map_of, pixel_operator
 from sparseflow.passes.min_cut import Edge, Step, choose_indexed, cost_of
-from sparseflow.passes.ops import LayerAttrs, is_layer, weight_of
+from sparseflow.passes.ops import LayerAttrs, is_layer
+from sparseflow.passes.weights import Weights
 
 Expr = Any
 MARGIN = 0.03
@@ -92,7 +93,9 @@ class MapChoice:
     reasons: dict[Expr, str] = field(default_factory=dict)
 
 
-def choose_maps(graph: Graph, plans: tuple[LayerPlan, ...], times: MapTimes, lanes: int) -> MapChoice:
+def choose_maps(
+    graph: Graph, plans: tuple[LayerPlan, ...], times: MapTimes, lanes: int, weights: Weights
+) -> MapChoice:
     """The operators of a planned module that work on indexed maps.
 
     Parameters
@@ -103,8 +106,9 @@ def choose_maps(graph: Graph, plans: tuple[LayerPlan, ...], times: MapTimes, lan
     times : MapTimes
     lanes : int
         float32 elements of a vector.
+    weights : Weights
     """
-    work = _Assessment(graph, times, lanes)
+    work = _Assessment(graph, times, lanes, weights)
     work.read(plans)
     return work.choose()
 
@@ -112,7 +116,8 @@ def choose_maps(graph: Graph, plans: tuple[LayerPlan, ...], times: MapTimes, lan
 class _Assessment:
     """Times of all operators in both forms, and of all conversions."""
 
-    def __init__(self, graph: Graph, times: MapTimes, lanes: int) -> None:
+    def __init__(self, graph: Graph, times: MapTimes, lanes: int, weights: Weights) -> None:
+        self.weights = weights
         self.graph, self.times = graph, times
         self.nodes = decide_layouts(graph, lanes)
         self.steps: dict[Hashable, Step] = {}
@@ -142,7 +147,7 @@ class _Assessment:
         found = [c for c in plan.candidates if TEMPLATES[c.template].layout == "pixels"]
         if not found or attrs.workload.op != "conv2d":
             return
-        workload, weight = attrs.workload, weight_of(value)
+        workload, weight = attrs.workload, self.weights.of(value)
         candidate = Candidate(found[0].template, found[0].parameters)
         dense_s = self.times.layer(workload, candidate, weight, 1.0)
         changes = [self._edge(v).plain_s for v in inputs_of(value)] + [self._edge(var).index_s]

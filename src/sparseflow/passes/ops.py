@@ -18,7 +18,7 @@ import numpy as np
 import tvm
 from tvm import ir, relax
 
-from sparseflow.core.formats import KernelIndex, TapList
+from sparseflow.core.formats import FORMATS, KernelIndex
 from sparseflow.kernels.lane.attention import Attention
 from sparseflow.kernels.workload import Array, Workload
 from sparseflow.passes.map_ops import MapUse, map_type
@@ -138,15 +138,19 @@ def constant_name(expr: ir.GenericConst) -> str:
 
 def weight_of(call: relax.Call) -> Array:
     """The dense weight of a layer call (OIHW, or (out, in) of a linear layer), decoded if it is an index."""
+    stored = stored_weight(call)
+    return stored.decode() if isinstance(stored, KernelIndex) else stored
+
+
+def stored_weight(call: relax.Call) -> Array | KernelIndex:
+    """The weight of a layer call as the IR holds it."""
     attrs = LayerAttrs.of(call)
     arrays = [item.value.numpy() for item in call.args[1].fields]
     shape = attrs.workload.weight_shape if attrs.workload.op == "conv2d" else attrs.workload.weight_shape[:2]
     if attrs.format == "dense":
         return np.asarray(arrays[0]).reshape(shape)
-    index = KernelIndex(
-        TapList(rows=1), shape, np.dtype(np.float32), dict(zip(INDEX_ARRAYS, arrays, strict=True))
-    )
-    return np.asarray(index.format.decode(index))
+    named = dict(zip(INDEX_ARRAYS, arrays, strict=True))
+    return KernelIndex(FORMATS[attrs.format](), shape, named["data"].dtype, named)
 
 
 INDEX_ARRAYS = ("indptr", "indices", "data")

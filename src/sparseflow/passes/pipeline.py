@@ -26,6 +26,7 @@ from sparseflow.passes.plan import PlanKernels
 from sparseflow.passes.propagate import Propagate
 from sparseflow.passes.schedule_rest import ScheduleRest
 from sparseflow.passes.watch import Say, watched
+from sparseflow.passes.weights import Weights
 
 Observer = Callable[[str, Any], None]
 
@@ -49,16 +50,17 @@ def phases(
         Weights are rounded to it, and kernels may store them in it.
     """
     target = selector.target
+    kept = Weights()
     matmul = partial(legalize_matmul, vectors=target.vectors, threads=threads)
     return {
         "canonicalise": [Canonicalise(target, threads, weights)],
         "propagate": [Propagate()],
-        "index": [Index(), *([WriteDensities(profile)] if profile is not None else [])],
+        "index": [Index(kept), *([WriteDensities(profile)] if profile is not None else [])],
         "plan": [
-            PlanKernels(selector, threads),
-            *([IndexMaps(MapTimes(selector, threads))] if profile is not None else []),
+            PlanKernels(selector, threads, kept),
+            *([IndexMaps(MapTimes(selector, threads), kept)] if profile is not None else []),
         ],
-        "lower": [FuseAttention(), Lower(target, threads)],
+        "lower": [FuseAttention(), Lower(target, threads, kept)],
         "finish": [
             relax.transform.DecomposeOpsForInference(),
             Decompose(),

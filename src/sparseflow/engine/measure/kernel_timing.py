@@ -18,6 +18,7 @@ from sparseflow.errors import CompileError
 from sparseflow.kernels.target.base import Target
 from sparseflow.kernels.template import TEMPLATES, Candidate
 from sparseflow.kernels.tuning.selector import Selector, Timed, Trial, layouts_for, time_interleaved, trials
+from sparseflow.kernels.weight import LayerWeight
 from sparseflow.kernels.workload import Workload
 
 Weight = npt.NDArray[np.float32]
@@ -64,11 +65,12 @@ class KernelBench:
         weight = random_weight(layer, structure)
         smaller, kept = cut(layer, weight)
         workload = workload_of(smaller, kept, self.target)
-        best = self.selector.choose(workload, kept, f"{layer.name} {structure}").best
-        (trial,) = trials(self.target, workload, [best], kept)
+        stored = LayerWeight(kept, workload.weight_shape)
+        best = self.selector.choose(workload, stored, f"{layer.name} {structure}").best
+        (trial,) = trials(self.target, workload, [best], stored)
         dense, reference = self.dense(layer)
         times, peak_gflops = self._times([trial, reference])
-        core, memory = traffic(workload, best, kept)
+        core, memory = traffic(workload, best, stored)
         return KernelRun(
             layer=layer,
             structure=structure,
@@ -98,7 +100,8 @@ class KernelBench:
         workload = workload_of(layer, weight, self.target)
         found = sparse_candidates(workload)[:CONTENDERS]
         dense, reference = self.dense(layer)
-        times, _ = self._times([reference, *trials(self.target, workload, found, weight)])
+        stored = LayerWeight(weight, workload.weight_shape)
+        times, _ = self._times([reference, *trials(self.target, workload, found, stored)])
         best = int(np.argmin(times[1:]))
         return SpeedPoint(
             layer=layer,
@@ -113,8 +116,9 @@ class KernelBench:
     def dense(self, layer: Layer) -> tuple[Candidate, Trial]:
         """Our best kernel for the layer without zeros, chosen once."""
         if layer not in self._dense:
-            weight = random_weight(layer, DENSE)
-            workload = workload_of(layer, weight, self.target)
+            values = random_weight(layer, DENSE)
+            workload = workload_of(layer, values, self.target)
+            weight = LayerWeight(values, workload.weight_shape)
             best = self.selector.choose(workload, weight, f"{layer.name} dense").best
             self._dense[layer] = (best, trials(self.target, workload, [best], weight)[0])
         return self._dense[layer]
@@ -211,16 +215,14 @@ def sparse_candidates(workload: Workload) -> list[Candidate]:
     return sorted(first, key=predicted) + sorted(rest, key=predicted)
 
 
-def traffic(workload: Workload, candidate: Candidate, weight: Weight) -> tuple[float | None, float]:
+def traffic(workload: Workload, candidate: Candidate, weight: LayerWeight) -> tuple[float | None, float]:
     """Bytes of one call: between registers and L1 (None for kernels without register tiles), and of the operands.
 
     A tile of ``rows x V`` vectors reads the packed weights and index once; each stored weight column of R filters reads
     one input vector for each vector of the tile; partial sums between chunks of channels are written and read.
     """
     template, p = TEMPLATES[candidate.template], candidate.parameters
-    packed = template.pack(
-        workload, candidate, weight.reshape(workload.weight_shape), layouts_for(template, workload)
-    )
+    packed = weight.packed(template, workload, candidate, layouts_for(template, workload))
     stored = float(sum(a.nbytes for a in packed.values()))
     positions = workload.batch * workload.out_height * workload.out_width
     output = 4.0 * positions * workload.filters

@@ -21,6 +21,7 @@ from sparseflow.errors import InputError, StructureError
 from sparseflow.kernels.target.base import Target
 from sparseflow.kernels.template import TEMPLATES, Candidate
 from sparseflow.kernels.tuning.selector import Selector, layouts_for, time_interleaved, trials
+from sparseflow.kernels.weight import LayerWeight
 from sparseflow.kernels.workload import Array, Workload
 from sparseflow.passes.canonicalise import Canonicalise
 from sparseflow.passes.demand import SHARING
@@ -145,9 +146,10 @@ class LayerTimer:
     ) -> _Prepared:
         workload = workload.with_zeros_of(weight.reshape(workload.weight_shape))
         label = f"{name} {structure}" if structure == DENSE else f"{name} {structure}@{1 - density:.3g}"
-        choice = self.selector.choose(workload, weight, label)
-        nbytes = _nbytes(workload, choice.best, weight)
-        (trial,) = trials(self.target, workload, [choice.best], weight)
+        kept = LayerWeight(weight, workload.weight_shape)
+        choice = self.selector.choose(workload, kept, label)
+        nbytes = _nbytes(workload, choice.best, kept)
+        (trial,) = trials(self.target, workload, [choice.best], kept)
         return _Prepared(structure, density, nbytes, choice.times[0].label, trial)
 
 
@@ -178,11 +180,10 @@ def _cut(workload: Workload, weight: Array) -> tuple[Array, Workload]:
     return kept, replace(workload, filters=kept.shape[0], channels=kept.shape[1])
 
 
-def _nbytes(workload: Workload, best: Candidate, weight: Array) -> int:
+def _nbytes(workload: Workload, best: Candidate, weight: LayerWeight) -> int:
     """Bytes of packed values and index; a kernel without an index is counted with its plain weight."""
     template = TEMPLATES[best.template]
     if template.format == DENSE:
-        return int(weight.size) * 4
-    layouts = layouts_for(template, workload)
-    packed = template.pack(workload, best, weight.reshape(workload.weight_shape), layouts)
+        return int(weight.dense.size) * template.stored(workload, best).nbytes
+    packed = weight.packed(template, workload, best, layouts_for(template, workload))
     return int(sum(a.nbytes for a in packed.values()))

@@ -12,6 +12,7 @@ from sparseflow.core.map_speed import BOTH, DENSE, DIRECT, MAP, WEIGHTS, WINOGRA
 from sparseflow.engine.measure.kernel_timing import KernelBench, random_weight, workload_of
 from sparseflow.kernels.template import TEMPLATES, Candidate
 from sparseflow.kernels.tuning.selector import Trial, trials
+from sparseflow.kernels.weight import LayerWeight
 from sparseflow.kernels.workload import Workload
 
 CONTENDERS = 5  # kernels of one use that are compiled and timed
@@ -48,7 +49,8 @@ class MapBench(KernelBench):
         sparse = replace(workload_of(layer, weight, self.target), map_density=map_density)
         found = contenders(sparse, dense)
         entries = [(use, candidate) for use, kernels in found.items() for candidate in kernels]
-        ready = trials(self.target, sparse, [candidate for _, candidate in entries], weight)
+        stored = LayerWeight(weight, sparse.weight_shape)
+        ready = trials(self.target, sparse, [candidate for _, candidate in entries], stored)
         if tiles < 1.0:
             for trial in ready:
                 _gather(trial, sparse, tiles)

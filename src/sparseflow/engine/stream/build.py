@@ -36,10 +36,11 @@ from sparseflow.kernels.incremental.operators import KeptLayout, Window
 from sparseflow.kernels.incremental.tiles import Tiles
 from sparseflow.kernels.layouts.lane import LaneLayout
 from sparseflow.kernels.template import TEMPLATES
+from sparseflow.kernels.weight import LayerWeight
 from sparseflow.kernels.workload import Array
 from sparseflow.passes import pipeline
 from sparseflow.passes.graph import shape_of
-from sparseflow.passes.ops import device_tensor, weight_of
+from sparseflow.passes.ops import device_tensor, stored_weight, weight_of
 
 Expr = Any
 
@@ -271,7 +272,7 @@ class _Packed:
     """A layer's constant operands; kernels that pack its weight alike share it."""
 
     def __init__(self, node: MapNode) -> None:
-        self.weight = weight_of(node.call).reshape(node.detail.workload.weight_shape)
+        self.weight = LayerWeight(stored_weight(node.call), node.detail.workload.weight_shape)
         others = (*node.call.args[2].fields, *node.call.args[3].fields[1:])
         self.others = tuple(device_tensor(x.value.numpy()) for x in others)
         self.known: list[tuple[dict[str, Array], tuple[Any, ...]]] = []

@@ -13,7 +13,8 @@ from sparseflow.core.formats import TapList
 from sparseflow.kernels.ir import emit
 from sparseflow.kernels.ir.elements import widened
 from sparseflow.kernels.template import Candidate, KernelTemplate, register
-from sparseflow.kernels.workload import Array, Layouts, Workload
+from sparseflow.kernels.weight import LayerWeight
+from sparseflow.kernels.workload import DENSEST, Array, Layouts, Workload
 
 Expr = Any
 BYTES_PER_CYCLE = 6.0  # what one core streams from memory, with the L3 cache's help
@@ -95,11 +96,11 @@ class FewRowsDense(FewRows):
         return max(stream, workload.macs / workload.vectors.lanes * latency) / workload.threads
 
     def pack(
-        self, workload: Workload, candidate: Candidate, weight: Array, layouts: Layouts
+        self, workload: Workload, candidate: Candidate, weight: LayerWeight, layouts: Layouts
     ) -> dict[str, Array]:
         """(vectors / B, in, B, lanes), the last vector behind them: it overlaps, or ends in zeros if alone."""
         lanes = workload.vectors.lanes
-        matrix, b = weight.reshape(workload.filters, workload.channels), candidate.parameters["B"]
+        matrix, b = weight.dense.reshape(workload.filters, workload.channels), candidate.parameters["B"]
         full = workload.filters // lanes
         parts = []
         for first, count in _groups(full, b):
@@ -179,8 +180,10 @@ class FewRowsSparse(FewRows):
 
     def rejects(self, workload: Workload) -> str | None:
         """See `KernelTemplate.rejects`."""
-        if workload.density() > 0.7:
-            return f"density {workload.density():.2f} is above 0.7: indices cost more than the zeros save"
+        if workload.density() > DENSEST:
+            return (
+                f"density {workload.density():.2f} is above {DENSEST}: indices cost more than the zeros save"
+            )
         return super().rejects(workload)
 
     def candidates(self, workload: Workload) -> list[Candidate]:
@@ -208,11 +211,11 @@ class FewRowsSparse(FewRows):
         return max(stream, work) / workload.threads
 
     def pack(
-        self, workload: Workload, candidate: Candidate, weight: Array, layouts: Layouts
+        self, workload: Workload, candidate: Candidate, weight: LayerWeight, layouts: Layouts
     ) -> dict[str, Array]:
         """The tap list with each block's taps padded to a multiple of U by zeros at column 0."""
         r, u = candidate.parameters["R"], candidate.parameters["U"]
-        index = TapList(rows=r).encode(weight.reshape(workload.filters, workload.channels)).arrays
+        index = weight.index(TapList(rows=r)).arrays
         counts = np.diff(index["indptr"])
         padded = -(-counts // u) * u
         start = np.concatenate([[0], np.cumsum(padded)])

@@ -18,6 +18,7 @@ from sparseflow.kernels.gemv.few_rows import BYTES_PER_CYCLE, FewRows
 from sparseflow.kernels.ir import emit
 from sparseflow.kernels.ir.elements import widened
 from sparseflow.kernels.template import Candidate, register
+from sparseflow.kernels.weight import LayerWeight
 from sparseflow.kernels.workload import Array, Layouts, Workload
 
 Expr = Any
@@ -65,10 +66,10 @@ class FewRowsSkip(FewRows):
         return workload.width * (workload.channels * LIST_CYCLES + shared)
 
     def pack(
-        self, workload: Workload, candidate: Candidate, weight: Array, layouts: Layouts
+        self, workload: Workload, candidate: Candidate, weight: LayerWeight, layouts: Layouts
     ) -> dict[str, Array]:
         """(in, out), the outputs filled up to whole vectors."""
-        matrix = weight.reshape(workload.filters, workload.channels)
+        matrix = weight.dense.reshape(workload.filters, workload.channels)
         spare = _stored(workload) - workload.filters
         rows = np.ascontiguousarray(np.pad(matrix, ((0, spare), (0, 0))).T)
         return {"data": self.stored(workload, candidate).encode(rows).reshape(-1)}

@@ -13,6 +13,7 @@ from sparseflow.kernels.indexed.convolution import PixelBody, PixelConvolution, 
 from sparseflow.kernels.ir import emit
 from sparseflow.kernels.layouts.indexed import WORD
 from sparseflow.kernels.template import Candidate, register
+from sparseflow.kernels.weight import LayerWeight
 from sparseflow.kernels.workload import SHARED, Array, Layouts, Workload
 
 Expr = Any
@@ -46,13 +47,13 @@ class PixelBlocks(PixelConvolution):
         return workload.density(min(SHARED[-1], vectors * workload.vectors.lanes))
 
     def pack(
-        self, workload: Workload, candidate: Candidate, weight: Array, layouts: Layouts
+        self, workload: Workload, candidate: Candidate, weight: LayerWeight, layouts: Layouts
     ) -> dict[str, Array]:
         """Kept blocks (block, word, kernel position, channel), their first vectors, and the bits of the kept."""
         lanes = workload.vectors.lanes
         words = -(-workload.channels // WORD)
         data, kept, sizes = [], [], []
-        for rows in weight_rows(workload, candidate, weight):
+        for rows in weight_rows(workload, candidate, weight.dense):
             rows = np.pad(rows, ((0, 0), (0, words * WORD - workload.channels), (0, 0)))
             rows = rows.reshape(len(rows), words, WORD, -1).transpose(1, 0, 2, 3)
             keep = np.any(rows != 0, axis=-1)

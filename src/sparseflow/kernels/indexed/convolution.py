@@ -33,6 +33,7 @@ from sparseflow.kernels.indexed.cost import pixel_candidates, pixel_cycles
 from sparseflow.kernels.ir import emit
 from sparseflow.kernels.layouts.indexed import WORD
 from sparseflow.kernels.template import Candidate, KernelTemplate, register
+from sparseflow.kernels.weight import LayerWeight
 from sparseflow.kernels.workload import Array, Layouts, Workload
 
 Expr = Any
@@ -128,12 +129,12 @@ class PixelDense(PixelConvolution):
         return 1.0
 
     def pack(
-        self, workload: Workload, candidate: Candidate, weight: Array, layouts: Layouts
+        self, workload: Workload, candidate: Candidate, weight: LayerWeight, layouts: Layouts
     ) -> dict[str, Array]:
         """(blocks, words, kernel positions, channels of the word, vectors of the block, lanes), flattened."""
         parts = [
             rows[:, first : first + WORD].reshape(-1)
-            for rows in weight_rows(workload, candidate, weight)
+            for rows in weight_rows(workload, candidate, weight.dense)
             for first in range(0, workload.channels, WORD)
         ]
         return {"data": np.concatenate(parts)}

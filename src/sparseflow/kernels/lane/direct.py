@@ -14,6 +14,7 @@ from sparseflow.kernels.ir.elements import widened
 from sparseflow.kernels.lane.convolution import ConvBody, LaneConvolution, Tile
 from sparseflow.kernels.lane.cost import tile_choices, tile_cycles
 from sparseflow.kernels.template import Candidate, register
+from sparseflow.kernels.weight import LayerWeight
 from sparseflow.kernels.workload import Array, Layouts, Workload
 
 Expr = Any
@@ -48,14 +49,14 @@ class Direct(LaneConvolution):
         return tile_cycles(workload, candidate, math.prod(workload.weight_shape[1:]))
 
     def pack(
-        self, workload: Workload, candidate: Candidate, weight: Array, layouts: Layouts
+        self, workload: Workload, candidate: Candidate, weight: LayerWeight, layouts: Layouts
     ) -> dict[str, Array]:
         """(chunks, blocks, chunk channels, kh, kw, R), the last chunk shorter, flattened."""
         p = candidate.parameters
         r, per_group = p["R"], workload.channels // workload.groups
         chunk = p["chunk"] or per_group
         blocks = workload.blocks(r)
-        blocked = weight[: blocks * r].reshape(-1, r, *weight.shape[1:]).transpose(0, 2, 3, 4, 1)
+        blocked = weight.dense[: blocks * r].reshape(-1, r, *weight.shape[1:]).transpose(0, 2, 3, 4, 1)
         parts = [blocked[:, c : c + chunk].reshape(-1) for c in range(0, per_group, chunk)]
         work = np.ones(blocks)
         data = self.stored(workload, candidate).encode(np.concatenate(parts))

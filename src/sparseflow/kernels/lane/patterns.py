@@ -15,7 +15,8 @@ from sparseflow.kernels.lane.convolution import ConvBody, LaneConvolution, Tile
 from sparseflow.kernels.lane.cost import large_map, pattern_cycles, tile_choices
 from sparseflow.kernels.lane.taps import offset_type
 from sparseflow.kernels.template import Candidate, register
-from sparseflow.kernels.workload import Array, Layouts, Workload
+from sparseflow.kernels.weight import LayerWeight
+from sparseflow.kernels.workload import DENSEST, Array, Layouts, Workload
 
 Expr = Any
 
@@ -44,8 +45,10 @@ class Patterns(LaneConvolution):
             return f"{workload.groups} groups: a tap list is as good"
         if not workload.patterns:
             return "its kernels have more than 16 different patterns"
-        if workload.density() > 0.7:
-            return f"density {workload.density():.2f} is above 0.7: indices cost more than the zeros save"
+        if workload.density() > DENSEST:
+            return (
+                f"density {workload.density():.2f} is above {DENSEST}: indices cost more than the zeros save"
+            )
         return super().rejects(workload)
 
     def candidates(self, workload: Workload) -> list[Candidate]:
@@ -66,13 +69,13 @@ class Patterns(LaneConvolution):
         return pattern_cycles(workload, candidate)
 
     def pack(
-        self, workload: Workload, candidate: Candidate, weight: Array, layouts: Layouts
+        self, workload: Workload, candidate: Candidate, weight: LayerWeight, layouts: Layouts
     ) -> dict[str, Array]:
         """Kernels sorted by (chunk, filter, pattern): pointers to runs of a pattern, channel offsets, values."""
         layout = layouts.in_lanes(self.name)[0]
         masks = [m for m, _ in workload.patterns]
         blocks = workload.blocks(1)
-        flat = weight[:blocks].reshape(blocks, workload.channels, -1)
+        flat = weight.dense[:blocks].reshape(blocks, workload.channels, -1)
         assigned = assign_patterns(flat != 0, masks)
         chunk = candidate.parameters["chunk"] or workload.channels
         filters, channels = np.nonzero(assigned >= 0)

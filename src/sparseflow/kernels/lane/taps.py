@@ -17,7 +17,8 @@ from sparseflow.kernels.lane.convolution import ConvBody, LaneConvolution, Tile
 from sparseflow.kernels.lane.cost import large_map, tile_choices, tile_cycles
 from sparseflow.kernels.layouts.lane import LaneLayout
 from sparseflow.kernels.template import Candidate, register
-from sparseflow.kernels.workload import Array, Layouts, Workload
+from sparseflow.kernels.weight import LayerWeight
+from sparseflow.kernels.workload import DENSEST, DENSEST_SHARED, Array, Layouts, Workload
 
 Expr = Any
 
@@ -37,8 +38,10 @@ class Taps(LaneConvolution):
 
     def rejects(self, workload: Workload) -> str | None:
         """See `KernelTemplate.rejects`."""
-        if workload.density() > 0.7 and dict(workload.covers).get(4, 1.0) > 0.9:
-            return f"density {workload.density():.2f} is above 0.7: indices cost more than the zeros save"
+        if workload.density() > DENSEST and dict(workload.covers).get(4, 1.0) > DENSEST_SHARED:
+            return (
+                f"density {workload.density():.2f} is above {DENSEST}: indices cost more than the zeros save"
+            )
         return super().rejects(workload)
 
     def candidates(self, workload: Workload) -> list[Candidate]:
@@ -66,13 +69,11 @@ class Taps(LaneConvolution):
         return tile_cycles(workload, candidate, taps)
 
     def pack(
-        self, workload: Workload, candidate: Candidate, weight: Array, layouts: Layouts
+        self, workload: Workload, candidate: Candidate, weight: LayerWeight, layouts: Layouts
     ) -> dict[str, Array]:
         """The tap list with its column ids replaced by element offsets into the input layout."""
         p = candidate.parameters
-        index = TapList(rows=p["R"], chunk=p["chunk"] or None).encode(
-            weight[: workload.blocks(p["R"]) * p["R"]]
-        )
+        index = weight.index(TapList(rows=p["R"], chunk=p["chunk"] or None), workload.blocks(p["R"]) * p["R"])
         return self.bind(workload, candidate, index.arrays, layouts)
 
     def bind(

@@ -43,6 +43,7 @@ from sparseflow.kernels.ir import emit
 from sparseflow.kernels.layouts.lane import LaneLayout
 from sparseflow.kernels.target.base import Caches
 from sparseflow.kernels.template import Candidate, KernelTemplate, register
+from sparseflow.kernels.weight import LayerWeight
 from sparseflow.kernels.workload import Array, Layouts, Workload
 
 Expr = Any
@@ -177,7 +178,7 @@ class Winograd(KernelTemplate):
         return groups * (product + transforms + streamed) / w.threads
 
     def pack(
-        self, workload: Workload, candidate: Candidate, weight: Array, layouts: Layouts
+        self, workload: Workload, candidate: Candidate, weight: LayerWeight, layouts: Layouts
     ) -> dict[str, Array]:
         """U = G w G' in float64, rounded once: (positions, blocks, channels, R) flattened, padded with zero filters.
 
@@ -186,14 +187,14 @@ class Winograd(KernelTemplate):
         p, (rh, rw), (sh, sw) = candidate.parameters, phase_taps(workload), workload.stride
         r, (gh, gw) = p["R"], (matrices(p["mh"], rh).weights, matrices(p["mw"], rw).weights)
         missing = [(0, rh * sh - weight.shape[2]), (0, rw * sw - weight.shape[3])]
-        weight = np.pad(weight, [(0, 0), (0, 0), *missing])
-        weight = weight.reshape(*weight.shape[:2], rh, sh, rw, sw).transpose(0, 1, 3, 5, 2, 4)
-        weight = weight.reshape(len(weight), -1, rh, rw)
-        filters, channels = weight.shape[:2]
+        taps = np.pad(weight.dense, [(0, 0), (0, 0), *missing])
+        taps = taps.reshape(*taps.shape[:2], rh, sh, rw, sw).transpose(0, 1, 3, 5, 2, 4)
+        taps = taps.reshape(len(taps), -1, rh, rw)
+        filters, channels = taps.shape[:2]
         blocks = math.ceil(filters / r)
         u = np.zeros((len(gh), len(gw), blocks * r, channels), np.float32)
         for i, row in enumerate(gh):
-            partial = np.tensordot(weight.astype(np.float64), row, axes=(2, 0))
+            partial = np.tensordot(taps.astype(np.float64), row, axes=(2, 0))
             for j, column in enumerate(gw):
                 u[i, j, :filters] = partial @ column
         u = u.reshape(-1, blocks, r, channels).transpose(0, 1, 3, 2)

@@ -13,7 +13,8 @@ import tvm
 from sparseflow.kernels.target.base import Target
 from sparseflow.kernels.template import TEMPLATES, Candidate
 from sparseflow.kernels.tuning.selector import Selector, time_interleaved, trials
-from sparseflow.kernels.workload import Array, Workload
+from sparseflow.kernels.weight import LayerWeight
+from sparseflow.kernels.workload import Workload
 
 BYTES_PER_CYCLE = 4.0  # what a change of layout moves, read and written, when nothing is measured
 
@@ -42,7 +43,7 @@ class MapTimes:
             return _moved(build("kernel")) / BYTES_PER_CYCLE / self.selector.target.clock_hz
         return self._kept(key, measured)
 
-    def layer(self, workload: Workload, candidate: Candidate, weight: Array, density: float) -> float:
+    def layer(self, workload: Workload, candidate: Candidate, weight: LayerWeight, density: float) -> float:
         """Seconds of a layer's kernel on a map of another density than the workload's."""
         dense = replace(workload, map_density=density)
         if not self.selector.measure:

@@ -23,6 +23,7 @@ from sparseflow.kernels.layouts.indexed import PixelLayout
 from sparseflow.kernels.target.base import Target
 from sparseflow.kernels.template import TEMPLATES, Candidate, KernelTemplate
 from sparseflow.kernels.tuning.cold_weights import ColdWeights
+from sparseflow.kernels.weight import LayerWeight
 from sparseflow.kernels.workload import Array, Layouts, Workload, natural_layouts
 
 BEFORE = "sparseflow.before_a_timed_call"
@@ -91,7 +92,7 @@ class Selector:
     folder: Path = field(default_factory=cache_folder)
     _seen: dict[str, Choice] = field(default_factory=dict)
 
-    def choose(self, workload: Workload, weight: Array, label: str = "") -> Choice:
+    def choose(self, workload: Workload, weight: LayerWeight, label: str = "") -> Choice:
         """The candidates of ``workload`` with their times, from memory, from disk or measured with ``weight``.
 
         Raises
@@ -109,7 +110,9 @@ class Selector:
             raise CompileError(f"no kernel for {workload.op} {workload.weight_shape}: {reasons}")
         return found
 
-    def _among(self, templates: tuple[str, ...], workload: Workload, weight: Array, label: str) -> Choice:
+    def _among(
+        self, templates: tuple[str, ...], workload: Workload, weight: LayerWeight, label: str
+    ) -> Choice:
         """The candidates of some templates: those that no density of the map changes are measured once for all."""
         key = self._key(workload)
         if key not in self._seen:
@@ -180,7 +183,7 @@ class Selector:
         ]
 
     def _measured(
-        self, workload: Workload, candidates: list[Candidate], weight: Array
+        self, workload: Workload, candidates: list[Candidate], weight: LayerWeight
     ) -> tuple[CandidateTime, ...]:
         calls = trials(self.target, workload, candidates, weight, self.between)
         times = time_interleaved(calls)
@@ -266,7 +269,7 @@ class Trial:
         name: str,
         workload: Workload,
         candidate: Candidate,
-        weight: Array,
+        weight: LayerWeight,
         between: int = 0,
     ) -> None:
         template = TEMPLATES[candidate.template]
@@ -282,7 +285,7 @@ class Trial:
             return tensor(random.random(shape, dtype=np.float32))
 
         inputs, outputs = ([tensor(m) for m in maps] for maps in self._maps(layouts, workload, random))
-        packed = template.pack(workload, candidate, weight.reshape(workload.weight_shape), layouts)
+        packed = template.pack(workload, candidate, weight, layouts)
         extra = [filled((workload.filters,))] if workload.bias else []
         if workload.residual_channels:
             picks = np.arange(workload.filters, dtype=np.int32) % workload.residual_channels
@@ -329,7 +332,7 @@ class Trial:
 
 
 def trials(
-    target: Target, workload: Workload, candidates: Sequence[Candidate], weight: Array, between: int = 0
+    target: Target, workload: Workload, candidates: Sequence[Candidate], weight: LayerWeight, between: int = 0
 ) -> list[Trial]:
     """The candidates compiled into one module, each with its operands."""
     functions = {}
