@@ -32,7 +32,7 @@ def pixel_candidates(workload: Workload, kept: Callable[[int], float]) -> list[d
             weights = taps * min(WORD, workload.channels) * kept(vb) * vb * lanes * 4
             if taps == 1 or weights <= most:
                 found += [{"VB": vb, "taps": taps, "band": min(b, share)} for b in bands]
-    return [dict(t) for t in {tuple(sorted(p.items())) for p in found}]
+    return [dict(t) for t in sorted({tuple(sorted(p.items())) for p in found})]
 
 
 def pixel_cycles(workload: Workload, candidate: Candidate, kept: float) -> float:

@@ -15,11 +15,11 @@ from typing import Any, ClassVar
 
 import tvm
 
+from sparseflow.core.element_type import FLOAT32, ElementType
 from sparseflow.errors import CompileError
 from sparseflow.registry import Registry
 
 Options = tuple[tuple[str, Any], ...]
-FLOAT_BITS = 32
 
 
 def _positive(what: Any) -> None:
@@ -56,19 +56,19 @@ class VectorUnit:
 
     def __post_init__(self) -> None:
         _positive(self)
-        if self.bits % FLOAT_BITS or self.accumulators >= self.registers:
+        if self.bits % FLOAT32.bits or self.accumulators >= self.registers:
             raise CompileError(
-                f"{self}: allowed: bits in multiples of {FLOAT_BITS}, and fewer accumulators than registers"
+                f"{self}: allowed: bits in multiples of {FLOAT32.bits}, and fewer accumulators than registers"
             )
 
-    def elements(self, bits: int) -> int:
-        """How many elements of ``bits`` a register holds."""
-        return self.bits // bits
+    def elements(self, element: ElementType) -> int:
+        """How many of them a register holds."""
+        return self.bits // element.bits
 
     @property
     def lanes(self) -> int:
         """Elements of a register of sums, which are float32."""
-        return self.elements(FLOAT_BITS)
+        return self.elements(FLOAT32)
 
     def holds(self, r: int, spots: int) -> bool:
         """True when a tile of ``r`` filters by ``spots`` vectors stays in registers: its sums, the inputs that
