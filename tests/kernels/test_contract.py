@@ -8,9 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-
-pytest.importorskip("torch")
-
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -148,9 +148,7 @@ def test_without_measuring_the_model_ranks_and_nothing_is_written(tmp_path: Path
     assert not (tmp_path / "none").exists()
     for t in choice.times:
         candidate = select.Candidate(t.template, t.parameters)
-        assert t.time_s * host.clock_hz == pytest.approx(
-            TEMPLATES[t.template].predict_cycles(w, candidate)
-        )
+        assert t.time_s * host.clock_hz == pytest.approx(TEMPLATES[t.template].predict_cycles(w, candidate))
 
 
 def test_a_sparse_weight_chooses_a_sparse_kernel_by_model(tmp_path: Path, host: Any) -> None:
