@@ -11,7 +11,7 @@ project = "sparseflow"
 version = release = sparseflow.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 root_doc = "README"
-include_patterns = ["*.md", "docs/*.md", "docs/reference/*.rst"]
+include_patterns = ["*.md", "docs/*.md", "docs/reference/*.rst", "examples/*.md"]
 suppress_warnings = ["ref.python"]  # a field that several classes have, named in backticks: no link
 
 myst_heading_anchors = 3
