@@ -20,6 +20,11 @@ class Snippet:
     language: str
     text: str
 
+    @property
+    def page(self) -> str:
+        """The page alone."""
+        return self.place.split(":")[0]
+
 
 def snippets(language: str) -> list[Snippet]:
     """All blocks of a language."""
