@@ -39,6 +39,7 @@ CONTENTS = """
 PAGES = {
     "Guides": (
         "quickstart",
+        "/examples/README",
         "training",
         "loops",
         "allocation",
