@@ -6,23 +6,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
-torch = pytest.importorskip("torch")
-
-from torch import nn  # noqa: E402
-
-import sparseflow  # noqa: E402
-from sparseflow import Engine  # noqa: E402
-from sparseflow.core.map_profile import MapCounter, MapProfile, as_map  # noqa: E402
-from sparseflow.core.plan import Measurement, Plan  # noqa: E402
-from sparseflow.engine import calibrate  # noqa: E402
-from sparseflow.engine.calibrate import batches, faster_engine, profile_maps  # noqa: E402
-from sparseflow.engine.frontends.importer import import_model  # noqa: E402
-from sparseflow.engine.target.targets import not_here, resolve  # noqa: E402
-from sparseflow.errors import CompileError, FormatError, InputError  # noqa: E402
-from sparseflow.kernels.target.cpu import AVX2  # noqa: E402
-from sparseflow.passes.graph import Graph  # noqa: E402
-from sparseflow.passes.ops import LayerAttrs, is_layer  # noqa: E402
+import sparseflow
+from sparseflow import Engine
+from sparseflow.core.map_profile import MapCounter, MapProfile, as_map
+from sparseflow.core.plan import Measurement, Plan
+from sparseflow.engine import calibrate
+from sparseflow.engine.calibrate import batches, faster_engine, profile_maps
+from sparseflow.engine.frontends.importer import import_model
+from sparseflow.engine.target.targets import not_here, resolve
+from sparseflow.errors import CompileError, FormatError, InputError
+from sparseflow.kernels.target.cpu import AVX2
+from sparseflow.passes.graph import Graph
+from sparseflow.passes.ops import LayerAttrs, is_layer
 
 
 class Net(nn.Module):

@@ -13,14 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-pytest.importorskip("tvm")
-torch = pytest.importorskip("torch")
-
-import sparseflow  # noqa: E402
-from sparseflow.engine.runtime.engine import Engine  # noqa: E402
-from sparseflow.engine.runtime.manifest import CODE, MANIFEST, WEIGHTS, read_manifest, sha256  # noqa: E402
-from sparseflow.errors import EngineError  # noqa: E402
+import sparseflow
+from sparseflow.engine.runtime.engine import Engine
+from sparseflow.engine.runtime.manifest import CODE, MANIFEST, WEIGHTS, read_manifest, sha256
+from sparseflow.errors import EngineError
 
 X = torch.ones(1, 3, 8, 8)
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
+from torch.nn import functional as F
 
 import sparseflow
-
-torch = pytest.importorskip("torch")
-from torch.nn import functional as F  # noqa: E402
 
 NAN, INF = float("nan"), float("inf")
 AS_TORCH = {

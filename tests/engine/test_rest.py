@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-import sparseflow  # noqa: E402
-from sparseflow.core.plan import Plan  # noqa: E402
+import sparseflow
+from sparseflow.core.plan import Plan
 
 
 def _model() -> torch.nn.Module:

@@ -9,15 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-torch = pytest.importorskip("torch")
-
-from hypothesis import given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
-
-import sparseflow  # noqa: E402
-from sparseflow.engine.stream.stream import StreamEngine  # noqa: E402
-from sparseflow.errors import CompileError, InputError  # noqa: E402
+import sparseflow
+from sparseflow.engine.stream.stream import StreamEngine
+from sparseflow.errors import CompileError, InputError
 
 nn = torch.nn
 Tensor = Any

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import tvm
-
-torch = pytest.importorskip("torch")
 
 
 @pytest.fixture(scope="session")

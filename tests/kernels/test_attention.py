@@ -5,15 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-torch = pytest.importorskip("torch")
-
-from hypothesis import given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
-
-from sparseflow.kernels.lane.attention import Attention, attention, walks  # noqa: E402
-from sparseflow.kernels.layouts.lane import LaneLayout, canonical  # noqa: E402
+from sparseflow.kernels.lane.attention import Attention, attention, walks
+from sparseflow.kernels.layouts.lane import LaneLayout, canonical
 
 RNG = np.random.default_rng(5)
 

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("torch")
-
 from sparseflow.kernels.gemv.few_rows import FewRowsDense, FewRowsSparse
 from sparseflow.kernels.target.cpu import AVX512
 from sparseflow.kernels.template import Candidate

@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from sparseflow.kernels.lane import operators as maps  # noqa: E402
-from sparseflow.kernels.lane.operators import Pool  # noqa: E402
-from sparseflow.kernels.layouts.lane import LaneLayout, canonical  # noqa: E402
-from sparseflow.kernels.target.cpu import AVX512  # noqa: E402
-from sparseflow.kernels.workload import ACTIVATIONS, Workload  # noqa: E402
+from sparseflow.kernels.lane import operators as maps
+from sparseflow.kernels.lane.operators import Pool
+from sparseflow.kernels.layouts.lane import LaneLayout, canonical
+from sparseflow.kernels.target.cpu import AVX512
+from sparseflow.kernels.workload import ACTIVATIONS, Workload
 
 RNG = np.random.default_rng(2)
 SHAPES = [(3, 14, 14), (5, 7, 9), (2, 1, 1), (17, 13, 6)]

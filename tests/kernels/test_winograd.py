@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from sparseflow.kernels.lane.winograd import (  # noqa: E402
+from sparseflow.kernels.lane.winograd import (
     ERRORS,
     SIZES,
     Winograd,
@@ -20,11 +19,11 @@ from sparseflow.kernels.lane.winograd import (  # noqa: E402
     matrices,
     phase_taps,
 )
-from sparseflow.kernels.target.cpu import AVX2, AVX512  # noqa: E402
-from sparseflow.kernels.template import TEMPLATES, Candidate  # noqa: E402
-from sparseflow.kernels.tuning.selector import Selector  # noqa: E402
-from sparseflow.kernels.weight import LayerWeight  # noqa: E402
-from sparseflow.kernels.workload import Layouts, Workload, dense_covers, natural_layouts  # noqa: E402
+from sparseflow.kernels.target.cpu import AVX2, AVX512
+from sparseflow.kernels.template import TEMPLATES, Candidate
+from sparseflow.kernels.tuning.selector import Selector
+from sparseflow.kernels.weight import LayerWeight
+from sparseflow.kernels.workload import Layouts, Workload, dense_covers, natural_layouts
 
 WINOGRAD = Winograd()
 

@@ -7,12 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 import tvm
-
-torch = pytest.importorskip("torch")
-
-import torch.nn.functional as F  # noqa: E402
-from tvm import ir, relax  # noqa: E402
+from tvm import ir, relax
 
 
 def _build(

@@ -8,9 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-
-pytest.importorskip("torch")
-
 from tvm import relax
 
 from sparseflow.kernels.target.cpu import AVX512

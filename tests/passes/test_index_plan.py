@@ -9,9 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-
-pytest.importorskip("torch")
-
 from tvm import relax
 
 from sparseflow.core import parse_structure

@@ -6,9 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-pytest.importorskip("torch")
-
 from tvm import relax
 
 from sparseflow.kernels.layouts.lane import LaneLayout, canonical

@@ -9,21 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
+from tvm import relax
 
-torch = pytest.importorskip("torch")
-
-from tvm import relax  # noqa: E402
-
-from sparseflow.kernels.target.cpu import AVX512  # noqa: E402
-from sparseflow.kernels.tuning.selector import Selector  # noqa: E402
-from sparseflow.passes import pipeline  # noqa: E402
-from sparseflow.passes.canonicalise import Canonicalise  # noqa: E402
-from sparseflow.passes.graph import Graph  # noqa: E402
-from sparseflow.passes.hoist import call_labels  # noqa: E402
-from sparseflow.passes.index import Index  # noqa: E402
-from sparseflow.passes.lower import Lower  # noqa: E402
-from sparseflow.passes.ops import constant, is_layer  # noqa: E402
-from sparseflow.passes.plan import PlanKernels  # noqa: E402
+from sparseflow.kernels.target.cpu import AVX512
+from sparseflow.kernels.tuning.selector import Selector
+from sparseflow.passes import pipeline
+from sparseflow.passes.canonicalise import Canonicalise
+from sparseflow.passes.graph import Graph
+from sparseflow.passes.hoist import call_labels
+from sparseflow.passes.index import Index
+from sparseflow.passes.lower import Lower
+from sparseflow.passes.ops import constant, is_layer
+from sparseflow.passes.plan import PlanKernels
 
 op = relax.op
 RNG = np.random.default_rng(0)

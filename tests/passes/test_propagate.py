@@ -7,25 +7,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import tvm
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from torch import nn
 
-torch = pytest.importorskip("torch")
-
-from hypothesis import HealthCheck, Phase, given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
-from torch import nn  # noqa: E402
-
-import sparseflow  # noqa: E402
-from sparseflow import zoo  # noqa: E402
-from sparseflow.core import parse_sparsify  # noqa: E402
-from sparseflow.core.plan import Cut, Plan  # noqa: E402
-from sparseflow.engine.frontends.importer import import_model  # noqa: E402
-from sparseflow.engine.sparsify import sparsify_module  # noqa: E402
-from sparseflow.kernels.target.cpu import AVX512  # noqa: E402
-from sparseflow.passes.canonicalise import Canonicalise  # noqa: E402
-from sparseflow.passes.graph import Graph, shape_of  # noqa: E402
-from sparseflow.passes.ops import LayerAttrs, is_layer, weight_of  # noqa: E402
-from sparseflow.passes.propagate import Propagate, cuts_of  # noqa: E402
+import sparseflow
+from sparseflow import zoo
+from sparseflow.core import parse_sparsify
+from sparseflow.core.plan import Cut, Plan
+from sparseflow.engine.frontends.importer import import_model
+from sparseflow.engine.sparsify import sparsify_module
+from sparseflow.kernels.target.cpu import AVX512
+from sparseflow.passes.canonicalise import Canonicalise
+from sparseflow.passes.graph import Graph, shape_of
+from sparseflow.passes.ops import LayerAttrs, is_layer, weight_of
+from sparseflow.passes.propagate import Propagate, cuts_of
 
 relu = torch.relu
 

@@ -9,17 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 import tvm
+from tvm import relax, tirx
+from tvm.relax import op as R
 
-torch = pytest.importorskip("torch")
-
-import torch.nn.functional as F  # noqa: E402
-from tvm import relax, tirx  # noqa: E402
-from tvm.relax import op as R  # noqa: E402
-
-from sparseflow.kernels.cpu_rules import Resources, rules  # noqa: E402
-from sparseflow.kernels.target.cpu import AVX512  # noqa: E402
-from sparseflow.passes.schedule_rest import SCHEDULED, ScheduleRest, schedule  # noqa: E402
+from sparseflow.kernels.cpu_rules import Resources, rules
+from sparseflow.kernels.target.cpu import AVX512
+from sparseflow.passes.schedule_rest import SCHEDULED, ScheduleRest, schedule
 
 TARGET = tvm.target.Target({"kind": "llvm", "mcpu": "x86-64-v4"})
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import time
 
 import pytest
+import torch
 
-tvm = pytest.importorskip("tvm")
-torch = pytest.importorskip("torch")
-
-import sparseflow  # noqa: E402
-from sparseflow.errors import CompileError  # noqa: E402
-from sparseflow.passes import watch  # noqa: E402
+import sparseflow
+from sparseflow.errors import CompileError
+from sparseflow.passes import watch
 
 
 def test_a_long_step_is_named_whenever_its_time_has_doubled() -> None:

@@ -9,21 +9,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import tvm
 
-torch = pytest.importorskip("torch")
-
-import sparseflow  # noqa: E402
-from sparseflow.engine.runtime.engine import Engine  # noqa: E402
-from sparseflow.engine.runtime.manifest import CODE, WEIGHTS  # noqa: E402
-from sparseflow.engine.target.targets import linker, resolve  # noqa: E402
-from sparseflow.errors import EngineError  # noqa: E402
-from sparseflow.kernels.lane import operators as maps  # noqa: E402
-from sparseflow.kernels.layouts.lane import canonical  # noqa: E402
-from sparseflow.kernels.target.cpu import NEON  # noqa: E402
-from sparseflow.kernels.workload import Workload  # noqa: E402
-from tests.kernels.test_contract import CASES, Case, pruned  # noqa: E402
-from tests.targets.conftest import Emulator  # noqa: E402
+import sparseflow
+from sparseflow.engine.runtime.engine import Engine
+from sparseflow.engine.runtime.manifest import CODE, WEIGHTS
+from sparseflow.engine.target.targets import linker, resolve
+from sparseflow.errors import EngineError
+from sparseflow.kernels.lane import operators as maps
+from sparseflow.kernels.layouts.lane import canonical
+from sparseflow.kernels.target.cpu import NEON
+from sparseflow.kernels.workload import Workload
+from tests.kernels.test_contract import CASES, Case, pruned
+from tests.targets.conftest import Emulator
 
 pytestmark = pytest.mark.slow
 

@@ -10,18 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import tvm
+from typer.testing import CliRunner
 
-torch = pytest.importorskip("torch")
-
-from typer.testing import CliRunner  # noqa: E402
-
-import sparseflow  # noqa: E402
-from sparseflow.cli.main import app  # noqa: E402
-from sparseflow.engine.target import targets  # noqa: E402
-from sparseflow.engine.target.targets import device, linker, not_here, resolve  # noqa: E402
-from sparseflow.errors import CompileError, EngineError  # noqa: E402
-from sparseflow.kernels.target.base import (  # noqa: E402
+import sparseflow
+from sparseflow.cli.main import app
+from sparseflow.engine.target import targets
+from sparseflow.engine.target.targets import device, linker, not_here, resolve
+from sparseflow.errors import CompileError, EngineError
+from sparseflow.kernels.target.base import (
     KINDS,
     TARGETS,
     Caches,
@@ -30,11 +28,11 @@ from sparseflow.kernels.target.base import (  # noqa: E402
     frozen,
     target_from,
 )
-from sparseflow.kernels.target.cpu import AVX2, AVX512, NEON, SSE, Cpu  # noqa: E402
-from sparseflow.kernels.target.flags import vector_flags  # noqa: E402
-from sparseflow.kernels.template import TEMPLATES  # noqa: E402
-from sparseflow.kernels.tuning.selector import Selector  # noqa: E402
-from sparseflow.kernels.workload import Workload, dense_covers, natural_layouts  # noqa: E402
+from sparseflow.kernels.target.cpu import AVX2, AVX512, NEON, SSE, Cpu
+from sparseflow.kernels.target.flags import vector_flags
+from sparseflow.kernels.template import TEMPLATES
+from sparseflow.kernels.tuning.selector import Selector
+from sparseflow.kernels.workload import Workload, dense_covers, natural_layouts
 
 CONV = Workload(
     "conv2d", 1, 32, 14, 14, 32, (3, 3), padding=(1, 1, 1, 1), covers=dense_covers(), target=AVX512

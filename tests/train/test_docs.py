@@ -1,4 +1,4 @@
-"""The snippets of docs/training.md and docs/loops.md run as they stand."""
+"""docs/training.md says what the registry of methods says; tests/docs runs its snippets."""
 
 from __future__ import annotations
 
@@ -15,20 +15,6 @@ from tests.train.method_cases import layer_for, model
 
 DOCS = Path(__file__).parents[2] / "docs"
 TEXT = (DOCS / "training.md").read_text()
-SNIPPETS = [
-    (f"{page}:{number}", snippet)
-    for page in ("training.md", "loops.md")
-    for number, snippet in enumerate(re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.S))
-]
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("name", "snippet"), SNIPPETS, ids=[name for name, _ in SNIPPETS])
-def test_python_snippets_run(
-    name: str, snippet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    exec(compile(snippet, name, "exec"), {})
 
 
 def test_the_recipe_is_one() -> None:

@@ -107,17 +107,8 @@ def program_to_relax(program: Any) -> tuple[Any, list[str], list[str]]:
         except Exception as error:
             raise ImportModelError(f"torch.export program: cannot decompose: {first_line(error)}") from error
         tensors = {**dict(program.constants), **dict(program.state_dict)}
-        importer = _Importer(tensors)
-        known = {
-            **importer.create_convert_map(),
-            "scaled_dot_product_attention.default": _attention(importer),
-            "group_norm.default": _group_norm(importer),
-            "layer_norm.default": _layer_norm(importer),
-            "elu.default": _elu(importer),
-            "amax.default": _extremum(importer, relax.op.max),
-            "amin.default": _extremum(importer, relax.op.min),
-            **torch_resample.converters(importer),
-        }
+        importer = Importer(tensors)
+        known = converters(importer)
         _check_operators(program, known)
         guarded = {name: _guard(convert) for name, convert in known.items()}
         try:
@@ -128,6 +119,20 @@ def program_to_relax(program: Any) -> tuple[Any, list[str], list[str]]:
     inputs = [str(name) for name in program.graph_signature.user_inputs]
     outputs = [str(spec.arg.name) for spec in program.graph_signature.output_specs if _is_user_output(spec)]
     return _name_constants(mod, importer.names), inputs, outputs
+
+
+def converters(importer: Any) -> dict[str, Converter]:
+    """The translation of each operator (``aten`` name and overload) that can be imported, by TVM or by this project."""
+    return {
+        **importer.create_convert_map(),
+        "scaled_dot_product_attention.default": _attention(importer),
+        "group_norm.default": _group_norm(importer),
+        "layer_norm.default": _layer_norm(importer),
+        "elu.default": _elu(importer),
+        "amax.default": _extremum(importer, relax.op.max),
+        "amin.default": _extremum(importer, relax.op.min),
+        **torch_resample.converters(importer),
+    }
 
 
 def _is_user_output(spec: Any) -> bool:
@@ -166,7 +171,7 @@ def _guard(convert: Converter) -> Callable[[Any, Any], Any]:
     return guarded
 
 
-class _Importer(ExportedProgramImporter):
+class Importer(ExportedProgramImporter):
     """TVM's importer, which reads memory as it stands: it gets each tensor's values in plain memory.
 
     Attributes

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+import sparseflow
 from sparseflow.core.checks import flag, whole_number
 from sparseflow.core.plan import Measurement
 from sparseflow.engine.measure.peers import PEERS, Array, Subject
@@ -212,7 +213,7 @@ def bench(
 
 
 def max_relative_error(outputs: Sequence[Array], reference: Sequence[Array]) -> float:
-    """max over outputs of max |a − b| / max |b|; infinite if shapes differ or a value is not finite."""
+    """max over outputs of ``max |a − b| / max |b|``; infinite if shapes differ or a value is not finite."""
     if len(outputs) != len(reference):
         return math.inf
     worst = 0.0
@@ -263,8 +264,7 @@ def _ours(
         outputs = engine(*inputs)
         return list(outputs) if isinstance(outputs, tuple) else [outputs]
 
-    version = importlib.metadata.version("sparseflow")
-    return _Contender(OURS, run, time.perf_counter() - start, version), engine.plan.to_json()
+    return _Contender(OURS, run, time.perf_counter() - start, sparseflow.__version__), engine.plan.to_json()
 
 
 def _check(
