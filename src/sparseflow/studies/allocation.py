@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
+from sparseflow.core.files import write_json
 from sparseflow.core.plan import Measurement
 from sparseflow.core.structures import parse_structure
 from sparseflow.engine.compile import compile
 from sparseflow.engine.target.machine import machine_name
-from sparseflow.studies.stages import write_json
 from sparseflow.train import parse_recipe
 from sparseflow.train.allocation import Assigned, LatencyAware, Problem, slots_of
 from sparseflow.train.methods import Magnitude, MaskedWeights

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 import sparseflow
+from sparseflow.core.files import write_json
 from sparseflow.core.plan import Measurement, Plan
 from sparseflow.core.storage import storage_table
 from sparseflow.data import Batches, ImageData, load_data
@@ -42,7 +43,7 @@ from sparseflow.studies.results import (
     Timing,
     Variant,
 )
-from sparseflow.studies.stages import StageEvent, Stages, write_json
+from sparseflow.studies.stages import StageEvent, Stages
 from sparseflow.train.models import MODELS
 from sparseflow.train.progress import TrainEvent
 from sparseflow.train.quickstart import TITLES, quickstart_recipe

@@ -16,6 +16,7 @@ from typing import Any
 import joblib
 
 from sparseflow.core.checks import whole_number
+from sparseflow.core.files import write_json
 from sparseflow.core.plan import Measurement
 from sparseflow.engine.measure.bench import interleave, pinned
 from sparseflow.engine.runtime.engine import Engine
@@ -24,7 +25,7 @@ from sparseflow.engine.target.machine import machine_name
 from sparseflow.errors import InputError, SparseflowError
 from sparseflow.studies.quickstart import versions
 from sparseflow.studies.results import DENSE, Environment
-from sparseflow.studies.stages import StageEvent, Stages, write_json
+from sparseflow.studies.stages import StageEvent, Stages
 from sparseflow.studies.sweep_engine import compile_and_check, test_arrays
 from sparseflow.studies.sweep_plan import Cell, Sweep
 from sparseflow.studies.sweep_results import CellResult, EngineFigures, SweepResult

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
 import pickle
 import random
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from sparseflow.errors import CheckpointError
+from sparseflow.core.files import complete_file
+from sparseflow.errors import CheckpointError, first_line
 
 _MAGIC = "sparseflow checkpoint 1"
 BROKEN_FILE = (
@@ -30,23 +27,6 @@ BROKEN_FILE = (
     zipfile.BadZipFile,
 )
 """What torch raises for a file that is no checkpoint."""
-
-
-@contextmanager
-def complete_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` to write to; renamed to ``path`` at the end, removed on an error.
-
-    What is found under ``path`` is therefore always complete, even after a kill.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    try:
-        yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -68,19 +48,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint; start the training first") from None
     except BROKEN_FILE as e:
-        reason = (str(e) or type(e).__name__).splitlines()[0]
         raise CheckpointError(
-            f"{path}: truncated or not a checkpoint ({reason}); delete it to start again"
+            f"{path}: truncated or not a checkpoint ({first_line(e)}); delete it to start again"
         ) from e
     if not isinstance(state, dict) or state.get("magic") != _MAGIC:
         raise CheckpointError(f"{path}: not a sparseflow checkpoint; delete it or choose another folder")
     return state
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write ``content`` as JSON so that ``path`` always holds a complete file."""
-    with complete_file(path) as partial:
-        partial.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def random_state() -> dict[str, Any]:

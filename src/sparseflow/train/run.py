@@ -12,19 +12,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from sparseflow.core.files import complete_file, write_json
 from sparseflow.core.mask import Mask
 from sparseflow.core.structures import parse_structure
-from sparseflow.errors import CheckpointError, RecipeError
+from sparseflow.errors import CheckpointError, RecipeError, first_line
 from sparseflow.train import parallel
 from sparseflow.train.activations import Activation, MapHooks, fit_thresholds, take
 from sparseflow.train.aids import recalibrate_batch_norm
 from sparseflow.train.allocation import allocate, record, recorded, resolved, slots_of
 from sparseflow.train.checkpoint import (
     BROKEN_FILE,
-    complete_file,
     load_checkpoint,
     save_checkpoint,
-    write_json,
 )
 from sparseflow.train.coupled import CoupledChannels, coupled_rules
 from sparseflow.train.methods import InTraining, MaskedWeights, Method, OneShot
@@ -240,9 +239,8 @@ class _Run:
             }
             self.history[name] = state["history"]
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise CheckpointError(
-                f"{path}: does not fit this model ({reason}); delete it to start again"
+                f"{path}: does not fit this model ({first_line(error)}); delete it to start again"
             ) from error
 
     def _take_over(self, done: Path, index: int) -> None:
@@ -343,8 +341,9 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     try:
         model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except BROKEN_FILE as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{path}: no weights for this model ({reason}); give another file") from error
+        raise CheckpointError(
+            f"{path}: no weights for this model ({first_line(error)}); give another file"
+        ) from error
 
 
 def export_model(model: nn.Module, example_inputs: tuple[Tensor, ...], path: Path) -> None:
