@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from sparseflow.core.structures import parse_sparsify
 from sparseflow.errors import StructureError
+from sparseflow.train.checkpoint import load_weights
 from sparseflow.train.methods import METHODS, MaskedWeights, OneShot
-from sparseflow.train.recipe import Recipe, load_recipe
+from sparseflow.train.recipe.recipe import Recipe, load_recipe
+from sparseflow.train.recipe.sources import Sources
 from sparseflow.train.rules import Rule
-from sparseflow.train.run import load_weights
-from sparseflow.train.sources import Sources
 
 SPARSIFY = "nm:2:4,unstructured@0.7,block:4x1@0.5,pattern:4,column@0.4,filter@0.2"
 HEAD = "| structure | method | test accuracy | same answer as dense |\n|---|---|---|---|"

@@ -138,7 +138,7 @@ def test_the_trainer_resumes_it_bit_for_bit(name: str, tmp_path: Path) -> None:
         net = model()
         method = make(name, net, rules_for(name))
         assert isinstance(method, InTraining)
-        settings = TrainSettings(EPOCHS, learning_rate=0.05)
+        settings = TrainSettings(epochs=EPOCHS, learning_rate=0.05)
         session = Session("sparse", path, "mine", progress)
         Trainer(net, data, data, settings, method, session).fit()  # type: ignore[arg-type]
         method.finish()

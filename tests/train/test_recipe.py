@@ -154,7 +154,7 @@ def test_a_registered_method_is_a_stage(monkeypatch: pytest.MonkeyPatch) -> None
     assert recipe.fingerprint(0) == parse_recipe(GOOD | {"stages": stages[:1]}).fingerprint(0)
     for key, value, message in (
         ("strength", -1.0, r"stages\[1\]\.strength: found -1\.0"),
-        ("epochs", 3, r"stages\[1\]\.epochs: unknown key; known here: kind, recalibrate, strength"),
+        ("epochs", 3, r"stages\[1\]\.epochs: unknown key; known here: recalibrate, kind, strength"),
         ("kind", 3, r"stages\[1\]\.kind: .*dense, retrain, admm"),
         ("kind", "nap", r"stages\[1\]\.kind: unknown method 'nap'; known: .*sleep"),
     ):

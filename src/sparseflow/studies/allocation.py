@@ -18,9 +18,9 @@ from sparseflow.engine.compile import compile
 from sparseflow.engine.target.machine import machine_name
 from sparseflow.train import parse_recipe
 from sparseflow.train.allocation import Assigned, LatencyAware, Problem, slots_of
+from sparseflow.train.checkpoint import load_weights
 from sparseflow.train.methods import Magnitude, MaskedWeights
-from sparseflow.train.run import load_weights
-from sparseflow.train.sources import Sources
+from sparseflow.train.recipe.sources import Sources
 
 Content = dict[str, Any]
 STEPS = 5

@@ -44,12 +44,13 @@ from sparseflow.studies.results import (
     Variant,
 )
 from sparseflow.studies.stages import StageEvent, Stages
+from sparseflow.train.checkpoint import load_weights
 from sparseflow.train.models import MODELS
 from sparseflow.train.progress import TrainEvent
 from sparseflow.train.quickstart import TITLES, quickstart_recipe
-from sparseflow.train.recipe import Recipe, parse_recipe
+from sparseflow.train.recipe.recipe import Recipe, parse_recipe
+from sparseflow.train.recipe.run import run_recipe
 from sparseflow.train.rules import weight_of
-from sparseflow.train.run import load_weights, run_recipe
 
 Array = np.ndarray[Any, Any]
 Progress = Callable[[StageEvent | TrainEvent], None]

@@ -30,8 +30,8 @@ from sparseflow.studies.sweep_engine import compile_and_check, test_arrays
 from sparseflow.studies.sweep_plan import Cell, Sweep
 from sparseflow.studies.sweep_results import CellResult, EngineFigures, SweepResult
 from sparseflow.train.progress import LogProgress, TrainEvent
-from sparseflow.train.recipe import Recipe, parse_recipe
-from sparseflow.train.run import run_recipe
+from sparseflow.train.recipe.recipe import Recipe, parse_recipe
+from sparseflow.train.recipe.run import run_recipe
 
 Progress = Callable[[StageEvent | TrainEvent], None]
 

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, and that restore the random generators too."""
+"""Checkpoints, weights and exported models as files that are whole or not there; the random generators' state."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from sparseflow.core.files import complete_file
 from sparseflow.errors import CheckpointError, first_line
@@ -54,6 +55,35 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("magic") != _MAGIC:
         raise CheckpointError(f"{path}: not a sparseflow checkpoint; delete it or choose another folder")
     return state
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write a plain state dictionary (contiguous, on the CPU), complete or not at all."""
+    with complete_file(path) as partial:
+        torch.save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, partial)
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Load a plain state dictionary; nothing but tensors is admitted.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing or truncated, or does not fit the model.
+    """
+    try:
+        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except BROKEN_FILE as error:
+        raise CheckpointError(
+            f"{path}: no weights for this model ({first_line(error)}); give another file"
+        ) from error
+
+
+def export_model(model: nn.Module, example_inputs: tuple[Tensor, ...], path: Path) -> None:
+    """Export with `torch.export`, in evaluation mode, for the example's shape; complete or not at all."""
+    program = torch.export.export(model.eval(), example_inputs)
+    with complete_file(path) as partial:
+        torch.export.save(program, partial)
 
 
 def random_state() -> dict[str, Any]:

@@ -8,14 +8,15 @@ from enum import StrEnum
 from typing import Any, ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 from torch import Tensor, nn
 
 from sparseflow.core.mask import Mask
 from sparseflow.core.structures import Structure
-from sparseflow.errors import SparseflowError, StructureError
+from sparseflow.errors import StructureError
 from sparseflow.registry import Registry
 from sparseflow.train.rules import Rule, Target, select_targets, weight_of
+from sparseflow.train.settings import Settings
 
 
 class Need(StrEnum):
@@ -26,27 +27,8 @@ class Need(StrEnum):
     TRAINING = "training"
 
 
-class MethodSettings(BaseModel):
-    """Base of the methods' settings: strict, frozen; each field is a key of the method's stage in a recipe.
-
-    Raises
-    ------
-    SparseflowError
-        For an unknown name or a value that is not allowed, in one line.
-    """
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            detail = error.errors(include_url=False)[0]
-            place = ".".join(str(part) for part in detail["loc"])
-            known = ", ".join(type(self).model_fields) or "none"
-            raise SparseflowError(
-                f"{type(self).__name__}: {place}: found {detail['input']!r}; {detail['msg']}; settings: {known}"
-            ) from None
+class MethodSettings(Settings):
+    """Base of the methods' settings; each field is a key of the method's stage in a recipe."""
 
 
 class CalibrationSettings(MethodSettings):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache, partial
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+from pydantic import Field, create_model, model_validator
 from torch import nn
 
 from sparseflow.errors import SparseflowError
@@ -20,50 +20,23 @@ from sparseflow.train.activations import (
     sparsify_activations,
 )
 from sparseflow.train.methods import METHODS, Method, MethodSettings, Need
-from sparseflow.train.settings import TrainSettings
-
-STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
-"""Unknown keys are errors, and so are values of another type."""
+from sparseflow.train.settings import StageKeys, TrainKeys, TrainSettings
 
 
-class Stage(BaseModel):
+class Stage(StageKeys):
     """``[[stages]]``: its ``kind`` is ``dense``, ``retrain``, ``activations``, ``thresholds`` or a method's name."""
 
-    model_config = STRICT
     kind: str
-    recalibrate: int = Field(default=0, ge=0)
 
 
-class TrainedStage(Stage):
-    """What every stage that trains has; see `TrainSettings`."""
+class TrainedStage(Stage, TrainKeys):
+    """What every stage that trains has."""
 
-    epochs: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=5e-4, ge=0)
-    warmup: float = Field(default=0.0, ge=0)
-    final: float = Field(default=0.0, ge=0, le=1)
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    mixup: float = Field(default=0.0, ge=0)
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    channels_last: bool = False
-    evaluate_every: int = Field(default=1, ge=1)
-    freeze: tuple[str, ...] = Field(default=(), strict=False)
-    ema: float = Field(default=0.0, ge=0, lt=1)
-    distill: float = Field(default=0.0, ge=0, le=1)
-    temperature: float = Field(default=4.0, gt=0)
-    clip: float = Field(default=0.0, ge=0)
-
-    @model_validator(mode="after")
-    def _warm_in_time(self) -> TrainedStage:
-        if self.warmup > self.epochs:
-            raise ValueError(f"warmup is {self.warmup} epochs, but the stage has {self.epochs}")
-        return self
 
     def settings(self) -> TrainSettings:
         """As the trainer takes them."""
-        names = TrainedStage.model_fields.keys() - {"kind"}
-        return TrainSettings(**{name: getattr(self, name) for name in names})
+        return TrainSettings(**{name: getattr(self, name) for name in TrainSettings.model_fields})
 
 
 class DenseStage(TrainedStage):

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from sparseflow.core.structures import parse_sparsify, parse_structure
 from sparseflow.errors import SparseflowError
 from sparseflow.train.rules import Rule
-from sparseflow.train.stages import STRICT
+from sparseflow.train.settings import STRICT
 
 
 class DataConfig(BaseModel):
