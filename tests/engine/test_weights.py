@@ -13,7 +13,7 @@ from torch import nn
 
 import sparseflow
 from sparseflow.core import BFLOAT16, ELEMENT_TYPES, FLOAT16, ElementType, parse_sparsify
-from sparseflow.engine.sparsify import sparsify_module
+from sparseflow.engine.sparsify import sparsify
 from sparseflow.errors import CompileError
 
 NARROW = pytest.mark.parametrize("element", [BFLOAT16, FLOAT16], ids=str)
@@ -41,7 +41,7 @@ def rounded(model: nn.Module, element: ElementType) -> nn.Module:
 def test_the_engine_equals_the_network_with_rounded_weights(element: ElementType, sparsify: str) -> None:
     model = network()
     if sparsify:
-        sparsify_module(model, parse_sparsify(sparsify))
+        sparsify(model, parse_sparsify(sparsify))
     x = torch.randn(1, 3, 12, 14)
     engine = sparseflow.compile(model, (x,), weights=element.name, measure=False)
     with torch.no_grad():

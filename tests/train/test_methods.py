@@ -138,9 +138,9 @@ def test_wildcards_leave_stem_depthwise_and_classifier_dense() -> None:
     net = model()
     assert [role_of(net, n) for n in ("stem", "body", "deep", "hidden", "head")] == [
         "stem",
-        None,
+        "",
         "depthwise",
-        None,
+        "",
         "classifier",
     ]
     names = [t.name for t in select_targets(net, (Rule("*", Unstructured(), 0.5),))]
