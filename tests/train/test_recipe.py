@@ -12,7 +12,7 @@ from pydantic import Field
 from sparseflow.data import load_data
 from sparseflow.errors import RecipeError
 from sparseflow.train import load_recipe, parse_recipe
-from sparseflow.train.methods import METHODS, Magnitude, MethodSettings
+from sparseflow.train.methods import METHODS, ByScores, MethodSettings
 from sparseflow.train.models import build_model
 from sparseflow.train.quickstart import TITLES, quickstart_recipe
 
@@ -144,7 +144,7 @@ def test_a_registered_method_is_a_stage(monkeypatch: pytest.MonkeyPatch) -> None
     class SleepSettings(MethodSettings):
         strength: float = Field(default=0.5, gt=0)
 
-    class Sleep(Magnitude):
+    class Sleep(ByScores):
         Settings = SleepSettings
 
     monkeypatch.setitem(METHODS._entries, "sleep", Sleep)

@@ -1,6 +1,7 @@
 """Sparsity training: methods for a loop of one's own, a trainer, strict recipes. Needs torch, not TVM."""
 
-from sparseflow.train.methods import ADMM, METHODS, AdmmSettings, Magnitude, MaskedWeights, Method
+from sparseflow.train.criteria import CRITERIA, Criterion
+from sparseflow.train.methods import ADMM, METHODS, AdmmSettings, ByScores, MaskedWeights, Method
 from sparseflow.train.models import MODELS
 from sparseflow.train.progress import LogProgress, RichProgress, TrainEvent
 from sparseflow.train.recipe.recipe import Recipe, load_recipe, parse_recipe
@@ -13,12 +14,14 @@ from sparseflow.train.trainer import Session, Trainer, evaluate
 
 __all__ = [
     "ADMM",
+    "CRITERIA",
     "METHODS",
     "MODELS",
     "AdmmSettings",
+    "ByScores",
+    "Criterion",
     "LayerSparsity",
     "LogProgress",
-    "Magnitude",
     "MaskedWeights",
     "Method",
     "PruneResult",

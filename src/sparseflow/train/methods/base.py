@@ -5,16 +5,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
+from sparseflow.core.arrays import Array
 from sparseflow.core.mask import Mask
 from sparseflow.core.structures import Structure
 from sparseflow.errors import StructureError
 from sparseflow.registry import Registry
+from sparseflow.train.criteria.base import Reads, readable
 from sparseflow.train.rules import Rule, Target, select_targets, weight_of
 from sparseflow.train.settings import Settings
 
@@ -23,6 +25,7 @@ class Need(StrEnum):
     """What a method uses besides the weights."""
 
     NOTHING = "nothing"
+    CRITERION = "what its criterion reads"
     CALIBRATION = "calibration data"
     TRAINING = "training"
 
@@ -41,6 +44,10 @@ class CalibrationSettings(MethodSettings):
     """
 
     samples: int = Field(default=512, ge=1)
+
+
+TrainedCriterion = Annotated[str, AfterValidator(readable(Reads.WEIGHTS, Reads.GRADIENTS, Reads.STEPS))]
+"""A criterion's name in the settings of a method that trains."""
 
 
 class TrainingSettings(MethodSettings):
@@ -113,6 +120,10 @@ class Method(ABC):
     def weight(self, target: Target) -> nn.Parameter:
         """The target's weight, shape (out, in, *kernel)."""
         return weight_of(self.model, target.name)
+
+    def scores(self, target: Target) -> Array | None:
+        """What each weight of a layer counts, shape of the weight; None if the method has no criterion for it."""
+        return None
 
     @abstractmethod
     def finish(self) -> dict[str, Mask]:

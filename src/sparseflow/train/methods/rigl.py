@@ -10,10 +10,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from sparseflow.core.arrays import Array
 from sparseflow.core.mask import Mask
 from sparseflow.core.structures import Structure
-from sparseflow.train.methods.base import METHODS, InTraining, TrainingSettings
-from sparseflow.train.rules import Rule, Target, scores_of, with_chosen_libraries
+from sparseflow.train.criteria.base import Scores
+from sparseflow.train.methods.base import METHODS, InTraining, TrainedCriterion, TrainingSettings
+from sparseflow.train.rules import Rule, Target, array_of, scores_of, with_chosen_libraries
 
 
 class RigLSettings(TrainingSettings):
@@ -29,12 +31,15 @@ class RigLSettings(TrainingSettings):
         Fraction of the training after which the masks stay.
     start : {"magnitude", "random"}
         The first masks: the largest weights of a trained network, or random ones to train from scratch.
+    criterion : str
+        By which weights are dropped; they always grow by their gradient.
     """
 
     fraction: float = Field(default=0.3, gt=0, le=1)
     update_every: int = Field(default=100, ge=1)
     end: float = Field(default=0.75, gt=0, le=1)
     start: Literal["magnitude", "random"] = "magnitude"
+    criterion: TrainedCriterion = "magnitude"
 
     def replaced(self, progress: float) -> float:
         """``α/2 (1 + cos(π t))``, where t runs from 0 to 1 at ``end``; 0 afterwards."""
@@ -44,7 +49,7 @@ class RigLSettings(TrainingSettings):
 
 @METHODS.register("rigl")
 class RigL(InTraining):
-    """Keeps the density from the first step; drops the smallest magnitudes and grows the largest gradients.
+    """Keeps the density from the first step; drops the lowest scores and grows the largest gradients.
 
     Grown weights start from zero. At the end the masks have moved to where the gradient asked for weights.
 
@@ -64,6 +69,7 @@ class RigL(InTraining):
         self.targets = with_chosen_libraries(model, self.targets)
         self.keep: dict[str, Tensor] = {}
         self._fresh: dict[str, Tensor] = {}
+        self.seen = Scores(settings.criterion)
         for target in self.targets:
             weight = self.weight(target)
             first = weight if settings.start == "magnitude" else torch.rand(weight.shape)
@@ -93,6 +99,7 @@ class RigL(InTraining):
             gradient = self.weight(target).grad
             if gradient is None:
                 continue
+            self.seen.add_gradient(target.name, self.weight(target), gradient)
             before = self.keep[target.name]
             if due:
                 self._set(target, self.replace(target, scores_of(gradient), replaced))
@@ -111,11 +118,16 @@ class RigL(InTraining):
         fraction : float
         """
         keep = self.keep[target.name].cpu().numpy()
-        tiny = np.finfo(np.float32).tiny  # a kept weight that is still zero ranks above a removed one
-        magnitudes = np.where(keep, scores_of(self.weight(target)) + tiny, 0)
-        survive = target.structure.mask(magnitudes, target.density * (1 - fraction)).keep & keep
+        survive = target.structure.mask(self.scores(target), target.density * (1 - fraction)).keep & keep
         highest = 2 * float(gradient.max()) + 1
         return target.structure.mask(np.where(survive, highest, gradient), target.density)
+
+    def scores(self, target: Target) -> Array:
+        """The criterion's scores; 0 of what is removed only: a kept weight that is still zero ranks above it."""
+        scores = array_of(self.seen.so_far(target.name, self.weight(target)))
+        keep = self.keep[target.name].cpu().numpy()
+        kept: Array = np.where(keep, scores + np.finfo(scores.dtype).tiny, 0)
+        return kept
 
     def after_step(self) -> None:
         """Set removed weights to zero, and grown ones, whatever momentum they had before."""
@@ -136,9 +148,14 @@ class RigL(InTraining):
         return {t.name: Mask(self.keep[t.name].cpu().numpy(), t.structure) for t in self.targets}
 
     def state_dict(self) -> dict[str, Any]:
-        """Masks, the number of grown weights, and the structures with their libraries."""
+        """Masks, the number of grown weights, what the criterion has seen, and the structures with their libraries."""
         structures = {t.name: str(t.structure) for t in self.targets}
-        return {"keep": dict(self.keep), "moved": self.moved, "structures": structures}
+        return {
+            "keep": dict(self.keep),
+            "moved": self.moved,
+            "structures": structures,
+            "seen": self.seen.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`.
@@ -155,6 +172,7 @@ class RigL(InTraining):
         for name, keep in self.keep.items():
             self.keep[name] = state["keep"][name].to(keep.device, copy=True)
         self.moved = int(state["moved"])
+        self.seen.load_state_dict(state["seen"], {name: keep.device for name, keep in self.keep.items()})
         self._apply()
 
     def _set(self, target: Target, mask: Mask) -> None:

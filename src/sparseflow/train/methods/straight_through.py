@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparseflow.core.arrays import Array
 from sparseflow.core.mask import Mask
+from sparseflow.train.criteria.base import Scores
 from sparseflow.train.methods.base import InTraining
-from sparseflow.train.rules import Rule, with_chosen_libraries
+from sparseflow.train.rules import Rule, Target, array_of, with_chosen_libraries
 
 
 class StraightThrough(InTraining):
@@ -24,6 +26,7 @@ class StraightThrough(InTraining):
     model : nn.Module
     rules : sequence of Rule
     settings : TrainingSettings
+        With a ``criterion``, which sees latent weights and the gradients at the masked ones.
 
     References
     ----------
@@ -40,6 +43,7 @@ class StraightThrough(InTraining):
             self.latent[target.name] = self.weight(target).detach().clone()
             self.keep[target.name] = torch.ones_like(self.latent[target.name], dtype=torch.bool)
         self.steps, self.step = 1, 0
+        self.seen = Scores(self.settings.criterion)
 
     def masks_now(self) -> dict[str, Mask] | None:
         """The masks that the next batch sees, or None to leave them."""
@@ -63,6 +67,7 @@ class StraightThrough(InTraining):
         with torch.no_grad():
             for target in self.targets:
                 weight, latent = self.weight(target), self.latent[target.name]
+                self.seen.add_gradient(target.name, latent, weight.grad)
                 if weight.grad is not None:
                     self.shape_gradient(weight, latent, self.keep[target.name], target.name)
                 weight.copy_(latent)
@@ -90,13 +95,18 @@ class StraightThrough(InTraining):
                 self.weight(target).copy_(self.latent[target.name])
         return masks
 
+    def scores(self, target: Target) -> Array:
+        """The criterion's scores of the latent weights."""
+        return array_of(self.seen.so_far(target.name, self.latent[target.name]))
+
     def final_masks(self) -> dict[str, Mask]:
         """The masks at the density of the rules."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """Latent weights, masks and the structures with their libraries."""
+        """Latent weights, masks, what the criterion has seen, and the structures with their libraries."""
         return {
+            "seen": self.seen.state_dict(),
             "latent": dict(self.latent),
             "keep": dict(self.keep),
             "structures": {t.name: str(t.structure) for t in self.targets},
@@ -117,6 +127,7 @@ class StraightThrough(InTraining):
         for name in self.latent:
             self.latent[name] = state["latent"][name].to(self.latent[name].device, copy=True)
             self.keep[name] = state["keep"][name].to(self.latent[name].device, copy=True)
+        self.seen.load_state_dict(state["seen"], {n: latent.device for n, latent in self.latent.items()})
 
     def _mask(self) -> None:
         masks = self.masks_now()

@@ -200,7 +200,8 @@ class _Run:
         """The method's masks, held by the model from here on."""
         self.masks = method.finish()
         if coupled_rules(rules):
-            coupled = CoupledChannels.chosen(model, rules, self._example())
+            scores = {t.name: found for t in method.targets if (found := method.scores(t)) is not None}
+            coupled = CoupledChannels.chosen(model, rules, self._example(), scores)
             self.masks = coupled.joined(model, rules, self.masks)
         self._masked(model)
 

@@ -19,7 +19,7 @@ from sparseflow.train.activations import (
     TopK,
     sparsify_activations,
 )
-from sparseflow.train.methods import METHODS, Method, MethodSettings, Need
+from sparseflow.train.methods import Method, MethodSettings, Need, method_of
 from sparseflow.train.settings import StageKeys, TrainKeys, TrainSettings
 
 
@@ -134,12 +134,12 @@ class MethodStage(Stage):
 
 
 def stage_class(kind: str) -> type[Stage]:
-    """The class of stages of a kind: ``dense``, ``retrain`` or a method's name.
+    """The class of stages of a kind: ``dense``, ``retrain``, a method's name, or a criterion's for one-shot pruning.
 
     Raises
     ------
     RegistryError
-        If no method has that name.
+        If neither a method nor such a criterion has that name.
     """
     own: dict[str, type[Stage]] = {
         "dense": DenseStage,
@@ -147,13 +147,20 @@ def stage_class(kind: str) -> type[Stage]:
         "activations": ActivationsStage,
         "thresholds": ThresholdsStage,
     }
-    return own[kind] if kind in own else _method_stage(kind, METHODS[kind])
+    if kind in own:
+        return own[kind]
+    method, said = method_of(kind)
+    return _method_stage(kind, method, tuple(said.items()))
 
 
 @cache
-def _method_stage(kind: str, method: type[Method]) -> type[MethodStage]:
-    """The method's settings as keys, beside those of a training if it trains; both may share ``epochs``."""
+def _method_stage(kind: str, method: type[Method], said: tuple[tuple[str, Any], ...]) -> type[MethodStage]:
+    """The method's settings as keys, beside those of a training if it trains; both may share ``epochs``.
+
+    What the kind itself has ``said`` can only be repeated.
+    """
     settings: dict[str, Any] = {n: (f.annotation, f) for n, f in method.Settings.model_fields.items()}
+    settings |= {name: (Literal[value], value) for name, value in said}
     settings["kind"] = (Literal[kind], ...)
     bases: tuple[type[Any], ...] = (
         (MethodStage, TrainedStage) if method.needs is Need.TRAINING else (MethodStage,)
