@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -105,14 +105,6 @@ class Scores:
         """The scores in a training; before the first gradient the magnitudes."""
         known = self.reads is Reads.WEIGHTS or layer in self.sums
         return self.of(layer, weight) if known else weight.detach().abs()
-
-    def state_dict(self) -> dict[str, Any]:
-        """The sums by layer."""
-        return dict(self.sums)
-
-    def load_state_dict(self, state: dict[str, Tensor], devices: dict[str, Any]) -> None:
-        """Continue from `state_dict`, with each layer's sums on its device."""
-        self.sums = {name: sums.to(devices[name], copy=True) for name, sums in state.items()}
 
 
 def readable(*reads: Reads) -> Callable[[str], str]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
-from pydantic import AfterValidator, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from sparseflow.core.arrays import Array
@@ -16,8 +16,7 @@ from sparseflow.core.mask import Mask
 from sparseflow.core.structures import Structure
 from sparseflow.errors import StructureError
 from sparseflow.registry import Registry
-from sparseflow.train.criteria.base import Reads, readable
-from sparseflow.train.rules import Rule, Target, select_targets, weight_of
+from sparseflow.train.rules import Rule, Target, select_targets, weight_of, with_chosen_libraries
 from sparseflow.train.settings import Settings
 
 
@@ -44,10 +43,6 @@ class CalibrationSettings(MethodSettings):
     """
 
     samples: int = Field(default=512, ge=1)
-
-
-TrainedCriterion = Annotated[str, AfterValidator(readable(Reads.WEIGHTS, Reads.GRADIENTS, Reads.STEPS))]
-"""A criterion's name in the settings of a method that trains."""
 
 
 class TrainingSettings(MethodSettings):
@@ -145,10 +140,20 @@ class InTraining(Method):
     The order of calls is ``begin_epoch``, then for each batch ``penalty`` (added to the loss), ``backward``,
     ``before_step``, the optimiser's step, ``after_step``; then ``after_epoch``. Between batches the model's
     weights are those to evaluate.
+
+    Attributes
+    ----------
+    by_layer : tuple of str
+        Names of the attributes that are the method's state: tensors of the weights' shapes by layer.
     """
 
     needs: ClassVar[Need] = Need.TRAINING
     Settings: ClassVar[type[MethodSettings]] = TrainingSettings
+    by_layer: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, model: nn.Module, rules: tuple[Rule, ...] | list[Rule], settings: Any = None) -> None:
+        super().__init__(model, rules, settings)
+        self.targets = with_chosen_libraries(model, self.targets)
 
     def begin_epoch(self, epoch: int, steps: int) -> None:
         """Call before each epoch with the number of completed ones and the number of batches in this one."""
@@ -169,10 +174,29 @@ class InTraining(Method):
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed training needs, as tensors and plain containers."""
-        return {}
+        if not self.by_layer:
+            return {}
+        structures = {t.name: str(t.structure) for t in self.targets}  # with their libraries
+        return {part: dict(getattr(self, part)) for part in self.by_layer} | {"structures": structures}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` returned."""
+        """Continue from what `state_dict` returned.
+
+        Raises
+        ------
+        ValueError
+            If it is of other layers.
+        """
+        if not self.by_layer:
+            return
+        weights = {t.name: self.weight(t) for t in self.targets}
+        tensors = [item for part in self.by_layer for item in state[part].items()]
+        if set(state["structures"]) != set(weights) or any(t.shape != weights[n].shape for n, t in tensors):
+            raise ValueError("its state is of other layers")
+        self.targets = tuple(t.restored(state["structures"][t.name]) for t in self.targets)
+        for part in self.by_layer:
+            here = {n: t.to(weights[n].device, copy=True) for n, t in state[part].items()}
+            setattr(self, part, here)
 
 
 METHODS: Registry[type[Method]] = Registry("method")

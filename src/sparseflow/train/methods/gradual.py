@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from sparseflow.core.arrays import Array
 from sparseflow.core.mask import Mask
 from sparseflow.core.structures import Structure
-from sparseflow.train.criteria.base import Scores
-from sparseflow.train.methods.base import METHODS, InTraining, TrainedCriterion
+from sparseflow.train.methods.base import METHODS
 from sparseflow.train.methods.ramp import RampSettings, no_ramp, on_the_ramp
-from sparseflow.train.rules import Rule, Target, array_of, with_chosen_libraries
+from sparseflow.train.methods.scored import ScoredTraining, TrainedCriterion
+from sparseflow.train.rules import Rule, Target
 
 
 class GradualSettings(RampSettings):
@@ -29,7 +29,7 @@ class GradualSettings(RampSettings):
 
 
 @METHODS.register("gradual")
-class Gradual(InTraining):
+class Gradual(ScoredTraining):
     """Keeps the highest scores by a criterion, at a density that falls as ``d_f + (1 − d_f)(1 − t)³``.
 
     What is removed stays at zero, so the masks are nested. N:M falls from M over M − 1, … to N of M.
@@ -42,31 +42,17 @@ class Gradual(InTraining):
 
     Settings = GradualSettings
     settings: GradualSettings
+    by_layer = ("removed",)
     when = "a good result for little effort; few settings, one training"
 
-    def __init__(
-        self, model: nn.Module, rules: tuple[Rule, ...] | list[Rule], settings: GradualSettings
-    ) -> None:
+    def __init__(self, model: nn.Module, rules: tuple[Rule, ...] | list[Rule], settings: Any = None) -> None:
         super().__init__(model, rules, settings)
-        self.targets = with_chosen_libraries(model, self.targets)
         self.removed: dict[str, Tensor] = {}
-        self.seen = Scores(settings.criterion)
-        self.steps, self.step = 1, 0
 
     @classmethod
     def refuses(cls, structure: Structure, layer: nn.Module) -> str | None:
         """Structures of fixed density except N:M have no ramp."""
         return no_ramp(structure)
-
-    def begin_epoch(self, epoch: int, steps: int) -> None:
-        """Take note of where the training is."""
-        self.steps, self.step = steps, epoch * steps
-
-    def before_step(self) -> None:
-        """Show the gradients to the criterion."""
-        for target in self.targets:
-            weight = self.weight(target)
-            self.seen.add_gradient(target.name, weight, weight.grad)
 
     def after_step(self) -> None:
         """Make the masks anew if it is time; set removed weights to zero."""
@@ -88,36 +74,12 @@ class Gradual(InTraining):
 
     def scores(self, target: Target) -> Array:
         """The criterion's scores; 0 only of what is removed, so that masks are nested."""
-        weight = self.weight(target)
-        scores = array_of(self.seen.so_far(target.name, weight))
+        scores = super().scores(target)
         removed = self.removed.get(target.name)
         if removed is None:
             return scores
         kept: Array = np.where(removed.cpu().numpy(), 0, scores + np.finfo(scores.dtype).tiny)
         return kept
-
-    def state_dict(self) -> dict[str, Any]:
-        """The removed positions, what the criterion has seen, and the structures with their libraries."""
-        return {
-            "seen": self.seen.state_dict(),
-            "removed": dict(self.removed),
-            "structures": {t.name: str(t.structure) for t in self.targets},
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`.
-
-        Raises
-        ------
-        ValueError
-            If it is of other layers.
-        """
-        if set(state["structures"]) != {t.name for t in self.targets}:
-            raise ValueError("its masks are of other layers")
-        self.targets = tuple(t.restored(state["structures"][t.name]) for t in self.targets)
-        devices = {t.name: self.weight(t).device for t in self.targets}
-        self.removed = {name: r.to(devices[name], copy=True) for name, r in state["removed"].items()}
-        self.seen.load_state_dict(state["seen"], devices)
 
     def _remove(self, progress: float) -> None:
         for target in self.targets:

@@ -6,8 +6,9 @@ from torch import Tensor, nn
 
 from sparseflow.core.mask import Mask
 from sparseflow.core.structures import Structure
-from sparseflow.train.methods.base import METHODS, TrainedCriterion
+from sparseflow.train.methods.base import METHODS
 from sparseflow.train.methods.ramp import RampSettings, no_ramp, on_the_ramp
+from sparseflow.train.methods.scored import TrainedCriterion
 from sparseflow.train.methods.straight_through import StraightThrough
 
 

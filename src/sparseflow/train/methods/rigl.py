@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from sparseflow.core.arrays import Array
 from sparseflow.core.mask import Mask
 from sparseflow.core.structures import Structure
-from sparseflow.train.criteria.base import Scores
-from sparseflow.train.methods.base import METHODS, InTraining, TrainedCriterion, TrainingSettings
-from sparseflow.train.rules import Rule, Target, array_of, scores_of, with_chosen_libraries
+from sparseflow.train.methods.base import METHODS, TrainingSettings
+from sparseflow.train.methods.scored import ScoredTraining, TrainedCriterion
+from sparseflow.train.rules import Rule, Target, scores_of
 
 
 class RigLSettings(TrainingSettings):
@@ -48,7 +48,7 @@ class RigLSettings(TrainingSettings):
 
 
 @METHODS.register("rigl")
-class RigL(InTraining):
+class RigL(ScoredTraining):
     """Keeps the density from the first step; drops the lowest scores and grows the largest gradients.
 
     Grown weights start from zero. At the end the masks have moved to where the gradient asked for weights.
@@ -60,21 +60,18 @@ class RigL(InTraining):
 
     Settings = RigLSettings
     settings: RigLSettings
+    by_layer = ("keep",)
     when = 'training at a fixed, small number of weights all along; from scratch with start = "random"'
 
-    def __init__(
-        self, model: nn.Module, rules: tuple[Rule, ...] | list[Rule], settings: RigLSettings
-    ) -> None:
+    def __init__(self, model: nn.Module, rules: tuple[Rule, ...] | list[Rule], settings: Any = None) -> None:
         super().__init__(model, rules, settings)
-        self.targets = with_chosen_libraries(model, self.targets)
         self.keep: dict[str, Tensor] = {}
         self._fresh: dict[str, Tensor] = {}
-        self.seen = Scores(settings.criterion)
         for target in self.targets:
             weight = self.weight(target)
-            first = weight if settings.start == "magnitude" else torch.rand(weight.shape)
+            first = weight if self.settings.start == "magnitude" else torch.rand(weight.shape)
             self._set(target, target.structure.mask(scores_of(first), target.density))
-        self.steps, self.step, self.moved = 1, 0, 0
+        self.moved = 0
         self._apply()
 
     @classmethod
@@ -86,12 +83,9 @@ class RigL(InTraining):
             "every group keeps the same number of weights, so there are no units to drop and grow; use sr_ste"
         )
 
-    def begin_epoch(self, epoch: int, steps: int) -> None:
-        """Take note of where the training is."""
-        self.steps, self.step = steps, epoch * steps
-
     def before_step(self) -> None:
         """Replace units if it is time; then only weights that stay kept follow the gradient."""
+        super().before_step()
         progress = (self.step + 1) / (self.steps * self.settings.epochs)
         replaced = self.settings.replaced(progress)
         due = (self.step + 1) % self.settings.update_every == 0 and replaced > 0
@@ -99,7 +93,6 @@ class RigL(InTraining):
             gradient = self.weight(target).grad
             if gradient is None:
                 continue
-            self.seen.add_gradient(target.name, self.weight(target), gradient)
             before = self.keep[target.name]
             if due:
                 self._set(target, self.replace(target, scores_of(gradient), replaced))
@@ -124,7 +117,7 @@ class RigL(InTraining):
 
     def scores(self, target: Target) -> Array:
         """The criterion's scores; 0 of what is removed only: a kept weight that is still zero ranks above it."""
-        scores = array_of(self.seen.so_far(target.name, self.weight(target)))
+        scores = super().scores(target)
         keep = self.keep[target.name].cpu().numpy()
         kept: Array = np.where(keep, scores + np.finfo(scores.dtype).tiny, 0)
         return kept
@@ -148,31 +141,13 @@ class RigL(InTraining):
         return {t.name: Mask(self.keep[t.name].cpu().numpy(), t.structure) for t in self.targets}
 
     def state_dict(self) -> dict[str, Any]:
-        """Masks, the number of grown weights, what the criterion has seen, and the structures with their libraries."""
-        structures = {t.name: str(t.structure) for t in self.targets}
-        return {
-            "keep": dict(self.keep),
-            "moved": self.moved,
-            "structures": structures,
-            "seen": self.seen.state_dict(),
-        }
+        """Masks and the number of grown weights too."""
+        return super().state_dict() | {"moved": self.moved}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`.
-
-        Raises
-        ------
-        ValueError
-            If it is of other layers.
-        """
-        shapes = {name: tuple(keep.shape) for name, keep in self.keep.items()}
-        if {name: tuple(keep.shape) for name, keep in state["keep"].items()} != shapes:
-            raise ValueError("its masks are of other layers")
-        self.targets = tuple(t.restored(state["structures"][t.name]) for t in self.targets)
-        for name, keep in self.keep.items():
-            self.keep[name] = state["keep"][name].to(keep.device, copy=True)
+        """Continue from `state_dict`."""
+        super().load_state_dict(state)
         self.moved = int(state["moved"])
-        self.seen.load_state_dict(state["seen"], {name: keep.device for name, keep in self.keep.items()})
         self._apply()
 
     def _set(self, target: Target, mask: Mask) -> None:

@@ -6,7 +6,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sparseflow.core.mask import Mask
-from sparseflow.train.methods.base import METHODS, TrainedCriterion, TrainingSettings
+from sparseflow.train.methods.base import METHODS, TrainingSettings
+from sparseflow.train.methods.scored import TrainedCriterion
 from sparseflow.train.methods.straight_through import StraightThrough
 
 
