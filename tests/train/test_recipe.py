@@ -82,7 +82,7 @@ def test_quick_start_recipes_equal_their_files(structure: str, title: str) -> No
         (("rules",), [], r"no \[\[rules\]\]"),
         (("rules", 0, "sparsify"), "block:4x1@1.5", r"rules\[0\]\.sparsify: .*1\.5"),
         (("rules", 0, "sparsify"), "brick@0.5", r"rules\[0\]\.sparsify: .*brick"),
-        (("rules", 0, "include"), ["neck"], r"rules\[0\]\.include\[0\]: found 'neck'"),
+        (("rules", 0, "include"), ["neck"], r"rules\[0\]: rule .*: unknown role 'neck'; stem, "),
         (("seed",), -1, r"seed: found -1"),
     ],
 )

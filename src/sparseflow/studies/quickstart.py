@@ -32,7 +32,7 @@ from sparseflow.engine.measure.peers import PEERS, Subject
 from sparseflow.engine.runtime.engine import Engine
 from sparseflow.engine.runtime.threads import checked_threads
 from sparseflow.engine.target.machine import machine_name
-from sparseflow.errors import CompileError, InputError, SparseflowError
+from sparseflow.errors import CompileError, InputError, SparseflowError, first_line
 from sparseflow.studies.results import (
     DENSE,
     OURS,
@@ -321,7 +321,7 @@ class _Quickstart:
             try:
                 peer = PEERS[name].make(subject, self.threads, folder)
             except (SparseflowError, RuntimeError) as error:
-                notes.append(f"{name} was not timed: {str(error).strip().splitlines()[0]}")
+                notes.append(f"{name} was not timed: {first_line(error)}")
                 continue
             error_found = max_relative_error(peer(subject.inputs), expected)
             if error_found <= 10 * TOLERANCE:

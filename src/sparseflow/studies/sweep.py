@@ -22,7 +22,7 @@ from sparseflow.engine.measure.bench import interleave, pinned
 from sparseflow.engine.runtime.engine import Engine
 from sparseflow.engine.runtime.threads import checked_threads
 from sparseflow.engine.target.machine import machine_name
-from sparseflow.errors import InputError, SparseflowError
+from sparseflow.errors import InputError, SparseflowError, first_line
 from sparseflow.studies.quickstart import versions
 from sparseflow.studies.results import DENSE, Environment
 from sparseflow.studies.stages import StageEvent, Stages
@@ -187,7 +187,7 @@ def _executor(options: SweepOptions) -> Any:
     try:
         ray.init(address=options.ray, ignore_reinit_error=True, log_to_driver=False)
     except (ConnectionError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise InputError(f"sweep: no Ray cluster at {options.ray!r} ({reason}); start one first") from error
     register_ray()
     return joblib.parallel_config(backend="ray")

@@ -67,7 +67,7 @@ class RuleConfig(BaseModel):
     sparsify: str | None = None
     choose: tuple[str, ...] = Field(default=(), strict=False)
     coupled: bool = False
-    include: tuple[Literal["stem", "depthwise", "classifier"], ...] = Field(default=(), strict=False)
+    include: tuple[str, ...] = Field(default=(), strict=False)
 
     @field_validator("sparsify")
     @classmethod
