@@ -21,8 +21,8 @@ from sparseflow.engine.compile import compile
 from sparseflow.engine.measure.bench import pinned
 from sparseflow.studies.allocation import interleaved
 from sparseflow.train import LogProgress, parse_recipe, run_recipe
+from sparseflow.train.checkpoint import export_model, load_weights
 from sparseflow.train.models import build_model
-from sparseflow.train.run import export_model, load_weights
 
 Content = dict[str, Any]
 MNIST: Content = {

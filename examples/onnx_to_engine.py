@@ -23,14 +23,14 @@ def export(path: Path) -> None:
     from torch import nn
 
     from sparseflow.core import parse_sparsify
-    from sparseflow.engine.sparsify import sparsify_module
+    from sparseflow.engine.sparsify import sparsify
 
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10),
     ).eval()  # fmt: skip
-    sparsify_module(model, parse_sparsify("nm:2:4@0.5"))
+    sparsify(model, parse_sparsify("nm:2:4@0.5"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(model, (torch.randn(1, 3, 32, 32),), str(path), dynamo=False)

@@ -10,7 +10,7 @@ from torch import nn
 
 import sparseflow
 from sparseflow.core import parse_sparsify
-from sparseflow.engine.sparsify import sparsify_module
+from sparseflow.engine.sparsify import sparsify
 
 
 def main() -> None:
@@ -24,7 +24,7 @@ def main() -> None:
     dense = sparseflow.compile(model, example, measure=False)
 
     # One shot by magnitude, all but the first and the last layer, to see the speed; fine_tune.py keeps the accuracy.
-    sparsify_module(model, parse_sparsify("block:4x1@0.9"))
+    sparsify(model, parse_sparsify("block:4x1@0.9"))
     # measure=False takes the cost model's choice of kernels, within seconds; leave it out to time them here.
     sparse = sparseflow.compile(model, example, measure=False)
 

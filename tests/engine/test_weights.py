@@ -13,7 +13,6 @@ from torch import nn
 
 import sparseflow
 from sparseflow.core import BFLOAT16, ELEMENT_TYPES, FLOAT16, ElementType, parse_sparsify
-from sparseflow.engine.sparsify import sparsify_module
 from sparseflow.errors import CompileError
 
 NARROW = pytest.mark.parametrize("element", [BFLOAT16, FLOAT16], ids=str)
@@ -37,11 +36,11 @@ def rounded(model: nn.Module, element: ElementType) -> nn.Module:
 
 
 @NARROW
-@pytest.mark.parametrize("sparsify", ["", "unstructured@0.8", "block:4x1@0.8"])
-def test_the_engine_equals_the_network_with_rounded_weights(element: ElementType, sparsify: str) -> None:
+@pytest.mark.parametrize("pruning", ["", "unstructured@0.8", "block:4x1@0.8"])
+def test_the_engine_equals_the_network_with_rounded_weights(element: ElementType, pruning: str) -> None:
     model = network()
-    if sparsify:
-        sparsify_module(model, parse_sparsify(sparsify))
+    if pruning:
+        sparsify(model, parse_sparsify(pruning))
     x = torch.randn(1, 3, 12, 14)
     engine = sparseflow.compile(model, (x,), weights=element.name, measure=False)
     with torch.no_grad():

@@ -11,7 +11,7 @@ from torch import nn
 
 import sparseflow
 from sparseflow.core import KernelIndex, TapList, parse_sparsify
-from sparseflow.engine.sparsify import sparsify_module
+from sparseflow.engine.sparsify import sparsify
 from sparseflow.kernels.template import TEMPLATES
 from sparseflow.kernels.weight import LayerWeight
 
@@ -48,7 +48,7 @@ def network() -> tuple[nn.Module, torch.Tensor]:
     model = nn.Sequential(
         nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 1), nn.Flatten(), nn.Linear(16 * 36, 32)
     ).eval()
-    sparsify_module(model, parse_sparsify("block:4x1@0.8"), include=("stem", "classifier"))
+    sparsify(model, parse_sparsify("block:4x1@0.8"), include=("stem", "classifier"))
     return model, torch.randn(1, 8, 6, 6)
 
 

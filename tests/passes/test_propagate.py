@@ -18,7 +18,7 @@ from sparseflow import zoo
 from sparseflow.core import parse_sparsify
 from sparseflow.core.plan import Cut, Plan
 from sparseflow.engine.frontends.importer import import_model
-from sparseflow.engine.sparsify import sparsify_module
+from sparseflow.engine.sparsify import sparsify
 from sparseflow.kernels.target.cpu import AVX512
 from sparseflow.passes.canonicalise import Canonicalise
 from sparseflow.passes.graph import Graph, shape_of
@@ -364,7 +364,7 @@ def test_filters_that_share_taps_stay_together() -> None:
 @pytest.mark.parametrize(("name", "size"), [("resnet18", 32), ("vgg16", 32), ("mobilenet_v2", 32)])
 def test_zoo_networks_equal_torch(name: str, size: int, spec: str) -> None:
     model, inputs = zoo.build(name, image_size=size, classes=10)
-    sparsify_module(model, parse_sparsify(spec))
+    sparsify(model, parse_sparsify(spec))
     with torch.no_grad():
         expected = model(*inputs)
     engine = sparseflow.compile(model, inputs, measure=False)

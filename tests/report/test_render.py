@@ -220,7 +220,7 @@ def test_missing_results_are_one_line(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_one_line(quickstart: QuickstartResult, tmp_path: Path) -> None:
     save(tmp_path, quickstart.to_json())
     (tmp_path / "file").write_text("")
-    with pytest.raises(SparseflowError, match="cannot write"):
+    with pytest.raises(SparseflowError, match="cannot be written"):
         render_run(tmp_path, tmp_path / "file" / "page.html")
 
 

@@ -15,7 +15,7 @@ import torch
 import sparseflow
 from sparseflow.core import parse_sparsify
 from sparseflow.engine.runtime.engine import Engine
-from sparseflow.engine.sparsify import sparsify_module
+from sparseflow.engine.sparsify import sparsify
 from sparseflow.errors import SparseflowError
 
 from .generate import Case
@@ -73,7 +73,7 @@ def prepared(case: Case) -> tuple[Module, tuple[Any, ...]]:
     model = Module(case.network, case.seed)
     if case.sparsify:
         try:
-            sparsify_module(model, parse_sparsify(case.sparsify))
+            sparsify(model, parse_sparsify(case.sparsify))
         except SparseflowError:
             model = Module(case.network, case.seed)
     return model, example(case.network, case.seed)

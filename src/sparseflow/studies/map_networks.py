@@ -22,7 +22,7 @@ from sparseflow.engine.measure.peers.base import Subject, torch_inputs
 from sparseflow.engine.runtime.engine import Engine
 from sparseflow.engine.target.machine import machine_name
 from sparseflow.engine.target.targets import resolve
-from sparseflow.errors import CompileError, SparseflowError
+from sparseflow.errors import CompileError, SparseflowError, first_line
 
 Array = npt.NDArray[Any]
 Run = Callable[[Sequence[Array]], Sequence[Array]]
@@ -169,7 +169,7 @@ def _peers(subject: Subjects, options: Options, folder: Path) -> dict[str, Run]:
         try:
             found[name] = PEERS[name].make(given, options.threads, folder)
         except (SparseflowError, RuntimeError) as error:
-            options.say(f"{name} left out: {str(error).strip().splitlines()[0]}")
+            options.say(f"{name} left out: {first_line(error)}")
     return found
 
 

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 import sparseflow
+from sparseflow.core.files import write_json
 from sparseflow.core.plan import Measurement, Plan
 from sparseflow.core.storage import storage_table
 from sparseflow.data import Batches, ImageData, load_data
@@ -31,7 +32,7 @@ from sparseflow.engine.measure.peers import PEERS, Subject
 from sparseflow.engine.runtime.engine import Engine
 from sparseflow.engine.runtime.threads import checked_threads
 from sparseflow.engine.target.machine import machine_name
-from sparseflow.errors import CompileError, InputError, SparseflowError
+from sparseflow.errors import CompileError, InputError, SparseflowError, first_line
 from sparseflow.studies.results import (
     DENSE,
     OURS,
@@ -42,13 +43,14 @@ from sparseflow.studies.results import (
     Timing,
     Variant,
 )
-from sparseflow.studies.stages import StageEvent, Stages, write_json
+from sparseflow.studies.stages import StageEvent, Stages
+from sparseflow.train.checkpoint import load_weights
 from sparseflow.train.models import MODELS
 from sparseflow.train.progress import TrainEvent
 from sparseflow.train.quickstart import TITLES, quickstart_recipe
-from sparseflow.train.recipe import Recipe, parse_recipe
+from sparseflow.train.recipe.recipe import Recipe, parse_recipe
+from sparseflow.train.recipe.run import run_recipe
 from sparseflow.train.rules import weight_of
-from sparseflow.train.run import load_weights, run_recipe
 
 Array = np.ndarray[Any, Any]
 Progress = Callable[[StageEvent | TrainEvent], None]
@@ -319,7 +321,7 @@ class _Quickstart:
             try:
                 peer = PEERS[name].make(subject, self.threads, folder)
             except (SparseflowError, RuntimeError) as error:
-                notes.append(f"{name} was not timed: {str(error).strip().splitlines()[0]}")
+                notes.append(f"{name} was not timed: {first_line(error)}")
                 continue
             error_found = max_relative_error(peer(subject.inputs), expected)
             if error_found <= 10 * TOLERANCE:

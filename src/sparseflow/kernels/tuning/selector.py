@@ -6,8 +6,8 @@ import functools
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,8 +17,9 @@ import platformdirs
 import tvm
 
 import sparseflow
+from sparseflow.core.files import write_json
 from sparseflow.core.plan import CandidateTime, Rejection
-from sparseflow.errors import CompileError
+from sparseflow.errors import CompileError, SparseflowError
 from sparseflow.kernels.layouts.indexed import PixelLayout
 from sparseflow.kernels.target.base import Target
 from sparseflow.kernels.template import TEMPLATES, Candidate, KernelTemplate
@@ -205,18 +206,9 @@ class Selector:
             return None
 
     def keep(self, key: str, data: dict[str, Any]) -> None:
-        """Writes under a temporary name, then renames: concurrent processes never see half a file."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=self.folder, suffix=".tmp")
-        except OSError:  # a read-only or full disk costs the next run its time, not this one its result
-            return
-        try:
-            with os.fdopen(handle, "w") as file:
-                json.dump({"key": key, **data}, file)
-            os.replace(name, self._path(key))
-        except OSError:
-            Path(name).unlink(missing_ok=True)
+        """Writes what `kept` reads; a read-only or full disk costs the next run its time, not this one its result."""
+        with suppress(SparseflowError):
+            write_json(self._path(key), {"key": key, **data})
 
     def _load(self, key: str) -> Choice | None:
         """The choice on disk, if its templates are still known."""

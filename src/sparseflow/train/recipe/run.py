@@ -12,28 +12,35 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from sparseflow.core.files import complete_file, write_json
 from sparseflow.core.mask import Mask
 from sparseflow.core.structures import parse_structure
-from sparseflow.errors import CheckpointError, RecipeError
+from sparseflow.errors import CheckpointError, RecipeError, first_line
 from sparseflow.train import parallel
 from sparseflow.train.activations import Activation, MapHooks, fit_thresholds, take
 from sparseflow.train.aids import recalibrate_batch_norm
 from sparseflow.train.allocation import allocate, record, recorded, resolved, slots_of
 from sparseflow.train.checkpoint import (
-    BROKEN_FILE,
-    complete_file,
+    export_model,
     load_checkpoint,
+    load_weights,
     save_checkpoint,
-    write_json,
+    save_weights,
 )
 from sparseflow.train.coupled import CoupledChannels, coupled_rules
 from sparseflow.train.methods import InTraining, MaskedWeights, Method, OneShot
 from sparseflow.train.progress import ProgressCallback
-from sparseflow.train.recipe import Recipe
+from sparseflow.train.recipe.recipe import Recipe
+from sparseflow.train.recipe.sources import Sources, Workspace
+from sparseflow.train.recipe.stages import (
+    ActivationsStage,
+    MethodStage,
+    RetrainStage,
+    ThresholdsStage,
+    TrainedStage,
+)
 from sparseflow.train.results import PruneResult, layer_table, map_table
 from sparseflow.train.rules import Rule, select_targets
-from sparseflow.train.sources import Sources, Workspace
-from sparseflow.train.stages import ActivationsStage, MethodStage, RetrainStage, ThresholdsStage, TrainedStage
 from sparseflow.train.trainer import Hook, Session, Trainer, evaluate
 
 _MAP_SAMPLES = 1000  # test samples over which the result's map densities are averaged
@@ -132,7 +139,7 @@ class _Run:
     # ------------------------------------------------------------------ one stage
     def _stage(self, index: int, model: nn.Module) -> None:
         stage = self.recipe.stages[index]
-        name = f"{index + 1}-{stage.kind}"
+        name = self._name(index)
         done = self.out / f"stage-{name}.ckpt"
         if isinstance(stage, ActivationsStage | ThresholdsStage):
             self.activations |= stage.prepare(model)
@@ -151,41 +158,52 @@ class _Run:
         if isinstance(method, OneShot):
             method.calibrate(self.sources.train(index, shared=False))
         if isinstance(stage, TrainedStage):
-            hook: Hook | None = method if isinstance(method, InTraining) else None
-            if isinstance(stage, RetrainStage):
-                hook = self._masked(model)
-            elif isinstance(stage, ActivationsStage):
-                hook = MapHooks(stage.hooks(self.activations), self._masked(model) if self.masks else None)
-            running = self.out / f"running-{name}.ckpt"
-            earlier = sum(s.kind == stage.kind for s in self.recipe.stages[:index])
-            title = f"{stage.kind} {earlier + 1}" if earlier else stage.kind
-            if parallel.rank() > 0:  # dropout and mixup differ between processes, methods do not
-                torch.manual_seed(self.recipe.seed + index + _SEED_STRIDE * parallel.rank())
-            session = Session(title, running, self._fingerprint(index), self.progress, self.teacher)
-            trainer = Trainer(model, self.sources.train(index), self.test, stage.settings(), hook, session)
-            self.history[name] = trainer.fit()
-            if isinstance(hook, MapHooks):
-                hook.close()
+            self._train(index, stage, method, model)
         if isinstance(stage, ThresholdsStage):
             calibration = take(self.sources.calibration(), stage.samples)
             fit_thresholds(model, stage.prepare(model), calibration, stage.budget)
         if method is not None:
-            self._apply(method, rules, index, model)
+            self._apply(method, rules, model)
+        if stage.recalibrate > 0 and (method is not None or isinstance(stage, ThresholdsStage)):
+            recalibrate_batch_norm(model, self.sources.train(index, shared=False), stage.recalibrate)
         if parallel.rank() == 0:
             self._store(done, index, name, model)
-            (self.out / f"running-{name}.ckpt").unlink(missing_ok=True)
+            self._running(index).unlink(missing_ok=True)
         parallel.barrier()
 
-    def _apply(self, method: Method, rules: tuple[Rule, ...], index: int, model: nn.Module) -> None:
+    def _train(self, index: int, stage: TrainedStage, method: Method | None, model: nn.Module) -> None:
+        hook: Hook | None = method if isinstance(method, InTraining) else None
+        if isinstance(stage, RetrainStage):
+            hook = self._masked(model)
+        elif isinstance(stage, ActivationsStage):
+            hook = MapHooks(stage.hooks(self.activations), self._masked(model) if self.masks else None)
+        earlier = sum(s.kind == stage.kind for s in self.recipe.stages[:index])
+        title = f"{stage.kind} {earlier + 1}" if earlier else stage.kind
+        if parallel.rank() > 0:  # dropout and mixup differ between processes, methods do not
+            torch.manual_seed(self.recipe.seed + index + _SEED_STRIDE * parallel.rank())
+        settings = stage.settings()
+        if method is not None:  # batch norms are recalibrated after its masks
+            settings = settings.model_copy(update={"recalibrate": 0})
+        session = Session(title, self._running(index), self._fingerprint(index), self.progress, self.teacher)
+        trainer = Trainer(model, self.sources.train(index), self.test, settings, hook, session)
+        self.history[self._name(index)] = trainer.fit()
+        if isinstance(hook, MapHooks):
+            hook.close()
+
+    def _name(self, index: int) -> str:
+        return f"{index + 1}-{self.recipe.stages[index].kind}"
+
+    def _running(self, index: int) -> Path:
+        return self.out / f"running-{self._name(index)}.ckpt"
+
+    def _apply(self, method: Method, rules: tuple[Rule, ...], model: nn.Module) -> None:
         """The method's masks, held by the model from here on."""
         self.masks = method.finish()
         if coupled_rules(rules):
-            coupled = CoupledChannels.chosen(model, rules, self._example())
+            scores = {t.name: found for t in method.targets if (found := method.scores(t)) is not None}
+            coupled = CoupledChannels.chosen(model, rules, self._example(), scores)
             self.masks = coupled.joined(model, rules, self.masks)
         self._masked(model)
-        count = self.recipe.stages[index].recalibrate
-        if count > 0:
-            recalibrate_batch_norm(model, self.sources.train(index, shared=False), count)
 
     def _masked(self, model: nn.Module) -> MaskedWeights:
         """The model with its masks applied; coupled channels are silenced altogether."""
@@ -240,9 +258,8 @@ class _Run:
             }
             self.history[name] = state["history"]
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise CheckpointError(
-                f"{path}: does not fit this model ({reason}); delete it to start again"
+                f"{path}: does not fit this model ({first_line(error)}); delete it to start again"
             ) from error
 
     def _take_over(self, done: Path, index: int) -> None:
@@ -324,34 +341,6 @@ class _Run:
             write_json(self.out / "results.json", content)
         parallel.barrier()
         return result
-
-
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Write a plain state dictionary (contiguous, on the CPU), complete or not at all."""
-    with complete_file(path) as partial:
-        torch.save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, partial)
-
-
-def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Load a plain state dictionary; nothing but tensors is admitted.
-
-    Raises
-    ------
-    CheckpointError
-        If the file is missing or truncated, or does not fit the model.
-    """
-    try:
-        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except BROKEN_FILE as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{path}: no weights for this model ({reason}); give another file") from error
-
-
-def export_model(model: nn.Module, example_inputs: tuple[Tensor, ...], path: Path) -> None:
-    """Export with `torch.export`, in evaluation mode, for the example's shape; complete or not at all."""
-    program = torch.export.export(model.eval(), example_inputs)
-    with complete_file(path) as partial:
-        torch.export.save(program, partial)
 
 
 def _weights_hash(model: nn.Module) -> str:

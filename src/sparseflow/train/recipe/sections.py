@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from sparseflow.core.structures import parse_sparsify, parse_structure
 from sparseflow.errors import SparseflowError
 from sparseflow.train.rules import Rule
-from sparseflow.train.stages import STRICT
+from sparseflow.train.settings import STRICT
 
 
 class DataConfig(BaseModel):
@@ -67,7 +67,7 @@ class RuleConfig(BaseModel):
     sparsify: str | None = None
     choose: tuple[str, ...] = Field(default=(), strict=False)
     coupled: bool = False
-    include: tuple[Literal["stem", "depthwise", "classifier"], ...] = Field(default=(), strict=False)
+    include: tuple[str, ...] = Field(default=(), strict=False)
 
     @field_validator("sparsify")
     @classmethod

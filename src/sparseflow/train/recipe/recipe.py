@@ -19,9 +19,10 @@ from pydantic import (
 from sparseflow.errors import RecipeError, SparseflowError
 from sparseflow.train.allocation import STRATEGIES, Strategy
 from sparseflow.train.methods import METHODS
-from sparseflow.train.reading import describe, read_toml
-from sparseflow.train.sections import DataConfig, ModelConfig, RuleConfig
-from sparseflow.train.stages import STRICT, MapStage, MethodStage, Stage, stage_class
+from sparseflow.train.recipe.reading import describe, read_toml
+from sparseflow.train.recipe.sections import DataConfig, ModelConfig, RuleConfig
+from sparseflow.train.recipe.stages import MapStage, MethodStage, Stage, stage_class
+from sparseflow.train.settings import STRICT
 
 
 class Recipe(BaseModel):

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from sparseflow.errors import RecipeError
+from sparseflow.errors import RecipeError, first_line
 from sparseflow.train.trainer import Loader
 
 
@@ -55,7 +55,7 @@ def _call(place: str, factory: str, arguments: dict[str, Any]) -> Any:
         return function(**arguments)
     except Exception as error:  # it is the user's code: any failure is told with its place
         raise RecipeError(
-            f"{place}: {factory!r} failed ({type(error).__name__}: {_line(error)}); correct it or its arguments"
+            f"{place}: {factory!r} failed ({type(error).__name__}: {first_line(error)}); correct it or its arguments"
         ) from error
 
 
@@ -72,8 +72,8 @@ def _import(place: str, factory: str) -> Callable[..., Any]:
         module = importlib.import_module(module_name)
     except Exception as error:  # importing runs the user's code
         raise RecipeError(
-            f"{place}: module {module_name!r} cannot be imported ({type(error).__name__}: {_line(error)}); run from "
-            "its folder or install it"
+            f"{place}: module {module_name!r} cannot be imported ({type(error).__name__}: {first_line(error)}); run "
+            "from its folder or install it"
         ) from error
     finally:
         if added:
@@ -84,7 +84,3 @@ def _import(place: str, factory: str) -> Callable[..., Any]:
         raise RecipeError(f"{place}: {module_name!r} has no function {name!r}; it has {known or 'none'}")
     function: Callable[..., Any] = found
     return function
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0]

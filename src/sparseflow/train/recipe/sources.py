@@ -11,9 +11,9 @@ from sparseflow.data import Augment, Batches, ImageData, load_data
 from sparseflow.data.folder import FolderSettings, content_hash, load_folder
 from sparseflow.errors import RecipeError
 from sparseflow.train import parallel
-from sparseflow.train.factories import loaders_from, model_from
 from sparseflow.train.models import build_model
-from sparseflow.train.recipe import Recipe
+from sparseflow.train.recipe.factories import loaders_from, model_from
+from sparseflow.train.recipe.recipe import Recipe
 from sparseflow.train.trainer import Loader
 
 _TEST_BATCH = 500

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from sparseflow.errors import RecipeError
+from sparseflow.errors import RecipeError, first_line
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def read_toml(path: Path) -> dict[str, Any]:
             f"{path}: cannot be read ({error.strerror}); give the path of a TOML file"
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not TOML ({str(error).splitlines()[0]}); correct the file") from error
+        raise RecipeError(f"{path}: not TOML ({first_line(error)}); correct the file") from error
 
 
 def describe(

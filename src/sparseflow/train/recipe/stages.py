@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache, partial
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+from pydantic import Field, create_model, model_validator
 from torch import nn
 
 from sparseflow.errors import SparseflowError
@@ -19,51 +19,24 @@ from sparseflow.train.activations import (
     TopK,
     sparsify_activations,
 )
-from sparseflow.train.methods import METHODS, Method, MethodSettings, Need
-from sparseflow.train.settings import TrainSettings
-
-STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
-"""Unknown keys are errors, and so are values of another type."""
+from sparseflow.train.methods import Method, MethodSettings, Need, method_of
+from sparseflow.train.settings import StageKeys, TrainKeys, TrainSettings
 
 
-class Stage(BaseModel):
+class Stage(StageKeys):
     """``[[stages]]``: its ``kind`` is ``dense``, ``retrain``, ``activations``, ``thresholds`` or a method's name."""
 
-    model_config = STRICT
     kind: str
-    recalibrate: int = Field(default=0, ge=0)
 
 
-class TrainedStage(Stage):
-    """What every stage that trains has; see `TrainSettings`."""
+class TrainedStage(Stage, TrainKeys):
+    """What every stage that trains has."""
 
-    epochs: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=5e-4, ge=0)
-    warmup: float = Field(default=0.0, ge=0)
-    final: float = Field(default=0.0, ge=0, le=1)
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    mixup: float = Field(default=0.0, ge=0)
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    channels_last: bool = False
-    evaluate_every: int = Field(default=1, ge=1)
-    freeze: tuple[str, ...] = Field(default=(), strict=False)
-    ema: float = Field(default=0.0, ge=0, lt=1)
-    distill: float = Field(default=0.0, ge=0, le=1)
-    temperature: float = Field(default=4.0, gt=0)
-    clip: float = Field(default=0.0, ge=0)
-
-    @model_validator(mode="after")
-    def _warm_in_time(self) -> TrainedStage:
-        if self.warmup > self.epochs:
-            raise ValueError(f"warmup is {self.warmup} epochs, but the stage has {self.epochs}")
-        return self
 
     def settings(self) -> TrainSettings:
         """As the trainer takes them."""
-        names = TrainedStage.model_fields.keys() - {"kind"}
-        return TrainSettings(**{name: getattr(self, name) for name in names})
+        return TrainSettings(**{name: getattr(self, name) for name in TrainSettings.model_fields})
 
 
 class DenseStage(TrainedStage):
@@ -161,12 +134,12 @@ class MethodStage(Stage):
 
 
 def stage_class(kind: str) -> type[Stage]:
-    """The class of stages of a kind: ``dense``, ``retrain`` or a method's name.
+    """The class of stages of a kind: ``dense``, ``retrain``, a method's name, or a criterion's for one-shot pruning.
 
     Raises
     ------
     RegistryError
-        If no method has that name.
+        If neither a method nor such a criterion has that name.
     """
     own: dict[str, type[Stage]] = {
         "dense": DenseStage,
@@ -174,13 +147,20 @@ def stage_class(kind: str) -> type[Stage]:
         "activations": ActivationsStage,
         "thresholds": ThresholdsStage,
     }
-    return own[kind] if kind in own else _method_stage(kind, METHODS[kind])
+    if kind in own:
+        return own[kind]
+    method, said = method_of(kind)
+    return _method_stage(kind, method, tuple(said.items()))
 
 
 @cache
-def _method_stage(kind: str, method: type[Method]) -> type[MethodStage]:
-    """The method's settings as keys, beside those of a training if it trains; both may share ``epochs``."""
+def _method_stage(kind: str, method: type[Method], said: tuple[tuple[str, Any], ...]) -> type[MethodStage]:
+    """The method's settings as keys, beside those of a training if it trains; both may share ``epochs``.
+
+    What the kind itself has ``said`` can only be repeated.
+    """
     settings: dict[str, Any] = {n: (f.annotation, f) for n, f in method.Settings.model_fields.items()}
+    settings |= {name: (Literal[value], value) for name, value in said}
     settings["kind"] = (Literal[kind], ...)
     bases: tuple[type[Any], ...] = (
         (MethodStage, TrainedStage) if method.needs is Need.TRAINING else (MethodStage,)
