@@ -13,6 +13,7 @@ from torch import nn
 
 import sparseflow
 from sparseflow.core import BFLOAT16, ELEMENT_TYPES, FLOAT16, ElementType, parse_sparsify
+from sparseflow.engine.sparsify import sparsify
 from sparseflow.errors import CompileError
 
 NARROW = pytest.mark.parametrize("element", [BFLOAT16, FLOAT16], ids=str)
