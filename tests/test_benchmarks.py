@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from sparseflow.core.codec import encode
 from sparseflow.core.plan import CandidateTime, LayerPlan, Plan, RestTime
 from sparseflow.train.models import MnistCnn
 
@@ -91,7 +92,7 @@ def test_records_keep_what_the_table_reads(whole_networks: ModuleType, tmp_path:
         "a", "linear", (4, 4), (1, 4), "Dense", 1.0, "dense", 64, 0, 1, 1, 16, 16, candidate, (candidate,) * 9
     )
     rest = (RestTime("pool", 2, 5e-4),)
-    whole = record(10, 44, None) | {"plan": Plan((layer,), "llvm", 1, True, rest=rest).to_json()}
+    whole = record(10, 44, None) | {"plan": encode(Plan((layer,), "llvm", 1, True, rest=rest))}
     small = whole_networks.slim(whole)
     assert small["plan"] == {
         "target": "llvm",
@@ -195,9 +196,9 @@ def test_a_kernel_benchmark_from_records_to_docs(
 
 def test_an_unknown_section_is_told(tmp_path: Path) -> None:
     from sparseflow.errors import SparseflowError
-    from sparseflow.studies.kernel_results import PublishedResults, to_json
+    from sparseflow.studies.kernel_results import PublishedResults
 
-    (tmp_path / "published.json").write_text(json.dumps(to_json(PublishedResults("cpu"))))
+    (tmp_path / "published.json").write_text(json.dumps(encode(PublishedResults("cpu"))))
     for render in script("render"):
         with pytest.raises(SparseflowError, match="has no section 'curves'; known: layers, network, machine"):
             render.Sources(tmp_path, None).text("published.json", "curves")

@@ -11,6 +11,7 @@ from torch import nn
 
 import sparseflow
 from sparseflow import Engine
+from sparseflow.core.codec import decode, encode
 from sparseflow.core.map_profile import MapCounter, MapProfile, as_map
 from sparseflow.core.plan import Measurement, Plan
 from sparseflow.engine import calibrate
@@ -72,7 +73,7 @@ def test_densities_are_those_of_torch(net: Net, data: list[Any], profile: MapPro
 
 
 def test_a_profile_survives_json(profile: MapProfile) -> None:
-    assert MapProfile.from_json(profile.to_json()) == profile
+    assert decode(MapProfile, encode(profile)) == profile
 
 
 def test_the_spatial_structure_is_kept() -> None:
@@ -142,7 +143,7 @@ def test_the_whole_engine_decides(
     chosen = faster_engine(indexed, plain, data)
     assert chosen.plan.maps == profile
     assert ("map index left out" in chosen.plan.notes[-1]) is not kept
-    assert Plan.from_json(chosen.plan.to_json()) == chosen.plan
+    assert decode(Plan, encode(chosen.plan)) == chosen.plan
     assert chosen.plan.layers[1].map_density == pytest.approx(profile.layers[1].mean)
 
 

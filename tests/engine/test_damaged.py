@@ -193,7 +193,7 @@ def _with(data: Any, path: str, value: Any) -> Any:
         ("architecture", None, "architecture: found None, expected str"),
         ("calls", {"ab": 1}, "expected a list"),
         ("calls", [["a", "b", "c"]], "calls[0]"),
-        ("inputs.0.shape", "123", "inputs[0].shape[0]: found '1', expected int"),
+        ("inputs.0.shape", "123", "inputs[0].shape: found '123', expected a list"),
         ("inputs.0.shape", [1.0, 3], "inputs[0].shape[0]: found 1.0, expected int"),
         ("inputs.0.dtype", 32, "inputs[0].dtype: found 32, expected str"),
         ("outputs.0.name", None, "outputs[0].name: found None, expected str"),

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import sparseflow
+from sparseflow.core.codec import decode, encode
 from sparseflow.core.plan import Plan
 
 
@@ -35,6 +36,6 @@ def test_a_measured_plan_times_what_a_call_runs_between_the_layers(engine: spars
 
 
 def test_it_survives_saving_and_a_prediction_has_none(engine: sparseflow.Engine) -> None:
-    assert Plan.from_json(engine.plan.to_json()) == engine.plan
+    assert decode(Plan, encode(engine.plan)) == engine.plan
     predicted = sparseflow.compile(_model(), [torch.randn(1, 8, 16, 16)], measure=False)
     assert predicted.plan.rest == ()

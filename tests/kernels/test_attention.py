@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sparseflow.core.codec import dumps, loads
 from sparseflow.kernels.lane.attention import Attention, attention, walks
 from sparseflow.kernels.layouts.lane import LaneLayout, canonical
 
@@ -131,4 +132,4 @@ def test_large_scores_do_not_overflow(compile_kernels: Any) -> None:
 
 def test_the_attributes_survive_the_ir() -> None:
     shape = Attention(2, 3, 8, 21, 33, 0.4, (0, 24, 48), (2, 1, 1, 33))
-    assert Attention.from_json(shape.to_json()) == shape
+    assert loads(Attention, dumps(shape)) == shape

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sparseflow.core.codec import dumps, loads
 from sparseflow.kernels.layouts.lane import LaneLayout, best_grid, canonical
 from sparseflow.kernels.target.cpu import AVX512
 from sparseflow.kernels.workload import Workload
@@ -130,7 +131,7 @@ def test_a_producer_fills_a_halo_only_from_direct_neighbours() -> None:
 @QUICK
 @given(layout=layouts())
 def test_a_layout_survives_its_text(layout: LaneLayout) -> None:
-    assert LaneLayout.from_json(layout.to_json()) == layout
+    assert loads(LaneLayout, dumps(layout)) == layout
 
 
 @QUICK

@@ -79,7 +79,7 @@ def test_a_damaged_cache_file_is_measured_anew(text: str, tmp_path: Path, host: 
     elif text == "KEYED_TIMES":
         text = json.dumps({"key": whole["key"], "times": [], "rejected": []})
     elif text == "KEYED_UNKNOWN":
-        times = [{"template": "gone", "parameters": {}, "time_s": 1.0}]
+        times = [{"template": "gone", "parameters": {}, "time_s": 1.0, "measured": True}]
         text = json.dumps({"key": whole["key"], "times": times, "rejected": []})
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
     choice = _selector(tmp_path, host, told).choose(WORKLOAD, WEIGHT, "second")

@@ -12,6 +12,7 @@ import tvm
 from tvm import relax
 
 from sparseflow.core import parse_structure
+from sparseflow.core.codec import decode, encode
 from sparseflow.core.formats import TapList
 from sparseflow.core.plan import Plan
 from sparseflow.kernels.target.cpu import AVX512
@@ -192,7 +193,7 @@ def test_every_layer_is_in_the_plan_in_order(build: Any, plan_kernels: Any) -> N
     plan = plan_of(plan_kernels(mod, 2))
     assert [layer.name for layer in plan.layers] == ["stem", "body", "head"]
     assert (plan.threads, plan.measured, plan.target) == (2, False, str(AVX512))
-    assert Plan.from_json(plan.to_json()) == plan
+    assert decode(Plan, encode(plan)) == plan
 
 
 def test_neither_pass_changes_its_input(canonical: Any, plan_kernels: Any) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 import sparseflow
 from sparseflow import zoo
 from sparseflow.core import parse_sparsify
+from sparseflow.core.codec import decode, encode
 from sparseflow.core.plan import Cut, Plan
 from sparseflow.engine.frontends.importer import import_model
 from sparseflow.engine.sparsify import sparsify
@@ -374,4 +375,4 @@ def test_zoo_networks_equal_torch(name: str, size: int, spec: str) -> None:
     if spec.startswith("filter"):
         assert sum(c.macs[1] for c in plan.cuts) < 0.6 * sum(c.macs[0] for c in plan.cuts)
     assert all(isinstance(c, Cut) for c in plan.cuts)
-    assert Plan.from_json(plan.to_json()) == plan
+    assert decode(Plan, encode(plan)) == plan

@@ -6,7 +6,7 @@ import copy
 import re
 import tempfile
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +44,6 @@ class Outcome:
     kind: str
     detail: str = ""
     seconds: float = 0.0
-
-    def to_json(self) -> dict[str, Any]:
-        """A plain dictionary."""
-        return asdict(self)
 
 
 def check(case: Case) -> Outcome:

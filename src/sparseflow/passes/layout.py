@@ -8,6 +8,7 @@ from typing import Any
 
 from tvm import relax
 
+from sparseflow.core.codec import loads
 from sparseflow.kernels.lane.attention import Attention
 from sparseflow.kernels.lane.operators import Pool
 from sparseflow.kernels.layouts.lane import LaneLayout, canonical
@@ -217,7 +218,7 @@ def _attention(var: Expr, value: Expr, lanes: int) -> Node:
     operands = list(value.args[:3])
     needs = [canonical(*logical(shape_of(o), view), lanes) for o in operands]
     layout = canonical(*logical(shape_of(var), view), lanes)
-    return Node("attention", operands, Attention.from_json(str(value.attrs["shape"])), layout, view, needs)
+    return Node("attention", operands, loads(Attention, str(value.attrs["shape"])), layout, view, needs)
 
 
 def _elementwise(nodes: dict[Expr, Node], var: Expr, value: Expr, lanes: int) -> Node | None:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from tvm import relax
 
+from sparseflow.core.codec import loads
 from sparseflow.kernels.indexed import operators as pixel_maps
 from sparseflow.kernels.indexed.density_switch import Spec, Stage, density_switch
 from sparseflow.kernels.lane.conversions import Strides
@@ -70,7 +71,7 @@ class MapLowering:
         return self._operator(value)
 
     def _index(self, value: Expr) -> Expr:
-        x, layout = value.args[0], PixelLayout.from_json(str(value.attrs["layout"]))
+        x, layout = value.args[0], loads(PixelLayout, str(value.attrs["layout"]))
         node = self.all.nodes.get(x)
         batch = int(value.attrs["batch"])
         source: LaneLayout | Strides = Strides.nchw(layout.height, layout.width)
@@ -87,7 +88,7 @@ class MapLowering:
         return _call(kernel, [tensor], layout.tensors(batch))
 
     def _dense(self, var: Expr, value: Expr) -> Any:
-        layout = PixelLayout.from_json(str(value.attrs["layout"]))
+        layout = loads(PixelLayout, str(value.attrs["layout"]))
         shape, node = shape_of(var), self.all.nodes[var]
         readers = self.all.rebuild.graph.consumers.get(var, [])
         to_lanes = any(reader in self.all.nodes for reader in readers)
@@ -109,7 +110,7 @@ class MapLowering:
         return Rebuild.DROP
 
     def _mean(self, value: Expr, shape: tuple[int, ...]) -> Expr:
-        layout = PixelLayout.from_json(str(value.attrs["layout"]))
+        layout = loads(PixelLayout, str(value.attrs["layout"]))
         kernel = self.all.kernel(
             "map_mean",
             repr((shape[0], layout)),
@@ -120,7 +121,7 @@ class MapLowering:
         return self.all.reshaped(mean, shape)
 
     def _operator(self, value: Expr) -> Expr:
-        what, layouts = MapOp.from_json(str(value.attrs["op"])), layouts_of(value)
+        what, layouts = loads(MapOp, str(value.attrs["op"])), layouts_of(value)
         batch = int(value.attrs["batch"])
         node = Node(what.kind, [], what.window or what.function, None, "nchw")
         build = pixel_operator(node, layouts, what.output, batch, self.all.threads)

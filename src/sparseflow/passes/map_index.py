@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Any
 
 import tvm
 from tvm import relax
 
+from sparseflow.core.codec import dumps
 from sparseflow.core.formats.feature_map import PixelBitmap
 from sparseflow.core.plan import LayerPlan, Plan
 from sparseflow.kernels.layouts.indexed import PixelLayout
@@ -49,7 +49,7 @@ class IndexMaps:
         """See the class."""
         graph, plan = Graph(mod), plan_of(mod)
         choice = choose_maps(graph, plan.layers, self.times, self.lanes, self.weights)
-        noted = json.dumps(_noted(graph, plan, choice, self.weights).to_json())
+        noted = dumps(_noted(graph, plan, choice, self.weights))
         if choice.indexed:
             mod = _Rewriting(mod, choice, self.lanes).run()
         return mod.with_attr("sparseflow.plan", noted)
@@ -124,7 +124,7 @@ class _Rewriting:
             found.elements if limit is None else limit,
         )
         candidate = Candidate(found.candidate.template, found.candidate.parameters)
-        attrs = attrs.with_(candidate=candidate.to_json(), maps=use.to_json())
+        attrs = attrs.with_(candidate=candidate.to_json(), maps=dumps(use))
         weight, bias = (self.rebuild.old(value.args[i]) for i in (1, 2))
         others = relax.Tuple([self._indexed(r) for r in residual])
         return layer_call(attrs, self._indexed(x), weight, bias, others)

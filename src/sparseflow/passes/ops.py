@@ -18,6 +18,7 @@ import numpy as np
 import tvm
 from tvm import ir, relax
 
+from sparseflow.core.codec import dumps, loads
 from sparseflow.core.formats import FORMATS, KernelIndex
 from sparseflow.kernels.lane.attention import Attention
 from sparseflow.kernels.workload import Array, Workload
@@ -88,7 +89,7 @@ class LayerAttrs:
     @property
     def map_use(self) -> MapUse | None:
         """How it works on indexed maps; None if it does not."""
-        return MapUse.from_json(self.maps) if self.maps else None
+        return loads(MapUse, self.maps) if self.maps else None
 
     def with_(self, **changes: Any) -> LayerAttrs:
         """A copy with some fields changed."""
@@ -112,7 +113,7 @@ def attention_call(
     shape: Attention, operands: list[relax.Expr], mask: relax.Tuple, out_shape: tuple[int, ...]
 ) -> relax.Call:
     """A call of the attention operator on q, k and v."""
-    attrs = ir.make_node("ir.DictAttrs", shape=shape.to_json(), out_shape=json.dumps(out_shape))
+    attrs = ir.make_node("ir.DictAttrs", shape=dumps(shape), out_shape=json.dumps(out_shape))
     return relax.Call(ir.Op.get(ATTENTION), [*operands, mask], attrs)
 
 

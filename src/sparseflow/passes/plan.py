@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from typing import Any
 
 import tvm
 
+from sparseflow.core.codec import dumps, loads
 from sparseflow.core.plan import CandidateTime, LayerPlan, Plan
 from sparseflow.errors import CompileError
 from sparseflow.kernels.template import TEMPLATES, Candidate
@@ -61,7 +61,7 @@ class PlanKernels:
         mod = Rebuild(mod).run(visit)
         chosen = self.selector
         self.plan = Plan(tuple(layers), str(chosen.target), self.threads, chosen.measure, exact=chosen.exact)
-        return mod.with_attr("sparseflow.plan", json.dumps(self.plan.to_json()))
+        return mod.with_attr("sparseflow.plan", dumps(self.plan))
 
 
 def _with_halo(attrs: LayerAttrs, node: Node | None) -> LayerAttrs:
@@ -79,7 +79,7 @@ def weight_bytes(graph: Graph, weights: Weights) -> int:
 
 def plan_of(mod: tvm.IRModule) -> Plan:
     """The plan that `PlanKernels` left in the module."""
-    return Plan.from_json(json.loads(str(mod.attrs["sparseflow.plan"])))
+    return loads(Plan, str(mod.attrs["sparseflow.plan"]))
 
 
 def without_map_index(choice: Choice) -> CandidateTime:

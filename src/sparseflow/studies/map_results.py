@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
-
-from pydantic import TypeAdapter
+from typing import Literal
 
 from sparseflow.core.formats import FeatureMapIndex, PixelBitmap
 from sparseflow.core.map_profile import MapDensity
-from sparseflow.studies.results import read
 
 VARIANTS = ("dense", "weights", "maps", "both")
 """Which zeros a kernel leaves out: none, those of the weights, those of the maps, both."""
@@ -109,23 +106,3 @@ class MapResults:
         first, *rest = self.layers
         alone = "weights" if variant in ("weights", "both") else "dense"
         return first.macs(alone) + sum(layer.macs(variant) for layer in rest)
-
-
-_ADAPTER = TypeAdapter(MapResults)
-
-
-def to_json(results: MapResults) -> dict[str, Any]:
-    """Results as a JSON object."""
-    data: dict[str, Any] = _ADAPTER.dump_python(results, mode="json")
-    return data
-
-
-def from_json(data: object, where: str) -> MapResults:
-    """The inverse of `to_json`.
-
-    Raises
-    ------
-    SparseflowError
-        With the path of the first wrong entry.
-    """
-    return read(_ADAPTER, data, where)

@@ -16,6 +16,7 @@ from typing import Any
 import joblib
 
 from sparseflow.core.checks import whole_number
+from sparseflow.core.codec import encode
 from sparseflow.core.files import write_json
 from sparseflow.core.plan import Measurement
 from sparseflow.engine.measure.bench import interleave, pinned
@@ -150,7 +151,7 @@ def run_sweep(
         recipes |= {cell.name: (cell.recipe, folders[cell.name]) for cell in done}
         engines = _measure(recipes, options, tell)
     result = _result(sweep, out, done, engines, options)
-    write_json(out / "results.json", result.to_json())
+    write_json(out / "results.json", encode(result))
     return result
 
 

@@ -11,6 +11,7 @@ import typer
 from sparseflow.cli import options, output
 from sparseflow.cli.calibration import calibration_calls
 from sparseflow.cli.models import ModelRequest, load_model
+from sparseflow.core.codec import encode
 from sparseflow.core.element_type import FLOAT32
 
 
@@ -86,7 +87,7 @@ def command(
         )
         engine.save(out, cxx)
     seconds = time.perf_counter() - start
-    data = {"model": model, "engine": str(out), "seconds": seconds, "plan": engine.plan.to_json()}
+    data = {"model": model, "engine": str(out), "seconds": seconds, "plan": encode(engine.plan)}
     if output.write_json(data, json):
         return
     console = output.stdout()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sparseflow.cli import options, output
+from sparseflow.core.codec import encode
 from sparseflow.errors import InputError
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def command(
     plan = read_manifest(engine).plan
     operators = _profile(engine) if profile else []
     chosen = _find(plan, layer, engine) if layer is not None else None
-    data: dict[str, Any] = plan.to_json()
+    data: dict[str, Any] = encode(plan)
     if operators:
         data["operators"] = [vars(operator) for operator in operators]
     if output.write_json(data, json):

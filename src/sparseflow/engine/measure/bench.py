@@ -18,7 +18,8 @@ import numpy as np
 
 import sparseflow
 from sparseflow.core.checks import flag, whole_number
-from sparseflow.core.plan import Measurement
+from sparseflow.core.codec import encode
+from sparseflow.core.plan import Measurement, Plan
 from sparseflow.engine.measure.peers import PEERS, Array, Subject
 from sparseflow.engine.target.machine import machine_name
 from sparseflow.errors import CompileError, InputError, SparseflowError
@@ -90,7 +91,7 @@ class EngineResult:
     version: str
 
     def to_json(self) -> dict[str, Any]:
-        """The record as it stands in the JSON file, times in milliseconds."""
+        """The record as it stands in the JSON file, which people read too: times in milliseconds, so not `encode`."""
         latency = self.latency
         return {
             "engine": self.engine,
@@ -119,8 +120,8 @@ class BenchResult:
         The engine that outputs were compared with.
     skipped : tuple of (str, str)
         Peers that could not take part, with the reason.
-    plan : dict
-        Our plan (`Plan.to_json`).
+    plan : Plan or None
+        Ours.
     """
 
     model: str
@@ -131,7 +132,7 @@ class BenchResult:
     reference: str
     results: tuple[EngineResult, ...]
     skipped: tuple[tuple[str, str], ...] = ()
-    plan: dict[str, Any] = field(default_factory=dict)
+    plan: Plan | None = None
 
     @property
     def best_peer(self) -> EngineResult | None:
@@ -146,7 +147,7 @@ class BenchResult:
         return best.latency.median_s / ours.latency.median_s if best is not None else None
 
     def to_json(self) -> dict[str, Any]:
-        """What ``bench --json`` writes."""
+        """What ``bench --json`` writes: the record with its ratios and in the form of `EngineResult.to_json`."""
         best = self.best_peer
         return {
             "kind": "bench",
@@ -162,7 +163,7 @@ class BenchResult:
             "reference": self.reference,
             "skipped": [{"engine": name, "reason": reason} for name, reason in self.skipped],
             "versions": {result.engine: result.version for result in self.results},
-            "plan": self.plan,
+            "plan": encode(self.plan),
         }
 
 
@@ -238,9 +239,7 @@ def pinned(threads: int) -> Iterator[set[int]]:
         os.sched_setaffinity(0, before)
 
 
-def _ours(
-    subject: Subject, options: BenchOptions, say: Callable[[str], None]
-) -> tuple[_Contender, dict[str, Any]]:
+def _ours(subject: Subject, options: BenchOptions, say: Callable[[str], None]) -> tuple[_Contender, Plan]:
     from sparseflow.engine.compile import compile as compile_model
     from sparseflow.engine.frontends.importer import import_model
     from sparseflow.engine.measure.peers.base import torch_inputs
@@ -264,7 +263,7 @@ def _ours(
         outputs = engine(*inputs)
         return list(outputs) if isinstance(outputs, tuple) else [outputs]
 
-    return _Contender(OURS, run, time.perf_counter() - start, sparseflow.__version__), engine.plan.to_json()
+    return _Contender(OURS, run, time.perf_counter() - start, sparseflow.__version__), engine.plan
 
 
 def _check(

@@ -139,7 +139,7 @@ class LayerTimer:
             LayerOption(p.structure, p.density, t, p.nbytes, p.kernel)
             for p, t in zip(prepared, seconds, strict=True)
         )
-        return LayerTimes(name, tuple(int(n) for n in weight.shape), dense, tuple(options))
+        return LayerTimes(tuple(int(n) for n in weight.shape), dense, tuple(options))
 
     def _prepare(
         self, name: str, structure: str, density: float, workload: Workload, weight: Array

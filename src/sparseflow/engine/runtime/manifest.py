@@ -7,14 +7,14 @@ import json
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sparseflow.core.checks import check_record
+from sparseflow.core.codec import decode, encode
 from sparseflow.core.plan import Plan
 from sparseflow.engine.runtime.threads import MOST_THREADS
 from sparseflow.errors import EngineError, first_line
@@ -64,46 +64,9 @@ class Manifest:
     sparseflow_version: str
     weights: tuple[Signature, ...] | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """A dictionary that `from_json` reads back."""
-        return {**asdict(self), "plan": self.plan.to_json()}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Manifest:
-        """The inverse of `to_json`.
-
-        Raises
-        ------
-        KeyError, TypeError, ValueError, AttributeError
-            If ``data`` is something else; a field of the wrong type is named.
-        """
-
-        def signatures(items: list[dict[str, Any]]) -> tuple[Signature, ...]:
-            return tuple(Signature(d["name"], tuple(d["shape"]), d["dtype"]) for d in items)
-
-        weights = data.get("weights")
-        manifest = cls(
-            **{
-                **data,
-                "inputs": signatures(data["inputs"]),
-                "outputs": signatures(data["outputs"]),
-                "plan": Plan.from_json(data["plan"]),
-                "calls": tuple(tuple(pair) for pair in _list(data["calls"])),
-                "flags": tuple(_list(data["flags"])),
-                "weights": signatures(weights) if weights is not None else None,
-            }
-        )
-        check_record(manifest)
-        if not 1 <= manifest.threads <= MOST_THREADS:
-            raise ValueError(f"threads: found {manifest.threads}, allowed: 1 to {MOST_THREADS}")
-        return manifest
-
-
-def _list(value: Any) -> list[Any]:
-    """A list as it is: a string is a sequence of its letters."""
-    if not isinstance(value, list):
-        raise TypeError(f"found {value!r}, expected a list")
-    return value
+    def __post_init__(self) -> None:
+        if not 1 <= self.threads <= MOST_THREADS:
+            raise ValueError(f"threads: found {self.threads}, allowed: 1 to {MOST_THREADS}")
 
 
 def sha256(path: Path) -> str:
@@ -115,7 +78,7 @@ def sha256(path: Path) -> str:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Writes the manifest beside code and weights, with their checksums."""
     sums = {name: sha256(folder / name) for name in (CODE, WEIGHTS)}
-    data = {"format": FORMAT, "sha256": sums, **manifest.to_json()}
+    data = {"format": FORMAT, "sha256": sums, **encode(manifest)}
     (folder / MANIFEST).write_text(json.dumps(data, indent=1))
 
 
@@ -139,7 +102,7 @@ def read_manifest(folder: Path) -> Manifest:
             raise EngineError(
                 f"{folder}: engine format {found}, this version reads {FORMAT}; compile it anew"
             )
-        manifest = Manifest.from_json(data)
+        manifest = decode(Manifest, data)
         sums = {name: str(sums[name]) for name in (CODE, WEIGHTS)}
     except EngineError:
         raise

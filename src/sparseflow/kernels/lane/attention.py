@@ -19,11 +19,10 @@ calculation for softmax" (2018): here a tile of queries keeps its whole rows, so
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
@@ -64,16 +63,6 @@ class Attention:
     scale: float
     first: tuple[int, int, int] = (0, 0, 0)
     mask: tuple[int, ...] = ()
-
-    def to_json(self) -> str:
-        """A string that `from_json` reads; used as an attribute in the IR."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Attention:
-        """The inverse of `to_json`."""
-        data = json.loads(text)
-        return cls(**{**data, "first": tuple(data["first"]), "mask": tuple(data["mask"])})
 
 
 @dataclass(frozen=True)

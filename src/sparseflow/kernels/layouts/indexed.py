@@ -8,8 +8,7 @@ map needs no branch. ``count`` (1,) int32 is the number of set bits. The format 
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -92,16 +91,6 @@ class PixelLayout:
     def with_halo(self, halo: tuple[int, int, int, int]) -> PixelLayout:
         """This layout with another halo."""
         return replace(self, halo=halo)
-
-    def to_json(self) -> str:
-        """A string that `from_json` reads; used as an attribute in the IR."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> PixelLayout:
-        """The inverse of `to_json`."""
-        data = json.loads(text)
-        return cls(**{**data, "halo": tuple(data["halo"])})
 
     def pack(self, x: Array) -> tuple[Array, Array, Array]:
         """Values, bits and count of ``x`` (N, C, H, W)."""

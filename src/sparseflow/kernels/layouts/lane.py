@@ -12,9 +12,8 @@ The layout generalises the "lanes = images" layout of batched direct convolution
 from __future__ import annotations
 
 import functools
-import json
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -127,18 +126,6 @@ class LaneLayout:
         right = max(0, dw * (kw - 1) - left - (sw - 1))
         block = (self.block[0] * sh, self.block[1] * sw)
         return LaneLayout(*shape, self.grid, block, (top, left, bottom, right))
-
-    def to_json(self) -> str:
-        """A string that `from_json` reads; used as an attribute in the IR."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> LaneLayout:
-        """The inverse of `to_json`."""
-        data = json.loads(text)
-        for key in ("grid", "block", "halo"):
-            data[key] = tuple(data[key])
-        return cls(**data)
 
     def coordinates(self) -> tuple[Array, Array]:
         """Height and width coordinates, each int (plane, lanes), of every element of a plane; -1 outside the map."""

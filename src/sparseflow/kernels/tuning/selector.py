@@ -17,9 +17,10 @@ import platformdirs
 import tvm
 
 import sparseflow
+from sparseflow.core.codec import decode, encode
 from sparseflow.core.files import write_json
 from sparseflow.core.plan import CandidateTime, Rejection
-from sparseflow.errors import CompileError, SparseflowError
+from sparseflow.errors import CompileError, FormatError, SparseflowError
 from sparseflow.kernels.layouts.indexed import PixelLayout
 from sparseflow.kernels.target.base import Target
 from sparseflow.kernels.template import TEMPLATES, Candidate, KernelTemplate
@@ -216,23 +217,14 @@ class Selector:
         if data is None:
             return None
         try:
-            times = tuple(
-                CandidateTime(t["template"], dict(t["parameters"]), float(t["time_s"]), True)
-                for t in data["times"]
-            )
-            rejected = tuple(Rejection(r["template"], r["reason"]) for r in data["rejected"])
-        except (ValueError, KeyError, TypeError):
+            choice = decode(Choice, data, partial=True)  # beside it stands its key
+        except FormatError:
             return None
-        if not times or any(t.template not in TEMPLATES for t in times):
-            return None
-        return Choice(times, rejected)
+        known = choice.times and all(t.template in TEMPLATES for t in choice.times)
+        return choice if known else None
 
     def _store(self, key: str, choice: Choice) -> None:
-        times = [
-            {"template": t.template, "parameters": t.parameters, "time_s": t.time_s} for t in choice.times
-        ]
-        rejected = [{"template": r.template, "reason": r.reason} for r in choice.rejected]
-        self.keep(key, {"times": times, "rejected": rejected})
+        self.keep(key, encode(choice))
 
 
 def _joined(plain: Choice, skipping: Choice) -> Choice:

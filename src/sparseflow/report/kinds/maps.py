@@ -23,7 +23,8 @@ from sparseflow.report.document import (
     Text,
 )
 from sparseflow.report.pixels import shades
-from sparseflow.studies.map_results import VARIANTS, MapLayer, MapResults, from_json
+from sparseflow.studies.map_results import VARIANTS, MapLayer, MapResults
+from sparseflow.studies.results import read
 
 _NAMES = {"dense": "no zeros", "weights": "zero weights", "maps": "zero activations", "both": "both"}
 
@@ -37,7 +38,7 @@ def build(data: dict[str, Any], where: str) -> Document:
     SparseflowError
         If ``data`` is not what `sparseflow inspect --data --json` writes.
     """
-    results = from_json(data, where)
+    results = read(MapResults, data, where)
     sections = [
         Section("How dense the maps are", (_densities(results), _table(results))),
         Section("Where they are dense", (_places(results),)),

@@ -24,7 +24,7 @@ from sparseflow.report.document import (
     Text,
 )
 from sparseflow.report.kinds.layers import candidates, cuts, layer_table
-from sparseflow.studies.results import DENSE, OURS, QuickstartResult, Timing, Variant
+from sparseflow.studies.results import DENSE, OURS, QuickstartResult, Timing, Variant, read
 
 _SERIES = ("neutral", "s1", "s2", "s3", "s4")
 
@@ -38,7 +38,7 @@ def build(data: dict[str, Any], where: str) -> Document:
     SparseflowError
         If ``data`` is not a `QuickstartResult`.
     """
-    result = QuickstartResult.from_json(data, where)
+    result = read(QuickstartResult, data, where)
     pruned = [v for v in result.variants if v.name != DENSE]
     sections = (
         Section("Latency", (_latency(result),)),
