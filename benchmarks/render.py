@@ -23,8 +23,8 @@ import whole_networks
 
 from sparseflow.errors import SparseflowError
 from sparseflow.report.document import Document, Section
+from sparseflow.report.images import to_png
 from sparseflow.report.markdown import section_markdown
-from sparseflow.report.png import to_png
 from sparseflow.report.render import build_document
 
 BLOCK = re.compile(r"(<!-- begin (?P<file>[\w.]+) (?P<section>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -6,7 +6,6 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from sparseflow.core.codec import encode
@@ -14,7 +13,6 @@ from sparseflow.core.map_profile import MapDensity
 from sparseflow.errors import SparseflowError
 from sparseflow.report import build_document, render_run
 from sparseflow.report.document import Bars, Pictures, Table
-from sparseflow.report.pixels import LEVELS, SHADES, shades
 from sparseflow.studies.map_results import MapLayer, MapResults
 from sparseflow.studies.results import read
 
@@ -69,6 +67,7 @@ def test_figures_and_tables_hold_every_layer() -> None:
     assert (bars.bars[1].low, bars.bars[1].high) == (pytest.approx(15.0), pytest.approx(25.0))
     (places,) = [f for f in document.figures() if isinstance(f, Pictures)]
     assert [p.title for p in places.pictures] == ["stem", "body"]
+    assert [float(p.values.max()) for p in places.pictures] == pytest.approx([0.9, 0.2])
     tables = [b for s in document.sections for b in s.blocks if isinstance(b, Table)]
     assert [len(t.rows) for t in tables] == [3, 4, 3]
 
@@ -77,9 +76,3 @@ def test_without_times_there_is_no_table_of_times() -> None:
     found = results()
     plain = replace(found, layers=tuple(replace(layer, times_s={}) for layer in found.layers))
     assert "Time of each kind of kernel" not in [s.title for s in build_document(encode(plain)).sections]
-
-
-def test_shades_run_from_zero_to_all() -> None:
-    pixels = shades(np.array([[0.0, 0.5, 1.0]]), cell=2)
-    assert pixels.shape == (2, 6)
-    assert pixels[0].tolist() == [SHADES] * 2 + [SHADES + 8] * 2 + [SHADES + LEVELS - 1] * 2

@@ -1,4 +1,4 @@
-"""From the folder of a run to its report: HTML, Markdown and the figures as PNG."""
+"""From the folder of a run to its report: HTML, Markdown and the figures as PNG and SVG."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from sparseflow.errors import SparseflowError
 from sparseflow.report import kinds as kinds  # registers the builders
 from sparseflow.report.document import REPORTS, Document
 from sparseflow.report.html import to_html
+from sparseflow.report.images import to_png, to_svg
 from sparseflow.report.markdown import to_markdown
-from sparseflow.report.png import to_png
 
 RESULTS = "results.json"
 
@@ -26,7 +26,7 @@ def render_run(run_dir: str | Path, out: str | Path | None = None) -> Path:
         A folder with a ``results.json`` (or that file itself), as the commands write it.
     out : path, optional
         The HTML file to write, or a folder for it; ``run_dir`` when not given. ``report.md``, ``report.json``
-        (the results, so that the report can be moved whole) and ``figures/*.png`` go beside it.
+        (the results, so that the report can be moved whole) and ``figures/*.png`` and ``*.svg`` go beside it.
 
     Raises
     ------
@@ -101,5 +101,6 @@ def write_document(document: Document, page: Path) -> None:
     figures = page.parent / "figures"
     for figure in document.figures():
         atomic_write(figures / f"{figure.name}.png", to_png(figure))
+        atomic_write(figures / f"{figure.name}.svg", to_svg(figure))
     atomic_write(page.with_suffix(".md"), to_markdown(document, figures.name))
     atomic_write(page, html)
