@@ -70,7 +70,7 @@ def test_both_formats_show_all_words_and_are_the_same_each_time(figure: Figure) 
 
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda f: f.name)
 def test_inside_of_a_page_colours_are_the_page_s_and_names_its_own(figure: Figure) -> None:
-    svg = str(inline_svg(figure))
+    svg = inline_svg(figure)
     assert WORDS[figure.name] <= set(texts(svg))
     assert figure.title not in texts(svg)
     assert not [colour for colour in VARIABLES.values() if re.search(f"(fill|stroke): {colour}", svg)]
@@ -96,6 +96,15 @@ def test_drawing_changes_no_settings_of_matplotlib() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_summary_on_the_terminal_needs_neither_jinja2_nor_matplotlib() -> None:
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(('jinja2', 'markupsafe', 'matplotlib'))); "
+        "from sparseflow.report import build_document, show; print('fine')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "fine"
 
 
 def test_names_stay_inside_and_cover_neither_points_nor_each_other() -> None:
@@ -159,7 +168,7 @@ def test_matrix_is_filters_by_columns() -> None:
 
 def test_labels_are_shown_as_they_are() -> None:
     points = (Point("<b>& $x^2$", 1.0, 2.0, 0.5, "s1", 0.9, 1.2), Point("b", 3.0, 2.5, 1.0, "peer"))
-    svg = str(inline_svg(Scatter("plot", "title", "x", "y", points)))
+    svg = inline_svg(Scatter("plot", "title", "x", "y", points))
     assert "<b>" not in svg
     assert "<b>& $x^2$" in texts(svg)
     assert svg.count("<title>") == 2  # what a browser shows where the pointer rests

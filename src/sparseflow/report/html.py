@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from importlib import resources
 
-from markupsafe import Markup
-
 from sparseflow.errors import SparseflowError
 from sparseflow.report.colours import COLOURS
 from sparseflow.report.document import Document
@@ -22,6 +20,7 @@ def to_html(document: Document) -> str:
     """
     try:
         import jinja2
+        from markupsafe import Markup
     except ImportError as error:
         raise SparseflowError(
             "report: jinja2 is not installed; install it with: pip install 'sparseflow[report]'"
@@ -33,7 +32,7 @@ def to_html(document: Document) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["svg"] = inline_svg
+    environment.filters["svg"] = lambda figure: Markup(inline_svg(figure))
     environment.globals["colours"] = COLOURS
     return environment.get_template("report.html.j2").render(
         document=document, style=Markup(_packaged("style.css"))

@@ -5,10 +5,9 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping
+from html import escape
 from types import ModuleType
 from typing import Any
-
-from markupsafe import Markup, escape
 
 from sparseflow.errors import SparseflowError
 from sparseflow.report.colours import PAGE, VARIABLES
@@ -44,7 +43,7 @@ def to_svg(figure: Figure) -> bytes:
     return _svg(figure, titled=True).replace("<svg ", f"<svg {_described(figure)} ", 1).encode()
 
 
-def inline_svg(figure: Figure) -> Markup:
+def inline_svg(figure: Figure) -> str:
     """The figure as an ``<svg>`` element without its title, its colours the variables of the page.
 
     Raises
@@ -58,7 +57,7 @@ def inline_svg(figure: Figure) -> Markup:
     text = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{figure.name}-", text.replace("xlink:href", "href"))
     for name, colour in VARIABLES.items():
         text = re.sub(rf"(fill|stroke): {colour}", rf"\1: var(--{name})", text)
-    return Markup(text.replace("{}", _described(figure), 1).strip())
+    return text.replace("{}", _described(figure), 1).strip()
 
 
 def _described(figure: Figure) -> str:

@@ -49,7 +49,7 @@ def command(
     chosen = _find(plan, layer, engine) if layer is not None else None
     data: dict[str, Any] = encode(plan)
     if operators:
-        data["operators"] = [vars(operator) for operator in operators]
+        data["operators"] = encode(operators)
     if output.write_json(data, json):
         return
     console = output.stdout()
