@@ -10,13 +10,12 @@ import typer
 
 from sparseflow.cli import options, output
 from sparseflow.core.codec import encode
+from sparseflow.core.element_type import FLOAT32
+from sparseflow.core.plan import Cut, LayerPlan, OperatorTime, Plan
 from sparseflow.errors import InputError
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-    from sparseflow.core.element_type import FLOAT32
-from sparseflow.core.plan import Cut, LayerPlan, OperatorTime, Plan
 
 
 def register(app: typer.Typer) -> None:
