@@ -19,6 +19,7 @@ from typing import Any
 
 import map_networks
 import selection
+import weight_types
 import whole_networks
 
 from sparseflow.errors import SparseflowError
@@ -92,6 +93,8 @@ class Sources:
         data = self._read[file]
         if file == f"{whole_networks.NAME}.json":
             return WHOLE_NETWORKS[section](list(data.values()))
+        if file == f"{weight_types.NAME}.json":
+            return weight_types.markdown(data)
         if file == f"{selection.NAME}.json":
             return selection.markdown(data)
         if file == f"{map_networks.NAME}.json":

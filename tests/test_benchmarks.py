@@ -282,3 +282,30 @@ def test_selection_runs_the_three_plans_in_turn(tmp_path: Path, monkeypatch: pyt
         (case,) = json.loads((tmp_path / "selection.json").read_text())["cases"].values()
         assert set(case["ms"]) == {"measured", "predicted", "dense"}
         assert case["planned_ms"]["layers"] > 0
+
+
+def test_weight_types_are_compared_with_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch import nn
+
+    from sparseflow.engine.frontends.importer import import_model
+
+    model = nn.Sequential(nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 10)).eval()
+
+    class Loaded:
+        def imported(self) -> Any:
+            return import_model(model, (torch.zeros(1, 256),))
+
+    monkeypatch.setenv("SPARSEFLOW_CACHE", str(tmp_path))
+    for weight_types in script("weight_types"):
+        monkeypatch.setattr(weight_types, "load_model", lambda _request: Loaded())
+        arguments = ["--models", "small", "--sparsify", "dense", "--rounds", "2", "--out", str(tmp_path)]
+        assert weight_types.main(arguments) == 0
+        data = json.loads((tmp_path / "weight_types.json").read_text())
+        (case,) = data["cases"].values()
+        assert list(case["types"]) == ["float32", "float16", "bfloat16"]
+        assert case["types"]["float32"]["error"] == 0.0
+        assert 0 < case["types"]["float16"]["error"] < case["types"]["bfloat16"]["error"] < 0.01
+        assert case["types"]["float32"]["weight_bytes"] == 4 * (256 + 10) * 128
+        rows = weight_types.markdown(data).splitlines()[2:5]
+        assert [row.split(" | ")[2] for row in rows] == ["float32", "float16", "bfloat16"]
+        assert "1.00×" in rows[0]

@@ -17,6 +17,8 @@ from sparseflow.kernels.weight import LayerWeight
 from sparseflow.kernels.workload import DENSEST, Array, Layouts, Workload
 
 Expr = Any
+AHEAD = (0, 32)
+"""How many inputs ahead weights are asked for; 0: only the processor's own prefetching."""
 BYTES_PER_CYCLE = 6.0  # what one core streams from memory, with the L3 cache's help
 
 
@@ -75,7 +77,11 @@ class FewRows(KernelTemplate):
 
 @register
 class FewRowsDense(FewRows):
-    """Dense weights as (feature vectors, in, lanes); each weight is read once for all rows of a part."""
+    """Dense weights, each read once for all rows of a part, with a stream of memory for each of B feature vectors.
+
+    The layer waits for memory. One stream is fetched page by page, each beginning anew; several run on while one
+    begins, and ``ahead`` asks for lines so many inputs early.
+    """
 
     name = "few-rows"
     format = "dense"
@@ -83,7 +89,10 @@ class FewRowsDense(FewRows):
     def candidates(self, workload: Workload) -> list[Candidate]:
         """1, 2, 4 or 8 vectors of features at a time."""
         rows, most = min(workload.width, 8), min(16, workload.vectors.accumulators)
-        blocks = [Candidate(self.name, {"B": b}) for b in (8, 4, 2, 1) if b * rows <= most]
+        sizes = [b for b in (8, 4, 2, 1) if b * rows <= most]
+        blocks = [
+            Candidate(self.name, {"B": b, "ahead": ahead}) for b in sizes for ahead in AHEAD if b > 1 or ahead
+        ]
         found = [c for block in blocks for c in self.in_types(workload, block)]
         return sorted(found, key=lambda c: self.predict_cycles(workload, c))
 
@@ -98,14 +107,13 @@ class FewRowsDense(FewRows):
     def pack(
         self, workload: Workload, candidate: Candidate, weight: LayerWeight, layouts: Layouts
     ) -> dict[str, Array]:
-        """(vectors / B, in, B, lanes), the last vector behind them: it overlaps, or ends in zeros if alone."""
+        """(vectors, in, lanes), the last vector overlaps the one before, or ends in zeros if alone."""
         lanes = workload.vectors.lanes
-        matrix, b = weight.dense.reshape(workload.filters, workload.channels), candidate.parameters["B"]
+        matrix = weight.dense.reshape(workload.filters, workload.channels)
         full = workload.filters // lanes
-        parts = []
-        for first, count in _groups(full, b):
-            rows = matrix[first * lanes : (first + count) * lanes]
-            parts.append(rows.reshape(count, lanes, -1).transpose(2, 0, 1).reshape(-1))
+        parts = [
+            matrix[: full * lanes].reshape(full, lanes, workload.channels).transpose(0, 2, 1).reshape(-1)
+        ]
         if workload.filters % lanes:
             last = np.pad(matrix[-lanes:], ((0, max(0, lanes - workload.filters)), (0, 0)))
             parts.append(last.T.reshape(-1))
@@ -119,7 +127,7 @@ class FewRowsDense(FewRows):
         tail = 1 if workload.filters % lanes else 0
         with emit.prim_func(name) as finish:
             x = emit.arg("x", (workload.width, k))
-            element = self.stored(workload, candidate)
+            element, ahead = self.stored(workload, candidate), candidate.parameters["ahead"]
             data = emit.arg("data", ((full + tail) * lanes * k,), element.storage)
             epilogue = self._arguments(workload)
             for part in emit.segments(workload.width, 8):
@@ -130,7 +138,10 @@ class FewRowsDense(FewRows):
                         start: Expr, feature: Expr, count: int, row: Expr = row, rows: int = part.size
                     ) -> None:
                         self._block(
-                            workload, (x, (data, element), epilogue), (row, rows), (start, feature, count)
+                            workload,
+                            (x, (data, element, ahead), epilogue),
+                            (row, rows),
+                            (start, feature, count),
                         )
 
                     with emit.channel_loop(whole, workload.threads) as g:
@@ -144,7 +155,7 @@ class FewRowsDense(FewRows):
     def _block(
         self, workload: Workload, tensors: Any, rows: tuple[Expr, int], block: tuple[Expr, Expr, int]
     ) -> None:
-        x, (data, element), epilogue = tensors
+        x, (data, element, ahead), epilogue = tensors
         (row, height), (start, feature, count) = rows, block
         lanes = workload.vectors.lanes
         acc = emit.Accumulators(height * count, lanes)
@@ -152,19 +163,15 @@ class FewRowsDense(FewRows):
             acc[i] = emit.const(0.0, lanes)
         with emit.loop(workload.channels) as k:
             for v in range(count):
-                stored = data[emit.ramp(start + (k * count + v) * lanes, lanes)]
-                weight = widened(element, stored, lanes)
+                at = start + (v * workload.channels + k) * lanes
+                if ahead:
+                    emit.prefetch(data, at + ahead * lanes)
+                weight = widened(element, data[emit.ramp(at, lanes)], lanes)
                 for r in range(height):
                     acc[r * count + v] = acc[r * count + v] + emit.splat(x[row + r, k], lanes) * weight
         for r in range(height):
             for v in range(count):
                 self._store(workload, epilogue, (row + r, feature + v * lanes), acc[r * count + v])
-
-
-def _groups(total: int, size: int) -> list[tuple[int, int]]:
-    found = [(i, size) for i in range(0, total - size + 1, size)]
-    done = len(found) * size
-    return [*found, (done, total - done)] if done < total else found
 
 
 @register

@@ -152,6 +152,12 @@ def cell(value: Expr, dtype: str) -> Any:
     return buffer
 
 
+def prefetch(buffer: Any, at: Expr) -> None:
+    """Asks for the cache line of element ``at``, which may lie behind the end: nothing is read then."""
+    line = T.address_of(buffer[at])
+    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch.p0", line, T.int32(0), T.int32(3), T.int32(1)))
+
+
 def at_least(x: Expr, low: Expr) -> Expr:
     """max(x, low), and NaN where ``x`` is NaN: one instruction on x86, whose maximum gives its second operand then."""
     return tirx.Select(x < low, low, x)
