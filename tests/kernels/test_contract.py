@@ -15,12 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sparseflow.core import parse_structure
+from sparseflow.core.activations import fused
 from sparseflow.kernels.ir.vector_unit import AVX2, NEON, VectorUnit
 from sparseflow.kernels.lane.patterns import assign_patterns
 from sparseflow.kernels.layouts.indexed import PixelLayout
 from sparseflow.kernels.layouts.lane import LaneLayout
 from sparseflow.kernels.template import TEMPLATES, Candidate, KernelTemplate
-from sparseflow.kernels.workload import ACTIVATIONS, Layouts, Workload, covers_of, patterns_of
+from sparseflow.kernels.workload import Layouts, Workload, covers_of, patterns_of
 
 MOST = 3  # candidates of a template that one case compiles
 
@@ -350,11 +351,11 @@ def test_narrower_vectors_give_the_same(
     assert case.check(compile_kernels, (1, 1, 1, 1), slack=1) > 0
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", fused())
 def test_every_activation_after_bias_and_residual(
     activation: str, compile_kernels: Any, dense_reference: Any
 ) -> None:
-    workload = conv(6, (7, 7), 8, 1, bias=True, residual=True, activation=activation, threshold=1.5)
+    workload = conv(6, (7, 7), 8, 1, bias=True, residual=True, activation=activation, parameter=1.5)
     case = Case(workload, pruned(workload, "unstructured", 0.5, 5), 5, dense_reference)
     case.x *= 8.0  # reaches the ends of relu6 and hard-swish, and where exp saturates
     case.expected = dense_reference(case.w, case.x, case.weight, case.bias, case.residual)
@@ -419,7 +420,7 @@ def cases(draw: Any) -> tuple[Workload, str, float, tuple[int, int, int, int], i
         bias=draw(st.booleans()),
         residual=(residual := draw(st.booleans())),
         residual_channels=draw(st.sampled_from([0, 0, 1, 7, 30])) if residual else 0,
-        activation=draw(st.sampled_from(ACTIVATIONS)),
+        activation=draw(st.sampled_from(sorted(fused()))),
         threads=draw(st.integers(1, 2)),
         map_density=draw(st.sampled_from([1.0, 0.5, 0.1])),
     )

@@ -18,8 +18,8 @@ from sparseflow.engine.runtime.engine import Engine  # noqa: E402
 from sparseflow.engine.runtime.manifest import CODE, WEIGHTS  # noqa: E402
 from sparseflow.engine.target.targets import linker, resolve  # noqa: E402
 from sparseflow.errors import EngineError  # noqa: E402
-from sparseflow.kernels import maps  # noqa: E402
 from sparseflow.kernels.ir.vector_unit import NEON, vector_unit  # noqa: E402
+from sparseflow.kernels.lane import operators as maps  # noqa: E402
 from sparseflow.kernels.layouts.lane import canonical  # noqa: E402
 from sparseflow.kernels.workload import Workload  # noqa: E402
 from tests.kernels.test_contract import CASES, Case, pruned  # noqa: E402
