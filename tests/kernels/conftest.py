@@ -10,6 +10,8 @@ import pytest
 import torch
 import tvm
 
+from sparseflow.core.activations import ACTIVATIONS
+
 
 @pytest.fixture(scope="session")
 def host() -> Any:
@@ -48,19 +50,6 @@ def compile_kernels(host: Any) -> Any:
     return lambda functions: Kernels(functions, host)
 
 
-def _activate(kind: str, x: Any, threshold: float) -> Any:
-    f = torch.nn.functional
-    return {
-        "none": lambda v: v,
-        "relu": f.relu,
-        "relu6": f.relu6,
-        "silu": f.silu,
-        "gelu": f.gelu,
-        "hardswish": f.hardswish,
-        "fatrelu": lambda v: f.threshold(v, threshold, 0.0),
-    }[kind](x)
-
-
 @pytest.fixture(scope="session")
 def dense_reference() -> Any:
     """``dense_reference(workload, x, weight, bias, residual)``: NCHW in float64, a linear layer as 1x1."""
@@ -78,6 +67,6 @@ def dense_reference() -> Any:
             y = y + torch.from_numpy(bias).double()[None, :, None, None]
         if residual is not None:
             y = y + torch.from_numpy(residual).double()
-        return np.asarray(_activate(w.activation, y, w.threshold).numpy())
+        return ACTIVATIONS[w.activation].numpy(y.numpy(), w.parameter)
 
     return compute

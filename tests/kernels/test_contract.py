@@ -12,13 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sparseflow.core import ELEMENT_TYPES, FORMATS, ElementType, parse_structure
+from sparseflow.core.activations import fused
 from sparseflow.kernels.lane.patterns import assign_patterns
 from sparseflow.kernels.layouts.indexed import PixelLayout
 from sparseflow.kernels.layouts.lane import LaneLayout
 from sparseflow.kernels.target.cpu import AVX2, AVX512, NEON, Cpu
 from sparseflow.kernels.template import TEMPLATES, Candidate, KernelTemplate
 from sparseflow.kernels.weight import LayerWeight
-from sparseflow.kernels.workload import ACTIVATIONS, Layouts, Workload, covers_of, patterns_of
+from sparseflow.kernels.workload import Layouts, Workload, covers_of, patterns_of
 
 MOST = 3  # candidates of a template that one case compiles
 
@@ -375,11 +376,11 @@ def test_weights_stored_in_another_type_are_read_exactly(
     assert case.check(compile_kernels, (1, 1, 1, 1), slack=1) > 0
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", fused())
 def test_every_activation_after_bias_and_residual(
     activation: str, compile_kernels: Any, dense_reference: Any
 ) -> None:
-    workload = conv(6, (7, 7), 8, 1, bias=True, residual=True, activation=activation, threshold=1.5)
+    workload = conv(6, (7, 7), 8, 1, bias=True, residual=True, activation=activation, parameter=1.5)
     case = Case(workload, pruned(workload, "unstructured", 0.5, 5), 5, dense_reference)
     case.x *= 8.0  # reaches the ends of relu6 and hard-swish, and where exp saturates
     case.expected = dense_reference(case.w, case.x, case.weight, case.bias, case.residual)
@@ -444,7 +445,7 @@ def cases(draw: Any) -> tuple[Workload, str, float, tuple[int, int, int, int], i
         bias=draw(st.booleans()),
         residual=(residual := draw(st.booleans())),
         residual_channels=draw(st.sampled_from([0, 0, 1, 7, 30])) if residual else 0,
-        activation=draw(st.sampled_from(ACTIVATIONS)),
+        activation=draw(st.sampled_from(sorted(fused()))),
         threads=draw(st.integers(1, 2)),
         map_density=draw(st.sampled_from([1.0, 0.5, 0.1])),
         target=AVX512,

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from sparseflow.core.activations import fused
 from sparseflow.kernels.lane import operators as maps
 from sparseflow.kernels.lane.operators import Pool
 from sparseflow.kernels.layouts.lane import LaneLayout, canonical
 from sparseflow.kernels.target.cpu import AVX512
-from sparseflow.kernels.workload import ACTIVATIONS, Workload
+from sparseflow.kernels.workload import Workload
 
 RNG = np.random.default_rng(2)
 SHAPES = [(3, 14, 14), (5, 7, 9), (2, 1, 1), (17, 13, 6)]
@@ -127,7 +128,7 @@ def test_every_activation_fills_ragged_lanes(compile_kernels: Any) -> None:
     f = torch.nn.functional
     source = canonical(3, 13, 6, 16)
     out = replace(source, halo=(1, 1, 1, 1), fill=LOW)
-    names = [a for a in ACTIVATIONS if a not in ("none", "fatrelu")]
+    names = [n for n, a in fused().items() if a.torch and not a.has_parameter]
     kernels = compile_kernels({n: maps.elementwise(n, 1, [source], out, 1, n) for n in names})
     x = 6.0 * _random(1, 3, 13, 6)
     for name in names:
@@ -138,7 +139,7 @@ def test_every_activation_fills_ragged_lanes(compile_kernels: Any) -> None:
 def test_activations_far_from_zero(compile_kernels: Any) -> None:
     x = np.array([-1e4, -120, -89, -88, -30, -6, -3, -1e-4, 0, 1e-4, 3, 6, 30, 88, 120, 1e4], np.float32)
     layout = canonical(1, 4, 4, 16)
-    names = [a for a in ACTIVATIONS if a not in ("none", "fatrelu")]
+    names = [n for n, a in fused().items() if a.torch and not a.has_parameter]
     kernels = compile_kernels({n: maps.elementwise(n, 1, [layout], layout, 1, n) for n in names})
     for name in names:
         y = layout.unpack(kernels(name, [layout.pack(x.reshape(1, 1, 4, 4))], (1, layout.size)))

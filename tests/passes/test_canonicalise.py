@@ -244,7 +244,7 @@ THRESHOLDED: dict[str, Callable[[Any, Any, Any], Any]] = {
 def test_a_thresholded_relu_is_fused(kind: str, build: Any, operators: Any, same: Any) -> None:
     mod = build(X, lambda bb, x: THRESHOLDED[kind](bb, _conv(bb, x), _const(0.75)))
     attrs, _ = _only(Canonicalise(AVX512)(mod), operators)
-    assert (attrs.workload.activation, attrs.workload.threshold) == ("fatrelu", 0.75)
+    assert (attrs.workload.activation, attrs.workload.parameter) == ("fatrelu", 0.75)
     same(mod, Canonicalise(AVX512)(mod))
 
 

@@ -23,7 +23,6 @@ DENSEST = 0.7
 DENSEST_SHARED = 0.9
 """The same for taps that four filters share, of which there are a quarter as many."""
 SHARED = (1, 2, 4, 8, 16, 32, 64, 128)
-ACTIVATIONS = ("none", "relu", "relu6", "silu", "gelu", "hardswish", "fatrelu")
 
 
 @dataclass(frozen=True)
@@ -47,9 +46,9 @@ class Workload:
     bias, residual : bool
         Whether the epilogue adds a bias per filter, and a tensor of the output's shape.
     activation : str
-        One of `ACTIVATIONS`, applied last.
-    threshold : float
-        Of ``fatrelu``, which keeps what is larger and makes the rest zero; not negative.
+        One of `sparseflow.core.activations.fused`, applied last.
+    parameter : float
+        Of an activation that takes one.
     covers : tuple of (int, float)
         For each R of `SHARED`: the density of the taps when R consecutive filters share them, `passed` ones left out.
     threads : int
@@ -82,7 +81,7 @@ class Workload:
     bias: bool = False
     residual: bool = False
     activation: str = "none"
-    threshold: float = 0.0
+    parameter: float = 0.0
     covers: tuple[tuple[int, float], ...] = ((1, 1.0),)
     patterns: tuple[tuple[int, float], ...] = ()
     threads: int = 1
@@ -180,11 +179,11 @@ class Workload:
     def key(self) -> str:
         """A canonical string: equal keys, equal best kernel. Densities are rounded to two digits, none below 1 to 1.
 
-        The threshold is left out: it changes a constant of the code, not its time.
+        The activation's parameter is left out: it changes a constant of the code, not its time.
         """
         covers, patterns = (tuple((k, _rounded(d)) for k, d in x) for x in (self.covers, self.patterns))
         map_density = _rounded(self.map_density)
-        rounded = replace(self, covers=covers, patterns=patterns, map_density=map_density, threshold=0.0)
+        rounded = replace(self, covers=covers, patterns=patterns, map_density=map_density, parameter=0.0)
         return rounded.key_exact()
 
     def key_exact(self) -> str:

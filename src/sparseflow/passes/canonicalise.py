@@ -14,7 +14,7 @@ from sparseflow.core.element_type import FLOAT32, ElementType
 from sparseflow.errors import CompileError, ElementTypeError
 from sparseflow.kernels.target.base import Target
 from sparseflow.kernels.workload import Array, Workload
-from sparseflow.passes.activations import IDENTITY, Activation, single_activation, spread_activation
+from sparseflow.passes.activations import activation_of
 from sparseflow.passes.graph import Graph, Rebuild, is_constant, op_name, shape_of
 from sparseflow.passes.ops import LayerAttrs, constant, constant_name, layer_call
 from sparseflow.passes.pools import PoolLast
@@ -34,7 +34,8 @@ class _Layer:
     out_shape: tuple[int, ...]
     bias: Array | None = None
     residual: Expr | None = None
-    activation: Activation = IDENTITY
+    activation: str = "none"
+    parameter: float = 0.0
 
 
 @tvm.transform.module_pass(opt_level=0, name="sparseflow.Canonicalise")
@@ -78,8 +79,8 @@ class Canonicalise:
             **layer.workload,
             bias=layer.bias is not None,
             residual=layer.residual is not None,
-            activation=layer.activation.kind,
-            threshold=layer.activation.threshold,
+            activation=layer.activation,
+            parameter=layer.parameter,
             threads=self.threads,
             target=self.target,
             weights=self.weights,
@@ -165,24 +166,24 @@ def _layer_name(weight_name: str, kind: str, var: Expr) -> str:
 def _extend(graph: Graph, layer: _Layer, taken: set[Expr]) -> list[Expr]:
     """Moves ``layer`` to the end of the chain of single-use operators it can swallow; returns what it swallowed."""
     chain: list[Expr] = []
-    while graph.uses[layer.var] == 1 and layer.activation.kind == "none":
+    while True:
+        found = activation_of(graph, layer.var)
+        if found is not None:
+            layer.activation, layer.parameter = found.activation.name, found.parameter
+            layer.var = found.result
+            return chain + found.inside
+        if graph.uses[layer.var] != 1:
+            return chain
         (user,) = graph.consumers.get(layer.var, [None])
         if user is None or user in taken:
-            break
-        step = graph.definition[user]
-        following = _swallow(graph, layer, user, step)
+            return chain
+        following = _swallow(graph, layer, user, graph.definition[user])
         if following is None:
-            break
+            return chain
         chain.append(layer.var)
         if following is not user:
             chain.append(user)
         layer.var = following
-    if layer.activation.kind == "none":
-        found = spread_activation(graph, layer.var)
-        if found is not None:
-            layer.activation, layer.var = found.activation, found.result
-            chain += found.inside
-    return chain
 
 
 def _swallow(graph: Graph, layer: _Layer, user: Expr, step: Expr) -> Expr | None:
@@ -192,10 +193,6 @@ def _swallow(graph: Graph, layer: _Layer, user: Expr, step: Expr) -> Expr | None
         return _batch_norm(graph, layer, user, step)
     if name in ("relax.add", "relax.multiply", "relax.subtract", "relax.divide") and layer.residual is None:
         return user if _arithmetic(graph, layer, name, step) else None
-    activation = single_activation(step)
-    if activation is not None:
-        layer.activation = activation
-        return user
     return None
 
 

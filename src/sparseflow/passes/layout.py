@@ -8,21 +8,21 @@ from typing import Any
 
 from tvm import relax
 
+from sparseflow.core.activations import ACTIVATIONS
 from sparseflow.core.codec import loads
 from sparseflow.kernels.lane.attention import Attention
 from sparseflow.kernels.lane.operators import Pool
 from sparseflow.kernels.layouts.lane import LaneLayout, canonical
 from sparseflow.kernels.template import TEMPLATES, Candidate
 from sparseflow.kernels.workload import Workload
+from sparseflow.passes.activations import lane_function
 from sparseflow.passes.graph import Graph, is_constant, op_name, shape_of
 from sparseflow.passes.map_ops import DENSE_MAP
 from sparseflow.passes.ops import ATTENTION, LayerAttrs, is_layer
 
 Expr = Any
-NON_NEGATIVE = ("relu", "relu6", "fatrelu")
 LANES = "direct"  # the template that takes every layer that fits lanes
 BINARY = ("add", "subtract", "multiply", "maximum", "minimum")
-UNARY = {"relax.nn.relu": "relu", "relax.nn.silu": "silu", "relax.nn.gelu": "gelu"}
 
 
 @dataclass
@@ -141,7 +141,7 @@ def _layer(value: Expr) -> Node | None:
     added = replace(layout, channels=w.residual_channels or w.filters)
     needs = [w.input_layout(layout)] + [added for _ in residual]
     view = "nchw" if w.op == "conv2d" else "matrix"
-    positive = w.activation in NON_NEGATIVE
+    positive = ACTIVATIONS[w.activation].non_negative
     return Node("layer", [value.args[0], *residual], attrs, layout, view, needs, positive)
 
 
@@ -223,11 +223,9 @@ def _attention(var: Expr, value: Expr, lanes: int) -> Node:
 
 def _elementwise(nodes: dict[Expr, Node], var: Expr, value: Expr, lanes: int) -> Node | None:
     """An operator that maps zeros to zeros, on tensors of one shape of which all are in lanes already."""
-    name = op_name(value)
-    function = UNARY.get(name) or (
-        name.removeprefix("relax.") if name.removeprefix("relax.") in BINARY else None
-    )
-    operands = list(value.args[: 1 if name in UNARY else 2])
+    unary, name = lane_function(value), op_name(value).removeprefix("relax.")
+    function = unary or (name if name in BINARY else None)
+    operands = list(value.args[: 1 if unary else 2])
     if function is None or any(is_constant(o) or o not in nodes for o in operands):
         return None
     views = {nodes[o].view for o in operands}
@@ -235,11 +233,11 @@ def _elementwise(nodes: dict[Expr, Node], var: Expr, value: Expr, lanes: int) ->
         return None
     view = views.pop()
     layout = canonical(*logical(shape_of(var), view), lanes)
-    positive = function in NON_NEGATIVE or (
+    positive = (unary is not None and ACTIVATIONS[unary].non_negative) or (
         function in ("add", "multiply", "maximum") and all(nodes[o].non_negative for o in operands)
     )
     return Node(
-        "unary" if name in UNARY else "binary",
+        "unary" if unary else "binary",
         operands,
         function,
         layout,

@@ -18,6 +18,7 @@ import tvm
 from tvm import relax
 from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
+from sparseflow.core.activations import ACTIVATIONS
 from sparseflow.engine.frontends import torch_resample
 from sparseflow.engine.frontends.constants import check_dtype, close_blocks, named_constant
 from sparseflow.engine.runtime.memory import weight_tensor
@@ -27,10 +28,10 @@ Converter = Callable[[Any], Any]
 """torch.fx node → Relax expression."""
 
 KEPT_WHOLE = (
-    "linear", "matmul", "conv1d", "conv2d", "max_pool1d", "max_pool2d", "hardswish", "silu", "hardsigmoid", "relu6",
-    "leaky_relu", "layer_norm", "group_norm", "scaled_dot_product_attention",
+    "linear", "matmul", "conv1d", "conv2d", "max_pool1d", "max_pool2d", "layer_norm", "group_norm",
+    "scaled_dot_product_attention",
 )  # fmt: skip
-"""Overloads ``aten.NAME.default`` that stay one operator."""
+"""Overloads ``aten.NAME.default`` that stay one operator, as do activations that say so (`Activation.whole`)."""
 
 
 def export_module(module: torch.nn.Module, example_inputs: tuple[Any, ...]) -> Any:
@@ -96,7 +97,7 @@ def program_to_relax(program: Any) -> tuple[Any, list[str], list[str]]:
     for name, tensor in program.named_parameters():
         check_dtype(name, str(tensor.dtype).removeprefix("torch."))
     table = torch.export.default_decompositions()
-    for name in KEPT_WHOLE:
+    for name in (*KEPT_WHOLE, *(op for a in ACTIVATIONS.values() if a.whole for op in a.torch)):
         table.pop(getattr(torch.ops.aten, name).default, None)
     for operator in torch_resample.named(table):
         table.pop(operator)

@@ -202,7 +202,7 @@ class _Builder:
     def _linear(self, node: MapNode, source: KeptMap, target: KeptMap) -> Step:
         layouts = source.layout, target.layout
         workload = node.detail.workload
-        writer = partial(kept_maps.linear, *layouts, (workload.activation, workload.threshold))
+        writer = partial(kept_maps.linear, *layouts, (workload.activation, workload.parameter))
         depth = target.layout.depth
         bias, sums = shared((depth,)), shared((source.pixels * depth,))
         for operand in node.call.args[2].fields:

@@ -10,8 +10,9 @@ from tvm import relax
 
 from sparseflow.errors import CompileError
 from sparseflow.kernels.lane.operators import Pool
+from sparseflow.passes.activations import lane_function
 from sparseflow.passes.graph import Graph, Rebuild, inputs_of, is_constant, op_name, shape_of
-from sparseflow.passes.layout import BINARY, UNARY
+from sparseflow.passes.layout import BINARY
 from sparseflow.passes.ops import CONV2D, LINEAR, LayerAttrs, is_layer
 
 Expr = Any
@@ -157,8 +158,8 @@ def _node(graph: Graph, var: Expr, value: Expr, maps: dict[Expr, tuple[int, int,
     elif name in ("relax.nn.max_pool2d", "relax.nn.avg_pool2d"):
         window = _pool(name, value.attrs)
         found = ("pool", f"{window.kind}_pool", [value.args[0]], window) if window is not None else None
-    elif name in UNARY:
-        found = "elementwise", UNARY[name], [value.args[0]], UNARY[name]
+    elif (function := lane_function(value)) is not None:
+        found = "elementwise", function, [value.args[0]], function
     elif name.removeprefix("relax.") in BINARY:
         function = name.removeprefix("relax.")
         found = "elementwise", function, list(value.args), function

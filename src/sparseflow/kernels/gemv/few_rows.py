@@ -57,7 +57,7 @@ class FewRows(KernelTemplate):
         if residual is not None:
             value = value + residual[at[0], where]
         T.buffer_store(
-            y, emit.activate(workload.activation, value, lanes, workload.threshold), [at[0], where]
+            y, emit.activate(workload.activation, value, lanes, workload.parameter), [at[0], where]
         )
 
     def _store_few(self, workload: Workload, epilogue: tuple[Any, Any, Any], row: Expr, value: Expr) -> None:
@@ -72,7 +72,7 @@ class FewRows(KernelTemplate):
                 one = one + bias[f]
             if residual is not None:
                 one = one + residual[row, f]
-            T.buffer_store(y, emit.activate(workload.activation, one, 1, workload.threshold), [row, f])
+            T.buffer_store(y, emit.activate(workload.activation, one, 1, workload.parameter), [row, f])
 
 
 @register
@@ -270,7 +270,7 @@ class FewRowsSparse(FewRows):
                                 value = value + bias[where]
                             if residual is not None:
                                 value = value + residual[row + k, where]
-                            value = emit.activate(workload.activation, value, r, workload.threshold)
+                            value = emit.activate(workload.activation, value, r, workload.parameter)
                             T.buffer_store(y, value, [row + k, where])
         return finish()
 

@@ -225,14 +225,12 @@ def settle(
             T.buffer_store(y, value, [emit.ramp(pixel * target.depth + block * lanes, lanes)])
 
 
-def linear(
-    source: KeptLayout, target: KeptLayout, activation: tuple[str, float | None], name: str
-) -> tirx.PrimFunc:
+def linear(source: KeptLayout, target: KeptLayout, activation: tuple[str, float], name: str) -> tirx.PrimFunc:
     """Kernel ``(map, mask, data, bias, sums, limit, out, out_mask)`` of a linear layer on a whole map.
 
     The sum over the channels of each pixel is kept in ``sums`` (pixels, results), so that only the weights of changed
     pixels are read, and the total is that of a full computation bit by bit.
-    ``activation`` is its name and its threshold.
+    ``activation`` is its name and its parameter.
     """
     lanes, depth, pixels = target.lanes, target.depth, source.height * source.width
     with emit.prim_func(name) as finish:

@@ -283,7 +283,7 @@ class PixelBody:
                 if self.other is not None:
                     value = value + self.other[*where]
                 w = self.workload
-                value = T.bind(emit.activate(w.activation, value, self.lanes, w.threshold))
+                value = T.bind(emit.activate(w.activation, value, self.lanes, w.parameter))
                 pieces.append(pixel_emit.nonzero_bits(value, self.lanes))
             T.buffer_store(self.y, value, where)
         if last:

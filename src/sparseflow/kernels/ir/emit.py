@@ -12,6 +12,8 @@ from tvm import s_tir, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
+from sparseflow.core.activations import ACTIVATIONS
+from sparseflow.kernels.ir.math import exp
 from sparseflow.kernels.layouts.lane import LaneLayout
 
 Expr = Any  # TVM's expressions carry no static types
@@ -168,90 +170,63 @@ def at_most(x: Expr, high: Expr) -> Expr:
     return tirx.Select(x > high, high, x)
 
 
-def activate(kind: str, x: Expr, lanes: int, threshold: float | None = None) -> Expr:
-    """The activation ``kind`` of a float32 vector; ``fatrelu`` keeps what is larger than its ``threshold``.
+@dataclass(frozen=True)
+class Vectors:
+    """What the vector code of an activation is made of: `sparseflow.core.activations.Vectors` on TIR's expressions."""
 
-    SiLU and hard-swish follow their definitions, with `exp_vector` as the exponential; GELU is `gelu_vector`. NaN stays
-    NaN but in ``fatrelu``, which is ``where(x > threshold, x, 0)``.
-    """
-    zero = const(0.0, lanes)
-    if kind == "none":
-        return x
-    if kind == "relu":
-        return at_least(x, zero)
-    if kind == "fatrelu" and threshold is not None:
-        return tirx.Select(x > const(threshold, lanes), x, zero)
-    if kind == "relu6":
-        return at_most(at_least(x, zero), const(6.0, lanes))
-    if kind == "hardswish":
-        gate = at_most(at_least(x + const(3.0, lanes), zero), const(6.0, lanes))
-        return x * gate * const(1.0 / 6.0, lanes)
-    if kind == "silu":
-        return x / (const(1.0, lanes) + exp_vector(zero - x, lanes))
-    if kind == "gelu":
-        return gelu_vector(x, lanes)
-    raise ValueError(f"activation {kind!r} has no code")
+    lanes: int
+
+    def number(self, value: float) -> Expr:
+        """See `const`."""
+        return const(value, self.lanes)
+
+    def at_least(self, x: Expr, low: Expr) -> Expr:
+        """See `at_least`."""
+        return at_least(x, low)
+
+    def at_most(self, x: Expr, high: Expr) -> Expr:
+        """See `at_most`."""
+        return at_most(x, high)
+
+    def larger(self, a: Expr, b: Expr) -> Expr:
+        """The larger of two; either where one of them is NaN."""
+        return tirx.max(a, b)
+
+    def smaller(self, a: Expr, b: Expr) -> Expr:
+        """The smaller of two; either where one of them is NaN."""
+        return tirx.min(a, b)
+
+    def where(self, condition: Expr, a: Expr, b: Expr) -> Expr:
+        """``a`` where the condition holds, else ``b``."""
+        return tirx.Select(condition, a, b)
+
+    def exp(self, x: Expr) -> Expr:
+        """See `exp_vector`."""
+        return exp_vector(x, self.lanes)
+
+    def once(self, value: Expr) -> Expr:
+        """``value`` in a variable."""
+        return T.bind(value)
+
+
+def activate(kind: str, x: Expr, lanes: int, parameter: float = 0.0) -> Expr:
+    """The activation ``kind`` of a float32 vector."""
+    return ACTIVATIONS[kind].vector(x, Vectors(lanes), parameter)
 
 
 def finish(
-    value: Expr, activation: str, layout: LaneLayout, row: Expr, col: Expr, threshold: float | None = None
+    value: Expr, activation: str, layout: LaneLayout, row: Expr, col: Expr, parameter: float = 0.0
 ) -> Expr:
     """The end of an epilogue: the activation, and the fill value in the lanes whose pixel lies outside the map."""
-    value = activate(activation, value, layout.lanes, threshold)
+    value = activate(activation, value, layout.lanes, parameter)
     if not layout.ragged:
         return value
     return tirx.Select(inside_map(layout, row, col), value, const(layout.fill, layout.lanes))
 
 
 def exp_vector(x: Expr, lanes: int) -> Expr:
-    """exp(x) to about 2e-7 relative: 2**n times a polynomial on [-ln2/2, ln2/2] (Cephes expf, Cody-Waite reduction)."""
-    x = T.bind(tirx.max(tirx.min(x, const(88.3762626647949, lanes)), const(-87.3365447505531, lanes)))
-    n = T.bind(tirx.floor(x * const(1.44269504088896341, lanes) + const(0.5, lanes)))
-    r = T.bind(x - n * const(0.693359375, lanes) + n * const(2.12194440e-4, lanes))
-    poly = const(1.9875691500e-4, lanes)
-    for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
-        poly = poly * r + const(c, lanes)
-    value = T.bind(poly * r * r + r + const(1.0, lanes))
-    suffix = f"x{lanes}" if lanes > 1 else ""
-    bits = (tirx.Cast(f"int32{suffix}", n) + splat(T.int32(127), lanes)) * splat(T.int32(1 << 23), lanes)
-    return value * tirx.reinterpret(f"float32{suffix}", bits)
-
-
-_GELU_END = 5.2
-_GELU = (
-    -0.0034960464,
-    0.0055793696,
-    0.015093837,
-    -0.035393275,
-    -0.0116116805,
-    0.09100958,
-    -0.06630229,
-    -0.083273925,
-    0.19043526,
-    -0.1048148,
-    -0.10962902,
-    0.25286537,
-    -0.22917333,
-    0.11936575,
-    -0.035315923,
-    0.004661198,
-)
-
-
-def gelu_vector(x: Expr, lanes: int) -> Expr:
-    """gelu(x) to 5e-7 absolute, without exponential or division: max(x, 0) - a h(a) with a = min(abs(x), 5.2).
-
-    h(a) = erfc(a / sqrt 2) / 2 is a polynomial of degree 15 in 2a / 5.2 - 1: a least-squares fit on Chebyshev nodes,
-    weighted by a and reweighted towards the largest error. Past 5.2 the product stays below 4e-7.
-    """
-    x = T.bind(x)
-    zero = const(0.0, lanes)
-    a = T.bind(tirx.min(tirx.max(x, zero - x), const(_GELU_END, lanes)))
-    t = T.bind(a * const(2.0 / _GELU_END, lanes) - const(1.0, lanes))
-    poly = const(_GELU[0], lanes)
-    for c in _GELU[1:]:
-        poly = poly * t + const(c, lanes)
-    return at_least(x, zero) - a * poly
+    """See `math.exp`."""
+    return exp(x, lanes, T.bind)
 
 
 def lane_numbers(lanes: int) -> Expr:

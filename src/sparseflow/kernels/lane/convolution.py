@@ -252,7 +252,7 @@ class ConvBody:
         if self.other is not None and self.residual is not None:
             value = self._add_residual(image, place, value, self.residual)
         w = self.workload
-        return emit.finish(value, w.activation, self.output, row, col, w.threshold)
+        return emit.finish(value, w.activation, self.output, row, col, w.parameter)
 
     def _add_residual(
         self, image: Expr, place: tuple[Expr, Expr, Expr], value: Expr, layout: LaneLayout

@@ -363,7 +363,7 @@ class _Body:
                 value = value if bias is None else value + bias
                 if self.other is not None and self.residual is not None:
                     value = value + self.other[n, self._at(self.residual, f, row + i, col + j)]
-                value = emit.finish(value, w.activation, self.output, row + i, col + j, w.threshold)
+                value = emit.finish(value, w.activation, self.output, row + i, col + j, w.parameter)
                 T.buffer_store(self.y, value, [n, self._at(self.output, f, row + i, col + j)])
 
     def _at(self, layout: LaneLayout, f: Expr, row: Expr, col: Expr) -> Expr:

@@ -55,10 +55,10 @@ def cache_folder() -> Path:
 def code_fingerprint() -> str:
     """A hash of the source of all that decides a kernel: changed code invalidates what was measured with the old.
 
-    That is `sparseflow.kernels` with its folders, and the index formats that templates pack.
+    That is `sparseflow.kernels` with its folders, the index formats that templates pack, and the code of activations.
     """
     digest, package = hashlib.sha256(), Path(sparseflow.__file__).parent
-    for folder in (package / "kernels", package / "core" / "formats"):
+    for folder in (package / "kernels", package / "core" / "formats", package / "core" / "activations"):
         for path in sorted(folder.rglob("*.py")):
             digest.update(path.relative_to(package).as_posix().encode())
             digest.update(path.read_bytes())

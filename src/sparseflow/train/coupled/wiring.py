@@ -7,7 +7,7 @@ Units that meet an operator which is not known here, or leave the network, stay.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,24 +18,25 @@ from networkx.utils import UnionFind
 from torch import Tensor, nn
 from torch.fx import Node
 
+from sparseflow.core.activations import keeping_zero
 from sparseflow.core.arrays import Array
 
 aten = torch.ops.aten
 CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
-KEEPS_ZERO = (
-    aten.relu.default, aten.relu_.default, aten.leaky_relu.default, aten.leaky_relu_.default, aten.silu.default,
-    aten.silu_.default, aten.gelu.default, aten.hardswish.default, aten.hardswish_.default, aten.hardtanh.default,
-    aten.hardtanh_.default, aten.relu6.default, aten.relu6_.default, aten.tanh.default, aten.max_pool2d.default,
-    aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.adaptive_max_pool2d.default, aten.dropout.default,
-    aten.dropout_.default, aten.clone.default, aten.contiguous.default, aten.detach.default,
-)  # fmt: skip
+
+
+def _overloads(names: Iterable[str]) -> tuple[Any, ...]:
+    """``aten.NAME.default`` and its in-place form."""
+    found = [getattr(aten, n + end, None) for n in names for end in ("", "_")]
+    return tuple(operator.default for operator in found if operator is not None)
+
+
+KEEPS_ZERO = _overloads((
+    *keeping_zero(True), "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "dropout", "clone",
+    "contiguous", "detach",
+))  # fmt: skip
 """Operators on single channels that make zeros of zeros."""
-LOSES_ZERO = (
-    aten.sigmoid.default,
-    aten.sigmoid_.default,
-    aten.hardsigmoid.default,
-    aten.hardsigmoid_.default,
-)
+LOSES_ZERO = _overloads(keeping_zero(False))
 """Operators on single channels that make something else of zeros."""
 SUMS = (aten.add.Tensor, aten.add_.Tensor, aten.sub.Tensor, aten.maximum.default, aten.minimum.default)
 PRODUCTS = (aten.mul.Tensor, aten.mul_.Tensor)
