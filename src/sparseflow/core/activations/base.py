@@ -35,7 +35,7 @@ class Vectors(Protocol):
         """``a`` where the condition holds, else ``b``."""
 
     def exp(self, x: Expr) -> Expr:
-        """e**x, 0 and infinity at the ends, NaN where ``x`` is NaN."""
+        """e**x, 0 and infinity at the ends, any number where ``x`` is NaN."""
 
     def once(self, value: Expr) -> Expr:
         """``value`` in a variable, for use in more than one place."""

@@ -58,14 +58,16 @@ def horner(coefficients: Sequence[float], x: Expr) -> Expr:
 
 
 def exp(x: Expr) -> Expr:
-    """e**x of one element; see `sparseflow.kernels.ir.math.exp`."""
+    """e**x of one element; see `sparseflow.kernels.ir.math.exp`. NaN passes."""
     bound: list[tuple[Any, Expr]] = []
 
     def once(value: Expr) -> Expr:
         bound.append((tirx.Var("t", dtype_of(value)), value))
         return bound[-1][0]
 
+    x = once(x)
     result = vector_exp(x, 1, once)
+    result = prim.Select(x <= _f(float("inf")), result, x)
     for var, value in reversed(bound):
         result = prim.Let(var, value, result)
     return result

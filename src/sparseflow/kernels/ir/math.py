@@ -21,7 +21,8 @@ def vector(value: Any, lanes: int) -> Expr:
 def exp(x: Expr, lanes: int, once: Callable[[Expr], Expr]) -> Expr:
     """e**x = 2**n · e**r with r in ±ln(2)/2, to 2e-7 relative.
 
-    Clipped so that 2**(n-1), made from bits, is zero at the low and infinity at the high end; NaN passes.
+    Clipped so that 2**(n-1), made from bits, is zero at the low and infinity at the high end; any number of NaN. Each
+    value is read as seldom as can be: TVM writes out variables where they are read.
 
     Parameters
     ----------
@@ -44,9 +45,7 @@ def exp(x: Expr, lanes: int, once: Callable[[Expr], Expr]) -> Expr:
         return vector(tirx.const(value, "int32"), lanes)
 
     width = f"x{lanes}" if lanes > 1 else ""
-    x = once(x)
-    x = once(tirx.Select(x > number(89.4), number(89.4), x))
-    x = once(tirx.Select(x < number(-87.3), number(-87.3), x))
+    x = once(tirx.max(tirx.min(x, number(89.4)), number(-87.3)))
     # not nearbyint, which TVM does not vectorise
     n = once(tirx.floor(x * number(LOG2E) + number(0.5)))
     r = once(x - n * number(LN2_HIGH) - n * number(LN2_LOW))
