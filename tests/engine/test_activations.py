@@ -69,3 +69,15 @@ def test_it_equals_torch_also_where_numbers_are_awkward(name: str) -> None:
         expected = model(x).numpy()
     found = sparseflow.compile(model, (x,), measure=False)(x)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_mish_skips_its_zeros_behind_a_sparse_layer() -> None:
+    """Half of the filters are zero: their channels are mish(bias), constants that join the next layer's bias."""
+    first, second = torch.nn.Conv2d(4, 8, 3, padding=1), torch.nn.Conv2d(8, 4, 1)
+    torch.nn.init.zeros_(first.weight[::2])
+    model, x = torch.nn.Sequential(first, torch.nn.Mish(), second).eval(), torch.randn(1, 4, 9, 9)
+    engine = sparseflow.compile(model, (x,), measure=False)
+    with torch.inference_mode():
+        np.testing.assert_allclose(engine(x), model(x).numpy(), rtol=1e-4, atol=1e-5)
+    assert [layer.name for layer in engine.plan.layers] == ["0", "2"]
+    assert [cut.filters for cut in engine.plan.cuts] == [(8, 4), (4, 4)]
