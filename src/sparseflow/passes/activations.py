@@ -18,7 +18,7 @@ from typing import Any
 from tvm import ir, relax
 
 from sparseflow.core.activations import ACTIVATIONS, Activation
-from sparseflow.passes.graph import Graph, is_constant, op_name
+from sparseflow.passes.graph import Graph, is_constant, op_name, scalar
 
 Expr = Any
 Look = Callable[[Expr], Expr]
@@ -231,8 +231,8 @@ def _term(expr: Expr, x: Expr, look: Look, depth: int, inside: list[Expr]) -> Te
         return X
     value = look(expr)
     if is_constant(value):
-        number = value.value.numpy()
-        return ("number", float(number.reshape(()))) if number.size == 1 else None
+        number = scalar(value)
+        return None if number is None else ("number", number)
     if not isinstance(value, relax.Call):
         number = getattr(value, "value", None)
         return ("number", float(number)) if isinstance(number, int | float) else None

@@ -16,6 +16,7 @@ from tvm import relax
 
 from sparseflow.engine.frontends.constants import constant_name, named_constant
 from sparseflow.passes.activations import replacement
+from sparseflow.passes.graph import op_name
 
 _SAME_IF_SAME_SHAPE = ("relax.reshape", "relax.broadcast_to", "relax.nn.adaptive_avg_pool2d", "relax.flatten")
 _WEIGHT_OPERAND = {
@@ -49,11 +50,6 @@ def _rewritten(mod: Any, mutator: Any) -> Any:
     out = tvm.IRModule(mod.functions)
     out["main"] = mutator(out).visit_expr(mod["main"])
     return out
-
-
-def op_name(call: Any) -> str:
-    """The operator's name of a call (``relax.nn.conv2d``), or ``""``."""
-    return str(call.op.name) if isinstance(getattr(call, "op", None), tvm.ir.Op) else ""
 
 
 @relax.expr_functor.mutator

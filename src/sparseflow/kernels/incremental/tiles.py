@@ -16,6 +16,7 @@ from tvm.tirx.script import builder as T
 
 from sparseflow.kernels.incremental.operators import MASK_VECTOR, KeptLayout, Window, settle
 from sparseflow.kernels.ir import emit
+from sparseflow.kernels.ir.transpose import transposed
 from sparseflow.kernels.layouts.lane import LaneLayout
 
 Expr = Any
@@ -187,18 +188,3 @@ def scatter(
                 with T.If(inside), T.Then(), T.If(need[pixel] != T.int8(0)), T.Then():
                     settle((fresh, lane * target.depth), (y, mask), target, pixel, limit)
     return finish()
-
-
-def transposed(rows: Sequence[Expr]) -> list[Expr]:
-    """The columns of a square of vectors: log2 steps that swap halves, quarters, … between pairs of rows."""
-    n, rows = len(rows), list(rows)
-    step = n // 2
-    while step:
-        low = [T.int32(k if not k & step else n + k - step) for k in range(n)]
-        high = [T.int32(k + step if not k & step else n + k) for k in range(n)]
-        for i in range(n):
-            if not i & step:
-                pair = [rows[i], rows[i + step]]
-                rows[i], rows[i + step] = (T.bind(tirx.Shuffle(pair, order)) for order in (low, high))
-        step //= 2
-    return rows

@@ -6,8 +6,8 @@ of two-operand shuffles. Every kernel that writes an indexed map makes bits and 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from tvm import tirx
@@ -15,6 +15,7 @@ from tvm.tirx.script import builder as T
 
 from sparseflow.kernels.indexed import emit as pixel_emit
 from sparseflow.kernels.ir import emit
+from sparseflow.kernels.ir.transpose import transposed
 from sparseflow.kernels.lane.conversions import Strides
 from sparseflow.kernels.lane.operators import BINARY, Pool
 from sparseflow.kernels.layouts.indexed import ALIGNED, WORD, PixelLayout
@@ -34,24 +35,26 @@ def to_pixels(
         pixel_emit.clear_halo(bits, out, batch)
         _clear_spare(y, out, batch, -(-out.channels // lanes) * lanes)
 
-        def put(place: tuple[Expr, Expr, Expr], group: Expr, vector: Expr) -> None:
-            n, row, col = place
+        def put(n: Expr, group: Expr, vector: Expr, row: Expr, col: Expr) -> None:
             value = T.bind(vector)
             T.buffer_store(y, value, [n, emit.ramp(out.pixel(row, col) + group * lanes, lanes)])
             piece = pixel_emit.nonzero_bits(value, lanes)
             pixel_emit.put_pieces(bits, (n, T.bind(out.word(row, col))), group, [piece], lanes)
 
+        def put_all(n: Expr, group: Expr, rows: Sequence[Expr], places: Sequence[_Place]) -> None:
+            columns = transposed([T.bind(row) for row in rows])
+            for i, place in enumerate(places):
+                place(partial(put, n, group, columns[i]))
+
         def tile(n: Expr, at: Callable[[Expr], Expr], places: Sequence[_Place]) -> None:
             full, rest = divmod(out.channels, lanes)
             with emit.loop(full) as group:
                 rows = [x[n, emit.ramp(at(group * lanes + i), lanes)] for i in range(lanes)]
-                _transposed(
-                    rows, lanes, lambda i, v: places[i](lambda row, col: put((n, row, col), group, v))
-                )
+                put_all(n, group, rows, places)
             if rest:
                 rows = [x[n, emit.ramp(at(full * lanes + i), lanes)] for i in range(rest)]
                 rows += [emit.const(0.0, lanes)] * (lanes - rest)
-                _transposed(rows, lanes, lambda i, v: places[i](lambda row, col: put((n, row, col), full, v)))
+                put_all(n, full, rows, places)
 
         if isinstance(source, LaneLayout):
             _over_lanes(batch, source, out, threads, tile)
@@ -87,11 +90,8 @@ def from_pixels(
                     fill = out.fill if isinstance(out, LaneLayout) else 0.0
                     found.append(place.inside_or(value, fill, lanes))
 
-                def put(i: int, value: Expr) -> None:
-                    if i < kept:
-                        T.buffer_store(y, value, [n, emit.ramp(at(number * lanes + i), lanes)])
-
-                _transposed(found, lanes, put)
+                for i, value in enumerate(transposed([T.bind(v) for v in found])[:kept]):
+                    T.buffer_store(y, value, [n, emit.ramp(at(number * lanes + i), lanes)])
 
             with emit.loop(full) as number:
                 group(number, lanes)
@@ -315,28 +315,6 @@ def _clear_spare(y: Any, out: PixelLayout, batch: int, first: int) -> None:
         return
     with emit.loop(batch) as n, emit.loop(_area(out)) as q, emit.loop(out.stored - first) as c:
         T.buffer_store(y, T.float32(0), [n, q * out.stored + first + c])
-
-
-def _transposed(rows: Sequence[Expr], lanes: int, put: Callable[[int, Expr], None]) -> None:
-    """``put(i, column i)`` of the square that ``rows`` are: log2(lanes) steps that exchange halves of blocks.
-
-    References
-    ----------
-    J. O. Eklundh, "A Fast Computer Method for Matrix Transposing", IEEE Transactions on Computers, 1972.
-    """
-    now = [T.bind(row) for row in rows]
-    for step in range(int(math.log2(lanes))):
-        d = 1 << step
-        following = list(now)
-        for i in range(lanes):
-            if i & d == 0:
-                low = [k if k & d == 0 else lanes + k - d for k in range(lanes)]
-                high = [k + d if k & d == 0 else lanes + k for k in range(lanes)]
-                following[i] = T.bind(tirx.Shuffle([now[i], now[i + d]], low))
-                following[i + d] = T.bind(tirx.Shuffle([now[i], now[i + d]], high))
-        now = following
-    for i, value in enumerate(now):
-        put(i, value)
 
 
 def _clamped(position: Expr, size: int) -> Expr:
