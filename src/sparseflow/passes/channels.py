@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -11,19 +10,13 @@ import numpy as np
 
 from sparseflow.core.activations import ACTIVATIONS
 from sparseflow.kernels.workload import Array, Workload
+from sparseflow.ops.binary import binary
+from sparseflow.ops.pool import keeps_constants, per_channel
 from sparseflow.passes.activations import single_activation
 from sparseflow.passes.graph import Graph, inputs_of, is_constant, op_name, shape_of
 from sparseflow.passes.ops import LayerAttrs, is_layer, weight_of
 
 Expr = Any
-BINARY: dict[str, Callable[[Array, Array], Array]] = {
-    "relax.add": np.add,
-    "relax.subtract": np.subtract,
-    "relax.multiply": np.multiply,
-    "relax.maximum": np.maximum,
-    "relax.minimum": np.minimum,
-}
-POOLS = ("relax.nn.max_pool2d", "relax.nn.avg_pool2d", "relax.nn.adaptive_avg_pool2d")
 
 
 @dataclass
@@ -203,13 +196,10 @@ class Channels:
         axis, source = self.axis[operands[0]], operands[0]
         shape, out = shape_of(source), shape_of(var)
         straight = np.arange(shape[axis])
-        spatial = name in POOLS and axis == 1 and str(value.attrs.layout) == "NCHW"
-        mean = name == "relax.mean" and axis == 1 and len(shape) == 4
-        if name == "relax.clip" or spatial or single_activation(value) is not None:
+        pooled = axis == 1 and per_channel(name, value, len(shape))
+        if name == "relax.clip" or pooled or single_activation(value) is not None:
             return Link(((source, straight),)), axis
-        if mean and sorted(int(a) % 4 for a in value.attrs.axis or []) == [2, 3]:
-            return Link(((source, straight),)), axis
-        if name in BINARY and all(is_constant(a) or shape_of(a) == out for a in value.args):
+        if binary(name) is not None and all(is_constant(a) or shape_of(a) == out for a in value.args):
             return Link(tuple((v, straight) for v in operands)), axis
         if name == "relax.concat" and int(value.attrs.axis) % len(out) == axis:
             return self._joined(operands, out[axis]), axis
@@ -253,26 +243,21 @@ class Channels:
         known = [np.where(at >= 0, self.constant[v][at], np.nan) for v, at in link.operands]
         if name == "relax.concat":
             return np.asarray(np.select([at >= 0 for _, at in link.operands], known, np.nan))
-        if name in BINARY:
+        function = binary(name)
+        if function is not None:
             values = iter(known)
             pair = [
                 _per_channel(a, self.axis[var], shape_of(var)) if is_constant(a) else next(values)
                 for a in value.args
             ]
-            if name == "relax.multiply":
-                return np.where((pair[0] == 0.0) | (pair[1] == 0.0), 0.0, pair[0] * pair[1])
-            return np.asarray(BINARY[name](*pair))
+            return np.asarray(function.numpy(*pair))
         if name == "relax.clip":
             low, high = (float(a.value) for a in value.args[1:3])
             return np.asarray(np.clip(known[0], low, high))
         activation = single_activation(value)
         if activation is not None:
             return activation[0].numpy(known[0], activation[1])
-        if name == "relax.nn.avg_pool2d" and (
-            any(int(p) for p in value.attrs.padding) or bool(value.attrs.ceil_mode)
-        ):
-            return np.where(known[0] == 0.0, 0.0, np.nan)
-        return known[0]
+        return known[0] if keeps_constants(name, value) else np.where(known[0] == 0.0, 0.0, np.nan)
 
     def _backward(self) -> None:
         """The channels on which the result depends, from the outputs back; the filters of all others are cleared."""

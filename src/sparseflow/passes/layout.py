@@ -15,6 +15,8 @@ from sparseflow.kernels.lane.operators import Pool
 from sparseflow.kernels.layouts.lane import LaneLayout, canonical
 from sparseflow.kernels.template import TEMPLATES, Candidate
 from sparseflow.kernels.workload import Workload
+from sparseflow.ops.binary import binary
+from sparseflow.ops.pool import over_map, window_of
 from sparseflow.passes.activations import lane_function
 from sparseflow.passes.graph import Graph, is_constant, op_name, shape_of
 from sparseflow.passes.map_ops import DENSE_MAP
@@ -22,7 +24,6 @@ from sparseflow.passes.ops import ATTENTION, LayerAttrs, is_layer
 
 Expr = Any
 LANES = "direct"  # the template that takes every layer that fits lanes
-BINARY = ("add", "subtract", "multiply", "maximum", "minimum")
 
 
 @dataclass
@@ -116,8 +117,9 @@ def _node(nodes: dict[Expr, Node], var: Expr, value: Expr, lanes: int) -> Node |
     if shape is None or str(getattr(var.ty, "dtype", "")) != "float32":
         return None
     name = op_name(value)
-    if name in ("relax.nn.max_pool2d", "relax.nn.avg_pool2d"):
-        return _pool(nodes, var, value, lanes)
+    window = window_of(name, value)
+    if window is not None:
+        return _pool(nodes, var, value, window, lanes)
     if name in ("relax.mean", "relax.nn.adaptive_avg_pool2d"):
         return _mean(nodes, var, value, lanes)
     if name == "relax.concat":
@@ -152,27 +154,15 @@ def _takes_lanes(attrs: LayerAttrs) -> bool:
     return TEMPLATES[LANES].rejects(attrs.workload) is None
 
 
-def _pool(nodes: dict[Expr, Node], var: Expr, value: Expr, lanes: int) -> Node | None:
-    a = value.attrs
-    dilated = any(int(d) != 1 for d in a.dilation)
-    if str(a.layout) != "NCHW" or dilated or value.args[0] not in nodes:
+def _pool(nodes: dict[Expr, Node], var: Expr, value: Expr, window: Pool, lanes: int) -> Node | None:
+    if value.args[0] not in nodes:
         return None
-    kind = "max" if op_name(value).endswith("max_pool2d") else "avg"
-    if kind == "avg" and bool(a.ceil_mode):
-        return None
-    window = Pool(
-        kind,
-        (int(a.pool_size[0]), int(a.pool_size[1])),
-        (int(a.strides[0]), int(a.strides[1])),
-        (int(a.padding[0]), int(a.padding[1]), int(a.padding[2]), int(a.padding[3])),
-        bool(a.count_include_pad),
-    )
     channels, height, width = shape_of(value.args[0])[1:]
     out_height, out_width = shape_of(var)[2:]
     layout = canonical(channels, out_height, out_width, lanes)
     positive = nodes[value.args[0]].non_negative
     need = layout.read_by((channels, height, width), window.kernel_size, window.stride, window.padding)
-    if kind == "max" and not positive:
+    if window.kind == "max" and not positive:
         need = replace(need, fill=float("-inf"))
     return Node("pool", [value.args[0]], window, layout, "nchw", [need], positive)
 
@@ -182,8 +172,7 @@ def _mean(nodes: dict[Expr, Node], var: Expr, value: Expr, lanes: int) -> Node |
     if source not in nodes or nodes[source].view != "nchw" or len(shape_of(source)) != 4:
         return None
     if op_name(value) == "relax.mean":
-        axes = sorted(int(a) % 4 for a in value.attrs.axis or [])
-        if axes != [2, 3]:
+        if not over_map(value):
             return None
     elif shape_of(var)[2:] != (1, 1):
         return None
@@ -223,8 +212,8 @@ def _attention(var: Expr, value: Expr, lanes: int) -> Node:
 
 def _elementwise(nodes: dict[Expr, Node], var: Expr, value: Expr, lanes: int) -> Node | None:
     """An operator that maps zeros to zeros, on tensors of one shape of which all are in lanes already."""
-    unary, name = lane_function(value), op_name(value).removeprefix("relax.")
-    function = unary or (name if name in BINARY else None)
+    unary, two = lane_function(value), binary(op_name(value))
+    function = unary or (None if two is None else two.name)
     operands = list(value.args[: 1 if unary else 2])
     if function is None or any(is_constant(o) or o not in nodes for o in operands):
         return None
@@ -234,7 +223,7 @@ def _elementwise(nodes: dict[Expr, Node], var: Expr, value: Expr, lanes: int) ->
     view = views.pop()
     layout = canonical(*logical(shape_of(var), view), lanes)
     positive = (unary is not None and ACTIVATIONS[unary].non_negative) or (
-        function in ("add", "multiply", "maximum") and all(nodes[o].non_negative for o in operands)
+        two is not None and two.non_negative and all(nodes[o].non_negative for o in operands)
     )
     return Node(
         "unary" if unary else "binary",

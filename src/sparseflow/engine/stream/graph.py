@@ -9,10 +9,10 @@ import tvm
 from tvm import relax
 
 from sparseflow.errors import CompileError
-from sparseflow.kernels.lane.operators import Pool
+from sparseflow.ops.binary import binary
+from sparseflow.ops.pool import window_of
 from sparseflow.passes.activations import lane_function
 from sparseflow.passes.graph import Graph, Rebuild, inputs_of, is_constant, op_name, shape_of
-from sparseflow.passes.layout import BINARY
 from sparseflow.passes.ops import CONV2D, LINEAR, LayerAttrs, is_layer
 
 Expr = Any
@@ -155,14 +155,12 @@ def _node(graph: Graph, var: Expr, value: Expr, maps: dict[Expr, tuple[int, int,
     if name == CONV2D:
         attrs = LayerAttrs.of(value)
         found = "layer", attrs.name, [value.args[0], *list(value.args[3].fields)[:1]], attrs
-    elif name in ("relax.nn.max_pool2d", "relax.nn.avg_pool2d"):
-        window = _pool(name, value.attrs)
-        found = ("pool", f"{window.kind}_pool", [value.args[0]], window) if window is not None else None
+    elif (window := window_of(name, value)) is not None and not bool(value.attrs.ceil_mode):
+        found = "pool", f"{window.kind}_pool", [value.args[0]], window
     elif (function := lane_function(value)) is not None:
         found = "elementwise", function, [value.args[0]], function
-    elif name.removeprefix("relax.") in BINARY:
-        function = name.removeprefix("relax.")
-        found = "elementwise", function, list(value.args), function
+    elif (two := binary(name)) is not None:
+        found = "elementwise", two.name, list(value.args), two.name
     elif name == "relax.concat" and isinstance(value.args[0], relax.Tuple):
         items = list(value.args[0].fields)
         found = ("concat", "concat", items, None) if int(value.attrs.axis) % 4 == 1 else None
@@ -184,15 +182,6 @@ def _linear(graph: Graph, var: Expr, value: Expr, maps: dict[Expr, tuple[int, in
     if not simple or shape_of(var) != (1, workload.filters):
         return None
     return MapNode("linear", attrs.name, var, (flat.args[0],), (workload.filters, 1, 1), attrs, value)
-
-
-def _pool(name: str, attrs: Any) -> Pool | None:
-    if str(attrs.layout) != "NCHW" or any(int(d) != 1 for d in attrs.dilation) or bool(attrs.ceil_mode):
-        return None
-    size, strides = ((int(v[0]), int(v[1])) for v in (attrs.pool_size, attrs.strides))
-    top, left, bottom, right = (int(p) for p in attrs.padding)
-    kind = "max" if "max" in name else "avg"
-    return Pool(kind, size, strides, (top, left, bottom, right), bool(attrs.count_include_pad))
 
 
 def _module(mod: tvm.IRModule, bindings: list[Any], boundary: tuple[Expr, ...]) -> tvm.IRModule:
