@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -119,6 +120,30 @@ def arrows() -> networkx.DiGraph:
                 if found in known and known[found].name != "__init__.py":
                     graph.add_edge(name, found)
     return graph
+
+
+def test_no_file_is_too_long_to_read() -> None:
+    lines = {
+        str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in FILES
+    }
+    assert {name: count for name, count in lines.items() if count > 400} == {}
+
+
+def test_element_types_and_targets_are_named_where_they_live() -> None:
+    """Elsewhere code asks an `ElementType` or a `Target`."""
+    allowed = {
+        "float32": ("core/element_type.py", "engine/frontends/", "zoo/"),
+        "AVX512": ("kernels/target/cpu.py",),
+    }
+    patterns = {"float32": re.compile("[\"']float32[\"']"), "AVX512": re.compile(r"\bAVX512\b")}
+    found = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in FILES
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        for name, pattern in patterns.items()
+        if pattern.search(line) and not path.relative_to(ROOT).as_posix().startswith(allowed[name])
+    ]
+    assert found == []
 
 
 def test_no_module_imports_itself_through_others() -> None:

@@ -11,14 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from sparseflow.kernels.lane.winograd import (
-    ERRORS,
-    SIZES,
-    Winograd,
-    error_bound,
-    matrices,
-    phase_taps,
-)
+from sparseflow.kernels.lane.toom_cook import ERRORS, SIZES, error_bound, matrices
+from sparseflow.kernels.lane.winograd import Winograd, phase_taps
 from sparseflow.kernels.target.cpu import AVX2, AVX512
 from sparseflow.kernels.template import TEMPLATES, Candidate
 from sparseflow.kernels.tuning.selector import Selector

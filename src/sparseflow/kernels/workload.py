@@ -143,6 +143,21 @@ class Workload:
         return self.batch * self.filters * self.out_height * self.out_width * per_position
 
     @property
+    def input_bytes(self) -> int:
+        """Bytes of one image of the input map."""
+        return FLOAT32.nbytes * self.channels * self.height * self.width
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of one image of the output map."""
+        return FLOAT32.nbytes * self.filters * self.out_height * self.out_width
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights, zeros included."""
+        return self.weights.nbytes * math.prod(self.weight_shape)
+
+    @property
     def depthwise(self) -> bool:
         """One filter or more for each input channel, none shared."""
         return self.groups == self.channels and self.groups > 1

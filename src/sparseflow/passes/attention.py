@@ -16,6 +16,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from sparseflow.core.element_type import FLOAT32
 from sparseflow.kernels.lane.attention import Attention
 from sparseflow.kernels.template import TEMPLATES, Candidate
 from sparseflow.kernels.workload import Array
@@ -217,7 +218,7 @@ def _first(view: _View, shape: tuple[int, int, int, int]) -> int | None:
 
 def _mask_shape(mask: Expr, shape: Attention, rank: int) -> tuple[int, ...] | None:
     """The mask's shape with four dimensions; None if the kernel cannot read it."""
-    if str(mask.ty.dtype.dtype) != "float32":
+    if str(mask.ty.dtype.dtype) != FLOAT32.name:
         return None
     sizes = shape_of(mask)
     if rank == 3:  # images and heads in one dimension: only what is the same for all

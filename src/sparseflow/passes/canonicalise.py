@@ -113,7 +113,7 @@ def _start(graph: Graph, var: Expr) -> _Layer | None:
 def _conv2d(graph: Graph, var: Expr, call: Expr) -> _Layer | None:
     a, weight = call.attrs, graph.value(call.args[1])
     layouts = (str(a.data_layout), str(a.kernel_layout), str(a.out_layout))
-    if not is_constant(weight) or layouts != ("NCHW", "OIHW", "NCHW") or weight.value.dtype != "float32":
+    if not is_constant(weight) or layouts != ("NCHW", "OIHW", "NCHW") or weight.value.dtype != FLOAT32.name:
         return None
     batch, channels, height, width = shape_of(call.args[0])
     values = weight.value.numpy()
@@ -140,7 +140,7 @@ def _linear(graph: Graph, var: Expr, call: Expr) -> _Layer | None:
     if transposed:
         weight = graph.value(weight).args[0]
     weight = graph.value(weight)
-    if not is_constant(weight) or len(shape_of(weight)) != 2 or weight.value.dtype != "float32":
+    if not is_constant(weight) or len(shape_of(weight)) != 2 or weight.value.dtype != FLOAT32.name:
         return None
     values = weight.value.numpy() if transposed else weight.value.numpy().T
     shape = shape_of(x)
@@ -246,7 +246,7 @@ def _arithmetic(graph: Graph, layer: _Layer, name: str, step: Expr) -> bool:
         return True
     operand = step.args[1 - mine]
     same = operand != layer.var and shape_of(operand) == layer.out_shape and name == "relax.add"
-    if same and operand.ty.dtype == "float32":
+    if same and operand.ty.dtype == FLOAT32.name:
         layer.residual = operand
         return True
     return False

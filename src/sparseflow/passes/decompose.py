@@ -16,6 +16,7 @@ import tvm
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
+from sparseflow.core.element_type import FLOAT32
 from sparseflow.passes.graph import op_name, scalar
 
 ATTENTION = ("relax.nn.attention", "relax.nn.attention_bias")
@@ -95,7 +96,7 @@ class _Rewrite(PyExprMutator):
         if len(count) < 3 or any(isinstance(a, tvm.ir.GenericConst) for a in operands):
             return None
         side = 0 if count[0] <= count[1] else 1
-        if count[side] >= count[2] or str(product.ty.dtype) != "float32":
+        if count[side] >= count[2] or str(product.ty.dtype) != FLOAT32.name:
             return None
         value = number if name == "relax.multiply" else 1.0 / number
         scaled = relax.op.multiply(operands[side], relax.const(np.float32(value)))

@@ -10,6 +10,7 @@ from tvm import relax
 
 from sparseflow.core.activations import ACTIVATIONS
 from sparseflow.core.codec import loads
+from sparseflow.core.element_type import FLOAT32
 from sparseflow.kernels.lane.attention import Attention
 from sparseflow.kernels.lane.operators import Pool
 from sparseflow.kernels.layouts.lane import LaneLayout, canonical
@@ -114,7 +115,7 @@ def _node(nodes: dict[Expr, Node], var: Expr, value: Expr, lanes: int) -> Node |
     if not isinstance(value, relax.Call):
         return None
     shape = getattr(var.ty, "shape", None)
-    if shape is None or str(getattr(var.ty, "dtype", "")) != "float32":
+    if shape is None or str(getattr(var.ty, "dtype", "")) != FLOAT32.name:
         return None
     name = op_name(value)
     window = window_of(name, value)

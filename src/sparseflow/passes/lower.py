@@ -12,6 +12,7 @@ from typing import Any
 import tvm
 from tvm import relax, tirx
 
+from sparseflow.core.element_type import FLOAT32
 from sparseflow.kernels.lane import conversions as relayout
 from sparseflow.kernels.lane import operators as maps
 from sparseflow.kernels.lane.attention import Attention, attention
@@ -265,7 +266,7 @@ class _Lowering:
 
     def _call(self, kernel: Any, tensors: list[Expr], shape: tuple[int, ...]) -> Expr:
         return self.rebuild.emit(
-            relax.call_tir(kernel, relax.Tuple(tensors), relax.TensorType(shape, "float32"))
+            relax.call_tir(kernel, relax.Tuple(tensors), relax.TensorType(shape, FLOAT32.name))
         )
 
     def reshaped(self, tensor: Expr, shape: tuple[int, ...]) -> Expr:

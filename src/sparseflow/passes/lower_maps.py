@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from tvm import relax
 
 from sparseflow.core.codec import loads
+from sparseflow.core.element_type import FLOAT32
 from sparseflow.kernels.indexed import operators as pixel_maps
 from sparseflow.kernels.indexed.density_switch import Spec, Stage, density_switch
 from sparseflow.kernels.lane.conversions import Strides
@@ -101,7 +102,7 @@ class MapLowering:
             repr((shape[0], layout, out)),
             lambda n: pixel_maps.from_pixels(shape[0], layout, out, self.all.threads, n),
         )
-        call = _call(kernel, [self._field(value.args[0], 0)], (((shape[0], size), "float32"),))
+        call = _call(kernel, [self._field(value.args[0], 0)], (((shape[0], size), FLOAT32.name),))
         tensor = self.all.rebuild.emit(call)
         if isinstance(out, LaneLayout):
             self.all.lanes[var] = tensor
@@ -116,7 +117,7 @@ class MapLowering:
             repr((shape[0], layout)),
             lambda n: pixel_maps.global_mean(shape[0], layout, self.all.threads, n),
         )
-        spec = (((shape[0], layout.channels), "float32"),)
+        spec = (((shape[0], layout.channels), FLOAT32.name),)
         mean = self.all.rebuild.emit(_call(kernel, [self._field(value.args[0], 0)], spec))
         return self.all.reshaped(mean, shape)
 
@@ -189,7 +190,7 @@ class LayerSwitch:
         )
         if self.dense is not None:
             for name, layout in self._plain_maps().items():
-                found[name] = ((batch, layout.size), "float32")
+                found[name] = ((batch, layout.size), FLOAT32.name)
         return found
 
     def _plain_maps(self) -> dict[str, LaneLayout]:
@@ -244,7 +245,7 @@ class LayerSwitch:
             "x": values,
             "x_bits": bits,
             "count": count,
-            "bias": ((w.filters,), "float32"),
+            "bias": ((w.filters,), FLOAT32.name),
         }
         if self.use.residual is not None:
             specs["residual"] = self.use.residual.tensors(w.batch)[0]

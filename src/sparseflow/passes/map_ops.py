@@ -16,6 +16,7 @@ from typing import Any
 from tvm import ir, relax
 
 from sparseflow.core.codec import dumps, loads
+from sparseflow.core.element_type import FLOAT32
 from sparseflow.kernels.lane.operators import Pool
 from sparseflow.kernels.layouts.indexed import PixelLayout
 
@@ -108,7 +109,7 @@ def _infer_index(call: relax.Call, _builder: Any) -> Any:
 
 
 def _infer_dense(call: relax.Call, _builder: Any) -> Any:
-    return relax.TensorType(tuple(json.loads(str(call.attrs["out_shape"]))), "float32")
+    return relax.TensorType(tuple(json.loads(str(call.attrs["out_shape"]))), FLOAT32.name)
 
 
 def _infer_op(call: relax.Call, _builder: Any) -> Any:

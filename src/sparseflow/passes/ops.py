@@ -19,6 +19,7 @@ import tvm
 from tvm import ir, relax
 
 from sparseflow.core.codec import dumps, loads
+from sparseflow.core.element_type import FLOAT32
 from sparseflow.core.formats import FORMATS, KernelIndex
 from sparseflow.kernels.lane.attention import Attention
 from sparseflow.kernels.workload import Array, Workload
@@ -162,7 +163,7 @@ def _infer(call: relax.Call, _builder: Any) -> Any:
         attrs = LayerAttrs.of(call)
         if attrs.map_use is not None:
             return map_type(attrs.map_use.output, attrs.workload.batch)
-    return relax.TensorType(tuple(json.loads(str(call.attrs["out_shape"]))), "float32")
+    return relax.TensorType(tuple(json.loads(str(call.attrs["out_shape"]))), FLOAT32.name)
 
 
 for _name in (CONV2D, LINEAR, ATTENTION):

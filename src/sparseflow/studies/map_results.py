@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from sparseflow.core.element_type import FLOAT32
 from sparseflow.core.formats import FeatureMapIndex, PixelBitmap
 from sparseflow.core.map_profile import MapDensity
 
@@ -55,7 +56,7 @@ class MapLayer:
         shape = self.map.shape
         if len(shape) != 4:  # a row of features is a pixel
             shape = (math.prod(shape[:-1]), shape[-1], 1, 1)
-        return FeatureMapIndex(PixelBitmap(), shape, "float32", shape[1])
+        return FeatureMapIndex(PixelBitmap(), shape, FLOAT32.name, shape[1])
 
     def macs(self, variant: str) -> float:
         """Multiply-accumulates left; for both, zeros of weights and maps are taken to fall independently."""

@@ -9,6 +9,7 @@ import numpy as np
 import tvm
 from tvm.tirx.script import builder as T
 
+from sparseflow.core.element_type import FLOAT32
 from sparseflow.core.kernel_speed import GIGA, Limits
 from sparseflow.engine.target.machine import cache_bytes, machine_name
 from sparseflow.kernels.ir import emit
@@ -63,8 +64,8 @@ def read_probe(target: Target, nbytes: int) -> Probe:
     """Sums a buffer of about ``nbytes`` vector by vector, again and again."""
     unit = target.vectors
     lanes, sums = unit.lanes, _sums(unit)
-    steps = max(1, nbytes // (4 * lanes * sums))
-    passes = max(1, _READ_BYTES // (steps * 4 * lanes * sums))
+    steps = max(1, nbytes // (FLOAT32.nbytes * lanes * sums))
+    passes = max(1, _READ_BYTES // (steps * FLOAT32.nbytes * lanes * sums))
     with emit.prim_func("read") as finish:
         x = emit.arg("x", (steps * sums * lanes,))
         y = emit.arg("y", (sums * lanes,))
@@ -78,7 +79,7 @@ def read_probe(target: Target, nbytes: int) -> Probe:
             T.buffer_store(y, acc[i], [emit.ramp(i * lanes, lanes)])
     module = tvm.compile(tvm.IRModule({"read": finish()}), target=target.tvm)
     data = _tensor(np.ones(steps * sums * lanes, np.float32))
-    work = float(passes * steps * sums * lanes * 4)
+    work = float(passes * steps * sums * lanes * FLOAT32.nbytes)
     return Probe(module, "read", [data, _tensor(np.zeros(sums * lanes, np.float32))], work, target.device)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparseflow.core import parse_sparsify
+from sparseflow.core.element_type import FLOAT32
 from sparseflow.core.kernel_speed import GIGA, KernelRun, Layer, SpeedPoint, kernel_label
 from sparseflow.engine.measure.core_limits import Probe, fma_probe
 from sparseflow.engine.target.machine import machine_name
@@ -225,14 +226,14 @@ def traffic(workload: Workload, candidate: Candidate, weight: LayerWeight) -> tu
     packed = weight.packed(template, workload, candidate, layouts_for(template, workload))
     stored = float(sum(a.nbytes for a in packed.values()))
     positions = workload.batch * workload.out_height * workload.out_width
-    output = 4.0 * positions * workload.filters
-    memory = 4.0 * workload.batch * workload.channels * workload.height * workload.width + stored + output
+    output = float(workload.batch * workload.output_bytes)
+    memory = workload.batch * workload.input_bytes + stored + output
     tiled = _positive(p, "R") and _positive(p, "rows") and _positive(p, "V") and "data" in packed
     if not tiled:
         return None, memory
     tiles = positions / (p["rows"] * p["V"] * workload.vectors.lanes)
     chunks = math.ceil(workload.channels / p["chunk"]) if p.get("chunk") else 1
-    loads = 4.0 * packed["data"].size / p["R"] * positions
+    loads = float(FLOAT32.nbytes) * packed["data"].size / p["R"] * positions
     return loads + stored * tiles + output * (2 * chunks - 1), memory
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import tvm
 from tvm import relax
 
+from sparseflow.core.element_type import FLOAT32
 from sparseflow.errors import CompileError
 from sparseflow.ops.binary import binary
 from sparseflow.ops.pool import window_of
@@ -115,7 +116,7 @@ def _source(graph: Graph) -> Expr:
     if len(params) != 1:
         raise CompileError(f"{len(params)} inputs: a stream has one, a (1, C, H, W) frame")
     shape, dtype = shape_of(params[0]), str(params[0].ty.dtype)
-    if len(shape) != 4 or shape[0] != 1 or dtype != "float32":
+    if len(shape) != 4 or shape[0] != 1 or dtype != FLOAT32.name:
         raise CompileError(f"input {dtype}{list(shape)}: a stream takes float32 frames (1, C, H, W)")
     return params[0]
 
@@ -187,7 +188,9 @@ def _linear(graph: Graph, var: Expr, value: Expr, maps: dict[Expr, tuple[int, in
 def _module(mod: tvm.IRModule, bindings: list[Any], boundary: tuple[Expr, ...]) -> tvm.IRModule:
     """``bindings`` as a module whose parameters are the maps that they read."""
     rebuild = Rebuild(mod)
-    params = [relax.Var(f"map{i}", relax.TensorType(shape_of(v), "float32")) for i, v in enumerate(boundary)]
+    params = [
+        relax.Var(f"map{i}", relax.TensorType(shape_of(v), FLOAT32.name)) for i, v in enumerate(boundary)
+    ]
     rebuild.env = dict(zip(boundary, params, strict=True))
     builder = rebuild.builder
     with builder.function("main", params):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tvm
 
+from sparseflow.core.element_type import FLOAT32
 from sparseflow.engine.stream.tiles import PartKernel
 from sparseflow.kernels.incremental.operators import KeptLayout
 from sparseflow.kernels.incremental.tiles import Tiles
@@ -19,7 +20,7 @@ ALIGNMENT = 64
 Function = Any
 
 
-def shared(shape: tuple[int, ...], dtype: str = "float32") -> tuple[Array, Any]:
+def shared(shape: tuple[int, ...], dtype: str = FLOAT32.name) -> tuple[Array, Any]:
     """Zeros that NumPy and TVM both see, at an address that vectors like."""
     count = int(np.prod(shape)) * np.dtype(dtype).itemsize
     raw = np.zeros(count + ALIGNMENT, np.uint8)

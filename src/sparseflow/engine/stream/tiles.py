@@ -88,7 +88,7 @@ def part_kernels(workload: Workload, exact: bool, label: str) -> list[PartKernel
         If no template takes the layer.
     """
     best: tuple[float, list[PartKernel]] | None = None
-    batches = (1, BATCH) if math.prod(workload.weight_shape) * 4 > workload.target.caches.l2 else (1,)
+    batches = (1, BATCH) if workload.weight_bytes > workload.target.caches.l2 else (1,)
     for step in (1, 2, 3, 4, 6):
         sizes = list(_sizes(workload, step))
         found = [

@@ -13,6 +13,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from sparseflow.core.activations import ACTIVATIONS
+from sparseflow.core.element_type import FLOAT32
 from sparseflow.kernels.ir.math import exp
 from sparseflow.kernels.layouts.lane import LaneLayout
 
@@ -80,7 +81,7 @@ def spliced(buffers: Sequence[Any]) -> Iterator[None]:
         raise ValueError(f"{len(left)} of {len(buffers)} buffers are no parameters of the spliced kernel")
 
 
-def arg(name: str, shape: tuple[Any, ...], dtype: str = "float32") -> Any:
+def arg(name: str, shape: tuple[Any, ...], dtype: str = FLOAT32.name) -> Any:
     """A buffer parameter; a None in ``shape`` is a size known at run time only. See `spliced`."""
     given = _GIVEN.get()
     if given is not None:
@@ -126,7 +127,7 @@ class Accumulators:
     def __init__(self, count: int, lanes: int) -> None:
         self.lanes = lanes
         sizes = [min(self.EACH, count - i) for i in range(0, count, self.EACH)]
-        self._buffers = [T.alloc_buffer((size * lanes,), "float32") for size in sizes]
+        self._buffers = [T.alloc_buffer((size * lanes,), FLOAT32.name) for size in sizes]
 
     def _place(self, i: int) -> tuple[Any, Expr]:
         return self._buffers[i // self.EACH], ramp(i % self.EACH * self.lanes, self.lanes)

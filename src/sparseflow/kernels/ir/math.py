@@ -8,6 +8,8 @@ from typing import Any
 from tvm import tirx
 from tvm.ir.prim import expr as prim
 
+from sparseflow.core.element_type import FLOAT32
+
 Expr = Any
 EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 LOG2E, LN2_HIGH, LN2_LOW = 1.44269504088896341, 0.693359375, -2.12194440e-4
@@ -39,7 +41,7 @@ def exp(x: Expr, lanes: int, once: Callable[[Expr], Expr]) -> Expr:
     """
 
     def number(value: float) -> Expr:
-        return vector(tirx.const(value, "float32"), lanes)
+        return vector(tirx.const(value, FLOAT32.name), lanes)
 
     def integer(value: int) -> Expr:
         return vector(tirx.const(value, "int32"), lanes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from sparseflow.core.element_type import FLOAT32
 from sparseflow.kernels.template import Candidate
 from sparseflow.kernels.workload import Workload
 
@@ -26,7 +27,7 @@ def tile_choices(workload: Workload, r: int) -> list[tuple[int, int]]:
 
 def large_map(workload: Workload) -> bool:
     """True when the output map of one image does not fit the L2 cache."""
-    return workload.filters * workload.out_height * workload.out_width * 4 > workload.target.caches.l2
+    return workload.output_bytes > workload.target.caches.l2
 
 
 def tile_cycles(workload: Workload, candidate: Candidate, taps_per_block: float) -> float:
@@ -100,15 +101,14 @@ def _load_cycles(workload: Workload, chunk: int, rows: int, v: int) -> float:
     """
     kh, kw = workload.kernel_size
     touched = (rows * workload.stride[0] + kh - 1) * (v * workload.stride[1] + kw - 1)
-    outgrown = chunk * touched * workload.vectors.lanes * 4 / workload.target.caches.l1
+    outgrown = chunk * touched * workload.vectors.lanes * FLOAT32.nbytes / workload.target.caches.l1
     return 1.05 + 1.05 * min(1.0, max(0.0, math.log2(outgrown) / 2))
 
 
 def _traffic_cycles(workload: Workload, candidate: Candidate, chunks: int) -> float:
     """Cycles in which maps that do not fit the L2 cache travel; loads of a tap kernel hide little of them."""
     p = candidate.parameters
-    source = workload.channels * workload.height * workload.width * 4
-    result = workload.filters * workload.out_height * workload.out_width * 4
+    source, result = workload.input_bytes, workload.output_bytes
     passes = 1 if p.get("order", 0) == 2 else chunks
     moved = sum(
         size * times

@@ -31,7 +31,7 @@ class Direct(LaneConvolution):
     def candidates(self, workload: Workload) -> list[Candidate]:
         """Blocks of 8, 4, 2 or 1 filters (the two largest that divide a group) with tiles that fill the registers."""
         heights = [r for r in (8, 6, 5, 4, 3, 2, 1) if workload.fits(r)][:3]
-        orders = (0, 1) if math.prod(workload.weight_shape) * 4 > workload.target.caches.l2 // 2 else (0,)
+        orders = (0, 1) if workload.weight_bytes > workload.target.caches.l2 // 2 else (0,)
         found = [
             c
             for r in heights

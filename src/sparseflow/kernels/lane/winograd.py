@@ -17,29 +17,27 @@ The last tile of a row or column that mh or mw does not divide overlaps the one 
 
 Error: ``max |y - exact| <= error_bound((mh, rh), (mw, rw)) * max over outputs of sum |w||x|``, with exact in float64
 and all values in float32. It is what random operands give, with a margin (tests/kernels/test_winograd.py); the proven
-bounds of Barabasz et al. hold for all operands and are wider.
+bounds of Barabasz et al. (`toom_cook`) hold for all operands and are wider.
 
 References
 ----------
-Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, section 4: the algorithm. Barabasz,
-Anderson, Soodhalter & Gregg, "Error Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural
-Networks", ACM TOMS 46(4), 2020: how the choice of points decides the error. The matrices are Toom-Cook's from `POINTS`.
+Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, section 4: the algorithm.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
+from sparseflow.core.element_type import FLOAT32
 from sparseflow.kernels.ir import emit
+from sparseflow.kernels.lane.toom_cook import SIZES, SUMS, TAPS, matrices
 from sparseflow.kernels.layouts.lane import LaneLayout
 from sparseflow.kernels.target.base import Caches
 from sparseflow.kernels.template import Candidate, KernelTemplate, register
@@ -48,63 +46,7 @@ from sparseflow.kernels.workload import Array, Layouts, Workload
 
 Expr = Any
 
-# The finite points beside infinity, by the number n of products of F(m, r), n = m + r - 1. Pairs of opposite sign halve
-# the work of a transform; of those, dyadic numbers that kept the error small in a search (0, 1, -1, 2, -2 has four
-# times the error at n = 6).
-POINTS: dict[int, tuple[float, ...]] = {
-    4: (0.0, 1.0, -1.0),
-    5: (0.0, 0.75, -0.75, 1.5),
-    6: (0.0, 0.75, -0.75, 1.5, -1.5),
-    7: (0.0, 1.0, -1.0, 0.5, -0.5, 2.0),
-    8: (0.0, 1.0, -1.0, 0.5, -0.5, 2.0, -2.0),
-}
-TAPS = (3, 4)  # r: taps along an axis in one phase; with 2 the transforms take what is saved
-SIZES = {r: (1, *(n - r + 1 for n in POINTS if n > r)) for r in TAPS}
-ERRORS = {4: 3e-7, 5: 1e-6, 6: 2e-6, 7: 6e-6, 8: 8e-6}  # by n; the larger n of a tile decides
 LEAST_CHANNELS, LEAST_FILTERS = 3, 8  # phases count as channels
-SUMS = {4: 4, 5: 9, 6: 12, 7: 20, 8: 24}  # vector operations of a transform along one axis, about
-
-
-@dataclass(frozen=True)
-class Matrices:
-    """F(m, r): outputs = A'[(G w) * (B' x)] for a filter w of r and an input x of n = m + r - 1 values.
-
-    Attributes
-    ----------
-    outputs : float64 array (m, n)
-        A'.
-    weights : float64 array (n, r)
-        G.
-    inputs : float64 array (n, n)
-        B'.
-    """
-
-    outputs: Array
-    weights: Array
-    inputs: Array
-
-
-@functools.cache
-def matrices(m: int, r: int) -> Matrices:
-    """The matrices of F(m, r); for m = 1 the r products themselves."""
-    if m == 1:
-        return Matrices(np.ones((1, r)), np.eye(r), np.eye(r))
-    n = m + r - 1
-    points = np.array(POINTS[n])
-    outputs, weights, inputs = np.zeros((m, n)), np.zeros((n, r)), np.zeros((n, n))
-    for j, point in enumerate(points):
-        others = np.delete(points, j)
-        outputs[:, j] = point ** np.arange(m)
-        weights[j] = point ** np.arange(r) / np.prod(point - others)
-        inputs[j, :-1] = np.poly(others)[::-1]
-    outputs[-1, -1] = weights[-1, -1] = 1.0
-    inputs[-1] = np.poly(points)[::-1]
-    return Matrices(outputs, weights, inputs)
-
-
-def error_bound(*axes: tuple[int, int]) -> float:
-    """The largest error to expect of tiles of m under r taps along each axis, relative to the largest sum of |w||x|."""
-    return max(ERRORS[4 if m == 1 else m + r - 1] for m, r in axes)
 
 
 def phase_taps(workload: Workload) -> tuple[int, int]:
@@ -167,14 +109,14 @@ class Winograd(KernelTemplate):
         rate, caches = w.vectors.per_cycle, w.target.caches
         groups = math.ceil(w.batch * math.ceil(bh / mh) * math.ceil(bw / mw) / t)
         positions, blocks = nh * nw, math.ceil(w.filters / r)
-        load = 1.0 if channels * t * w.vectors.lanes * 4 <= caches.l1 else 2.0
+        load = 1.0 if channels * t * w.vectors.lanes * FLOAT32.nbytes <= caches.l1 else 2.0
         per_channel = max(1.03 * r * t / rate, t * load / rate + 0.5 * r, 4.2)
         product = positions * blocks * (channels * per_channel + 2 * r * t / rate + 12)
         sums = 2.2 * positions + nh * _sums(mw, nw) + nw * _sums(mh, nh)
         transforms = t * (channels + w.filters) * sums / rate
-        between = positions * (channels + w.filters) * t * w.vectors.lanes * 4  # V and M
+        between = positions * (channels + w.filters) * t * w.vectors.lanes * FLOAT32.nbytes  # V and M
         transforms += max(0, between - caches.l2 // 2) / 16
-        streamed = _stream(positions * blocks * r * channels * 4, caches)
+        streamed = _stream(positions * blocks * r * channels * FLOAT32.nbytes, caches)
         return groups * (product + transforms + streamed) / w.threads
 
     def pack(
@@ -264,8 +206,8 @@ class _Body:
         self.bias = emit.arg("bias", (w.filters,)) if w.bias else None
         self.other = emit.arg("residual", (w.batch, self.residual.size)) if self.residual else None
         self.y = emit.arg("y", (w.batch, self.output.size))
-        self.v = T.alloc_buffer((self.positions * self.v_plane,), "float32")
-        self.m = T.alloc_buffer((self.positions * self.m_plane,), "float32")
+        self.v = T.alloc_buffer((self.positions * self.v_plane,), FLOAT32.name)
+        self.m = T.alloc_buffer((self.positions * self.m_plane,), FLOAT32.name)
         for part in emit.segments(w.batch * self.grid[0] * self.grid[1], self.T):
             with emit.loop(part.count) as g:
                 self._group(part.start + g * part.size, part.size)
@@ -372,7 +314,7 @@ class _Body:
 
 def _odd(vectors: int, lanes: int) -> int:
     """One vector more where a multiple of 4,096 bytes would put all positions into the same set of the L1 cache."""
-    return vectors + 1 if vectors * lanes * 4 % 4096 == 0 else vectors
+    return vectors + 1 if vectors * lanes * FLOAT32.nbytes % 4096 == 0 else vectors
 
 
 def _combine(terms: Sequence[tuple[float, Expr]], lanes: int) -> Expr:

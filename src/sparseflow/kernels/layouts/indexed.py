@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sparseflow.core.element_type import FLOAT32
 from sparseflow.core.formats.feature_map import PixelBitmap
 
 Array = npt.NDArray[Any]
@@ -72,7 +73,7 @@ class PixelLayout:
 
     def tensors(self, batch: int) -> tuple[tuple[tuple[int, ...], str], ...]:
         """Shape and type of values, bits and count."""
-        return ((batch, self.size), "float32"), ((batch, self.bits_size), "uint64"), ((1,), "int32")
+        return ((batch, self.size), FLOAT32.name), ((batch, self.bits_size), "uint64"), ((1,), "int32")
 
     def pixel(self, row: Any, col: Any) -> Any:
         """Offset of the first value of pixel ``(row, col)``."""

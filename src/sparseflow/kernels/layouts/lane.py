@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sparseflow.core.element_type import FLOAT32
+
 Array = npt.NDArray[Any]
 
 
@@ -71,7 +73,7 @@ class LaneLayout:
         plane is one vector longer.
         """
         vectors = self.rows * self.cols
-        return vectors + 1 if vectors * self.lanes * 4 % 4096 == 0 else vectors
+        return vectors + 1 if vectors * self.lanes * FLOAT32.nbytes % 4096 == 0 else vectors
 
     @property
     def size(self) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sparseflow.core.element_type import FLOAT32
 from sparseflow.kernels.target.base import Caches
 from sparseflow.kernels.workload import Array
 
@@ -45,4 +46,4 @@ class ColdWeights:
 
 @functools.lru_cache(maxsize=1)
 def _others(nbytes: int) -> Array:
-    return np.ones(nbytes // 4, np.float32)  # not zeros: all their pages would be one
+    return np.ones(nbytes // FLOAT32.nbytes, FLOAT32.dtype)  # not zeros: all their pages would be one
