@@ -11,25 +11,50 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparseflow.core import FORMATS, STRUCTURES, parse_structure
+from sparseflow.core import ELEMENT_TYPES, FORMATS, STRUCTURES, parse_structure
+from sparseflow.core.activations import ACTIVATIONS
+from sparseflow.kernels.ir.elements import WIDEN
+from sparseflow.kernels.target.base import TARGETS
+from sparseflow.kernels.target.cpu import AVX512
 from sparseflow.kernels.template import TEMPLATES
+from sparseflow.passes import activations as fused_activations
 from sparseflow.registry import Registry
+from tests.core import test_activations as activation_contract
+from tests.core import test_element_type as element_contract
 from tests.core import test_formats as format_contract
 from tests.core import test_structures as structure_contract
 from tests.docs.snippets import BLOCK, ROOT
 from tests.kernels.conftest import compile_kernels, dense_reference, host  # noqa: F401  (fixtures)
-from tests.kernels.test_contract import CASES, Case, pruned
+from tests.kernels.test_contract import (
+    CASES,
+    Case,
+    pruned,
+)
+from tests.kernels.test_contract import (
+    test_weights_stored_in_another_type_are_read_exactly as narrow_contract,
+)
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 SECTIONS = {s.split("\n")[0]: s for s in re.split(r"^## ", TEXT, flags=re.M)[1:]}
-REGISTRIES: tuple[Registry[Any], ...] = (STRUCTURES, FORMATS, TEMPLATES)
+REGISTRIES: tuple[Registry[Any], ...] = (STRUCTURES, FORMATS, TEMPLATES, ACTIVATIONS, ELEMENT_TYPES, TARGETS)
+
+
+def forget_activations() -> None:
+    """Empties what is remembered of the registry of activations: the package does not expect it to grow."""
+    for function in vars(fused_activations).values():
+        if hasattr(function, "cache_clear"):
+            function.cache_clear()
 
 
 @pytest.fixture(autouse=True)
 def registries_as_before() -> Iterator[None]:
     """What a test registers is gone after it."""
-    kept = [dict(registry) for registry in REGISTRIES]
+    kept, widen = [dict(registry) for registry in REGISTRIES], dict(WIDEN)
+    forget_activations()
     yield
+    forget_activations()
+    WIDEN.clear()
+    WIDEN.update(widen)
     for registry, entries in zip(REGISTRIES, kept, strict=True):
         registry._entries.clear()
         registry._entries.update(entries)
@@ -53,7 +78,14 @@ def walk(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_every_walked_example_is_run() -> None:
     walked = {title for title, text in SECTIONS.items() if "```python" in text}
-    assert walked == {"Add a structure", "Add an index format", "Add a kernel template"}
+    assert walked == {
+        "Add a structure",
+        "Add an index format",
+        "Add a kernel template",
+        "Add an activation",
+        "Add an element type",
+        "Add a target",
+    }
 
 
 def test_the_structure_keeps_the_contract(walk: Any) -> None:
@@ -91,3 +123,27 @@ def test_the_kernel_template_keeps_the_contract(
     reason = template.rejects(CASES["primes"][0])
     assert reason == "it computes linear layers only"
     assert np.isfinite(template.predict_cycles(linear[0][1][0], template.candidates(linear[0][1][0])[0]))
+
+
+def test_the_activation_keeps_the_contract(walk: Any) -> None:
+    walk("Add an activation")
+    activation_contract.test_the_meaning_is_torchs("softsign")
+    activation_contract.test_the_facts_are_true("softsign")
+    activation_contract.test_torch_has_the_operators_that_are_named("softsign")
+
+
+def test_the_element_type_keeps_the_contract(
+    walk: Any,
+    compile_kernels: Any,  # noqa: F811
+    dense_reference: Any,  # noqa: F811
+) -> None:
+    walk("Add an element type")
+    element = ELEMENT_TYPES["float8"]
+    element_contract.test_the_error_keeps_the_stated_step(element=element)
+    element_contract.test_zeros_signs_infinities_and_nan_are_kept(element)
+    narrow_contract("classifier", AVX512, element, compile_kernels, dense_reference)
+
+
+def test_the_target_compiles(walk: Any) -> None:
+    walk("Add a target")
+    assert TARGETS["zen2"].vectors.lanes == 8

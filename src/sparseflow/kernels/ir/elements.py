@@ -14,7 +14,7 @@ Expr = Any
 
 def widened(element: ElementType, stored: Expr, lanes: int = 1) -> Expr:
     """``stored``, a scalar or a vector as ``element`` stores it, as float32."""
-    return _WIDEN[element.name](stored, f"x{lanes}" if lanes > 1 else "")
+    return WIDEN[element.name](stored, f"x{lanes}" if lanes > 1 else "")
 
 
 def _upper_half(stored: Expr, suffix: str) -> Expr:
@@ -24,8 +24,9 @@ def _upper_half(stored: Expr, suffix: str) -> Expr:
     return tirx.reinterpret(f"{FLOAT32.name}{suffix}", tirx.shift_left(bits, by))
 
 
-_WIDEN: dict[str, Callable[[Expr, str], Expr]] = {
+WIDEN: dict[str, Callable[[Expr, str], Expr]] = {
     FLOAT32.name: lambda stored, _: stored,
     FLOAT16.name: lambda stored, suffix: tirx.Cast(f"{FLOAT32.name}{suffix}", stored),
     BFLOAT16.name: _upper_half,
 }
+"""By element type: (stored elements, the suffix of TVM's name of their vector) → float32."""
