@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from sparseflow.core.activations import ACTIVATIONS
-
-torch = pytest.importorskip("torch")
 
 T = 0.75
 NAN, INF = float("nan"), float("inf")

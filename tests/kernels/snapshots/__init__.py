@@ -55,9 +55,13 @@ SNAPSHOTS: Mapping[str, Callable[[], Any]] = {
     "direct": partial(from_template, "direct", CONV, "dense", {"R": 2, **TILE}),
     "taps": partial(from_template, "taps", CONV, "block:2x1@0.8", {"R": 2, **TILE}),
     "patterns": partial(from_template, "patterns", CONV, "pattern:4:=0134/1345@0.5556", {"R": 1, **TILE}),
-    "few-rows": partial(from_template, "few-rows", LINEAR, "dense", {"B": 2}),
+    "few-rows": partial(from_template, "few-rows", LINEAR, "dense", {"B": 2, "ahead": 0}),
     "few-rows-bfloat16": partial(
-        from_template, "few-rows", replace(LINEAR, weights=BFLOAT16), "dense", {"B": 2, "bits": 16}
+        from_template,
+        "few-rows",
+        replace(LINEAR, weights=BFLOAT16),
+        "dense",
+        {"B": 2, "ahead": 256, "bits": 16},
     ),
     "few-rows-taps": partial(from_template, "few-rows-taps", LINEAR, "unstructured@0.9", {"R": 1, "U": 4}),
     "pixel-dense": partial(from_template, "pixel-dense", MAPS, "dense", {"VB": 2, "band": 2, "taps": 3}),
