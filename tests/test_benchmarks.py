@@ -151,7 +151,11 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("kernel_script", list(CALLS), indirect=True)
+@pytest.mark.parametrize(
+    "kernel_script",
+    [pytest.param(name, marks=[pytest.mark.slow] if name == "streams" else []) for name in CALLS],
+    indirect=True,
+)
 def test_a_kernel_benchmark_from_records_to_docs(
     kernel_script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

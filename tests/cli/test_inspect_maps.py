@@ -40,6 +40,7 @@ def test_the_maps_are_listed_and_the_file_is_a_report(
     assert "Where they are dense" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_kernels_are_timed_when_asked(invoke: Invoke, files: Files, images: Path) -> None:
     done = invoke(
         "inspect", files.pt2, "--sparsify", "block:4x1@0.75", "--data", images, "--time", "--json", "-"

@@ -18,10 +18,13 @@ PRINTS = {
     "stream": r"frame 3: \d% of all maps' pixels changed",
 }
 """Name of a script → a line that it prints."""
+SLOW = ("fine_tune", "sparse_maps")
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", list(PRINTS))
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in PRINTS]
+)
 def test_the_example_runs(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

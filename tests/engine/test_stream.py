@@ -212,6 +212,7 @@ def test_what_a_stream_cannot_run_is_refused(model: Any, shape: tuple[int, ...],
         sparseflow.compile_stream(model.eval(), (torch.zeros(shape),), measure=False)
 
 
+@pytest.mark.slow
 def test_the_example_of_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
     page = Path(__file__).parents[2] / "docs" / "streams.md"
     (example,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.S)

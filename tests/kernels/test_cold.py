@@ -35,7 +35,7 @@ def test_every_timed_call_comes_after_all_other_weights_were_read(
     monkeypatch.setattr(
         ColdWeights, "__call__", lambda self, *_: read.append(sum(a.nbytes for a in self._read))
     )
-    candidate = Candidate("few-rows", {"B": 4})
+    candidate = Candidate("few-rows", {"B": 4, "ahead": 0})
     (warm,) = trials(host, WORKLOAD, [candidate], WEIGHT)
     assert warm.seconds(3) > 0
     assert not read

@@ -88,7 +88,7 @@ LARGE = {
 
 
 @pytest.mark.parametrize("positive", [False, True], ids=["any sign", "after a relu"])
-@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("name", ["3x3", pytest.param("7x7, stride 2", marks=pytest.mark.slow)])
 def test_the_error_keeps_the_stated_bound(
     name: str, positive: bool, compile_kernels: Any, dense_reference: Any
 ) -> None:
@@ -135,7 +135,10 @@ AWKWARD = {
 }
 
 
-@pytest.mark.parametrize("name", AWKWARD)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] if n.startswith(("7x7", "5x5")) else []) for n in AWKWARD],
+)
 def test_awkward_shapes(name: str, compile_kernels: Any, dense_reference: Any) -> None:
     run = Run(AWKWARD[name], dense_reference, seed=len(name))
     w = run.w

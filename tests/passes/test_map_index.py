@@ -115,6 +115,7 @@ def test_engines_equal_torch(name: str, batch: int, threads: int) -> None:
     _agree(engine, model, x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["residual", "concat"])
 @pytest.mark.usefixtures("everywhere")
 def test_a_map_denser_than_calibrated_takes_the_plain_kernel(

@@ -190,6 +190,7 @@ def fresh(make: Callable[[], nn.Module]) -> nn.Module:
     return make().eval()
 
 
+@pytest.mark.slow
 @settings(
     max_examples=60,
     deadline=None,
@@ -362,7 +363,10 @@ def test_filters_that_share_taps_stay_together() -> None:
 
 
 @pytest.mark.parametrize("spec", ["filter@0.5", "channel@0.5", "column@0.5"])
-@pytest.mark.parametrize(("name", "size"), [("resnet18", 32), ("vgg16", 32), ("mobilenet_v2", 32)])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("resnet18", 32), pytest.param("vgg16", 32, marks=pytest.mark.slow), ("mobilenet_v2", 32)],
+)
 def test_zoo_networks_equal_torch(name: str, size: int, spec: str) -> None:
     model, inputs = zoo.build(name, image_size=size, classes=10)
     sparsify(model, parse_sparsify(spec))

@@ -42,7 +42,7 @@ def test_an_error_ends_the_watch() -> None:
 def test_passes_and_code_generation_are_watched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "FIRST_WARNING_S", 1e-4)
     said: list[str] = []
-    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Mish()).eval()
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Softplus()).eval()
     sparseflow.compile(model, (torch.zeros(1, 3, 9, 9),), measure=False, progress=said.append)
     for step in ("import", "finish: pass LegalizeOps", "finish: pass ScheduleRest", "code generation"):
         assert any(line.startswith(f"{step} has been running for") for line in said), step

@@ -111,6 +111,8 @@ class Target(ABC):
     ----------
     kind : str
         TVM's name of the code generator.
+    device_name : str
+        TVM's name of the device that runs the code.
     pipeline : str
         The Relax pipeline of TVM that builds what our passes leave.
     name : str
@@ -131,6 +133,7 @@ class Target(ABC):
     """
 
     kind: ClassVar[str]
+    device_name: ClassVar[str]
     pipeline: ClassVar[str] = "default"
 
     name: str
@@ -174,7 +177,7 @@ class Target(ABC):
     @property
     def device(self) -> Any:
         """TVM's device on which the code runs."""
-        return device_of(self.tvm)
+        return tvm.device(self.device_name, 0)
 
     def __str__(self) -> str:
         """TVM's text of the target."""
@@ -185,11 +188,6 @@ KINDS: Registry[type[Target]] = Registry("target kind", ("sparseflow.kernels.tar
 """The classes, by the kind that TVM gives them."""
 TARGETS: Registry[Target] = Registry("target", ("sparseflow.kernels.target",))
 """Targets with a name for users; every processor of a class runs the code of its target."""
-
-
-def device_of(target: Any) -> Any:
-    """The device on which code for a `tvm.target.Target` runs."""
-    return tvm.device(target.get_target_device_type(), 0)
 
 
 def frozen(options: Mapping[str, Any]) -> Options:

@@ -19,6 +19,7 @@ class Cpu(Target):
     """A processor. Its vector unit is the widest that LLVM may use for it."""
 
     kind = "llvm"
+    device_name = "cpu"
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Cpu:
