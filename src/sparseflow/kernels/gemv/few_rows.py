@@ -18,8 +18,9 @@ from sparseflow.kernels.weight import LayerWeight
 from sparseflow.kernels.workload import DENSEST, Array, Layouts, Workload
 
 Expr = Any
-AHEAD = (0, 32)
-"""How many inputs ahead weights are asked for; 0: only the processor's own prefetching."""
+AHEAD, GROUPS_AHEAD = (32, 0), (64, 0)
+"""How many inputs, or groups of taps, ahead weights are asked for; 0: only the processor's own prefetching."""
+LINE = 64  # bytes of a cache line
 BYTES_PER_CYCLE = 6.0  # what one core streams from memory, with the L3 cache's help
 
 
@@ -180,7 +181,8 @@ class FewRowsSparse(FewRows):
     """R filters that share taps; each tap is one input value, splatted over the R lanes of its weights.
 
     There is no gather: an index, an input value and R weights are three loads, which a core starts in one or two
-    cycles. ``U`` taps at a time have accumulators of their own, so that no sum waits for the one before it.
+    cycles. ``U`` taps at a time have accumulators of their own, so that no sum waits for the one before it. Cache lines
+    are asked for ``ahead`` groups of U taps early: the processor's own prefetching stops at each end of a page.
     """
 
     name = "few-rows-taps"
@@ -204,7 +206,12 @@ class FewRowsSparse(FewRows):
             and workload.filters % r == 0
             and workload.density(r) <= useful * (1.0 + 0.6 * r / 2)
         ]
-        shapes = [Candidate(self.name, {"R": r, "U": u}) for r in heights for u in (8, 4)]
+        shapes = [
+            Candidate(self.name, {"R": r, "U": u, "ahead": ahead})
+            for r in heights
+            for u in (8, 4)
+            for ahead in GROUPS_AHEAD
+        ]
         found = [c for shape in shapes for c in self.in_types(workload, shape)]
         return sorted(found, key=lambda c: self.predict_cycles(workload, c))
 
@@ -236,7 +243,7 @@ class FewRowsSparse(FewRows):
 
     def build(self, workload: Workload, candidate: Candidate, layouts: Layouts, name: str) -> tirx.PrimFunc:
         """See `KernelTemplate.build`."""
-        r, u = candidate.parameters["R"], candidate.parameters["U"]
+        r, u, ahead = (candidate.parameters[name] for name in ("R", "U", "ahead"))
         blocks = workload.filters // r
         with emit.prim_func(name) as finish:
             x = emit.arg("x", (workload.width, workload.channels))
@@ -255,6 +262,11 @@ class FewRowsSparse(FewRows):
                         for k in range(rows * u):
                             acc[k] = emit.const(0.0, r)
                         with emit.loop(groups) as g:
+                            if ahead:
+                                early = first + (g + ahead) * u
+                                emit.prefetch(indices, early)
+                                for line in range(0, u * r * element.nbytes, LINE):
+                                    emit.prefetch(data, early * r + line // element.nbytes)
                             for j in range(u):
                                 tap = first + g * u + j
                                 column = T.bind(tirx.Cast("int32", indices[tap]))
