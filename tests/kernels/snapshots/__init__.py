@@ -63,7 +63,9 @@ SNAPSHOTS: Mapping[str, Callable[[], Any]] = {
         "dense",
         {"B": 2, "ahead": 256, "bits": 16},
     ),
-    "few-rows-taps": partial(from_template, "few-rows-taps", LINEAR, "unstructured@0.9", {"R": 1, "U": 4}),
+    "few-rows-taps": partial(
+        from_template, "few-rows-taps", LINEAR, "unstructured@0.9", {"R": 1, "U": 4, "ahead": 64}
+    ),
     "pixel-dense": partial(from_template, "pixel-dense", MAPS, "dense", {"VB": 2, "band": 2, "taps": 3}),
     "max-pool": max_pool,
 }
