@@ -19,7 +19,7 @@ test: env
 	$(BIN)/python -m pytest -m "not slow" -n auto
 
 test-slow: env
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n auto
 
 # Lines and branches that the fast tests run, as a table; build/coverage/index.html shows them in the source.
 coverage: env
