@@ -21,8 +21,8 @@ import torch
 
 from sparseflow.core.structures import parse_sparsify
 from sparseflow.data import load_data
-from sparseflow.engine.bench import pinned
-from sparseflow.engine.machine import machine_name
+from sparseflow.engine.measure.bench import pinned
+from sparseflow.engine.target.machine import machine_name
 from sparseflow.studies.allocation import Content, Subject, fitted, interleaved, recipe_of, scanned
 from sparseflow.studies.records import Records
 from sparseflow.train import LogProgress, parse_recipe, run_recipe

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import options
 
+from sparseflow.core.codec import encode
 from sparseflow.core.kernel_speed import Layer
-from sparseflow.engine.bench import pinned
-from sparseflow.engine.kernel_timing import KernelBench
-from sparseflow.engine.machine import machine_name
-from sparseflow.studies.kernel_results import BreakEvenResults, to_json
+from sparseflow.engine.measure.bench import pinned
+from sparseflow.engine.measure.kernel_timing import KernelBench
+from sparseflow.engine.target.machine import machine_name
+from sparseflow.studies.kernel_results import BreakEvenResults
 from sparseflow.studies.records import Records
 
 NAME = "break_even"
@@ -59,9 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sparsities = [float(text) for text in args.sparsities.split(",")]
     bench = KernelBench(measure=not args.no_measure, rounds=args.rounds)
     head = BreakEvenResults(machine_name(), {}, options.command(NAME, arguments))
-    records = Records(Path(args.out) / f"{NAME}.json", to_json(head), args.resume)
+    records = Records(Path(args.out) / f"{NAME}.json", encode(head), args.resume)
     cases = [
-        (f"{layer.name} {text}", lambda layer=layer, t=text, c=curve: to_json(bench.point(layer, t, c)))
+        (f"{layer.name} {text}", lambda layer=layer, t=text, c=curve: encode(bench.point(layer, t, c)))
         for layer in LAYERS
         if options.named(layer.group, args.layers)
         for curve, text in structures(layer, sparsities)

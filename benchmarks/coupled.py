@@ -17,12 +17,12 @@ import options
 import torch
 
 from sparseflow.data import load_data
-from sparseflow.engine.bench import pinned
 from sparseflow.engine.compile import compile
+from sparseflow.engine.measure.bench import pinned
 from sparseflow.studies.allocation import interleaved
 from sparseflow.train import LogProgress, parse_recipe, run_recipe
+from sparseflow.train.checkpoint import export_model, load_weights
 from sparseflow.train.models import build_model
-from sparseflow.train.run import export_model, load_weights
 
 Content = dict[str, Any]
 MNIST: Content = {

@@ -16,12 +16,13 @@ from typing import Any
 
 import options
 
+from sparseflow.core.codec import encode
 from sparseflow.core.kernel_speed import Layer
 from sparseflow.core.map_speed import DENSE
-from sparseflow.engine.bench import pinned
-from sparseflow.engine.machine import machine_name
-from sparseflow.engine.map_timing import MapBench
-from sparseflow.studies.kernel_results import FeatureMapResults, to_json
+from sparseflow.engine.measure.bench import pinned
+from sparseflow.engine.measure.map_timing import MapBench
+from sparseflow.engine.target.machine import machine_name
+from sparseflow.studies.kernel_results import FeatureMapResults
 from sparseflow.studies.records import Records
 
 NAME = "feature_maps"
@@ -59,11 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     bench = MapBench(measure=not args.no_measure, rounds=args.rounds)
     head = FeatureMapResults(machine_name(), {}, options.command(NAME, arguments))
-    records = Records(Path(args.out) / f"{NAME}.json", to_json(head), args.resume)
+    records = Records(Path(args.out) / f"{NAME}.json", encode(head), args.resume)
     calls: list[tuple[str, Callable[[], dict[str, Any]]]] = [
         (
             f"{layer.name} {structure} map {density:g} tiles {tiles:g}",
-            lambda case=(layer, structure, density, tiles): to_json(bench.map_run(*case)),
+            lambda case=(layer, structure, density, tiles): encode(bench.map_run(*case)),
         )
         for layer, structure, density, tiles in cases()
         if options.named(layer.name, args.layers) and options.named(structure, args.structures)

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import options
 
+from sparseflow.core.codec import encode
 from sparseflow.core.kernel_speed import Layer
-from sparseflow.engine.bench import pinned
-from sparseflow.engine.core_limits import measure_limits
-from sparseflow.engine.kernel_timing import KernelBench
-from sparseflow.studies.kernel_results import KernelResults, to_json
+from sparseflow.engine.measure.bench import pinned
+from sparseflow.engine.measure.core_limits import measure_limits
+from sparseflow.engine.measure.kernel_timing import KernelBench
+from sparseflow.studies.kernel_results import KernelResults
 from sparseflow.studies.records import Records
 
 NAME = "kernels"
@@ -50,9 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with pinned(1):
         limits = measure_limits(bench.target)
         head = KernelResults(limits.machine, limits, {}, options.command(NAME, arguments))
-        records = Records(Path(args.out) / f"{NAME}.json", to_json(head), args.resume)
+        records = Records(Path(args.out) / f"{NAME}.json", encode(head), args.resume)
         cases = [
-            (f"{layer.name} {structure}", lambda layer=layer, s=structure: to_json(bench.run(layer, s)))
+            (f"{layer.name} {structure}", lambda layer=layer, s=structure: encode(bench.run(layer, s)))
             for layer in layers
             for structure in (
                 args.structures.split(",") if args.structures

@@ -24,13 +24,13 @@ import torch
 
 from sparseflow import zoo
 from sparseflow.data import data_roots, load_data
-from sparseflow.engine.machine import machine_name
-from sparseflow.engine.peers import installed
+from sparseflow.engine.measure.peers import installed
+from sparseflow.engine.target.machine import machine_name
 from sparseflow.errors import DataError
 from sparseflow.studies.map_networks import INDEXED, JUMPS, PLAIN, TOLERANCE, Options, Subjects, compare
 from sparseflow.studies.records import Records
+from sparseflow.train.checkpoint import load_weights
 from sparseflow.train.models import build_model
-from sparseflow.train.run import load_weights
 from sparseflow.zoo.pretrained import WEIGHTS, imagenet_resnet50, photographs
 
 NAME = "map_networks"

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from sparseflow.core.structures import parse_sparsify
 from sparseflow.errors import StructureError
-from sparseflow.train.methods import METHODS, MaskedWeights, OneShot
-from sparseflow.train.recipe import Recipe, load_recipe
+from sparseflow.train.checkpoint import load_weights
+from sparseflow.train.methods import MaskedWeights, OneShot, method_of
+from sparseflow.train.recipe.recipe import Recipe, load_recipe
+from sparseflow.train.recipe.sources import Sources
 from sparseflow.train.rules import Rule
-from sparseflow.train.run import load_weights
-from sparseflow.train.sources import Sources
 
 SPARSIFY = "nm:2:4,unstructured@0.7,block:4x1@0.5,pattern:4,column@0.4,filter@0.2"
 HEAD = "| structure | method | test accuracy | same answer as dense |\n|---|---|---|---|"
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--weights", type=Path, required=True, help="state dictionary of the dense network")
     parser.add_argument("--sparsify", default=SPARSIFY, help="comma-separated STRUCTURE@SPARSITY")
-    one_shot = [name for name, method in METHODS.items() if issubclass(method, OneShot)]
+    one_shot = ["magnitude", "second_order", "taylor", "wanda"]
     parser.add_argument("--methods", default=",".join(one_shot), help="comma-separated")
     parser.add_argument("--images", type=int, default=2000, help="test images")
     parser.add_argument("--threads", type=int, default=1)
@@ -101,9 +101,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def prune(model: nn.Module, name: str, rules: list[Rule], sources: Sources) -> None:
     """Prune in place."""
     torch.manual_seed(0)
-    if not issubclass(METHODS[name], OneShot):
+    kind, said = method_of(name)
+    if not issubclass(kind, OneShot):
         raise StructureError(f"{name} needs training; choose a one-shot method")
-    method = METHODS[name](model, rules)
+    method = kind(model, rules, kind.Settings(**said))
     method.calibrate(sources.train(0))
     MaskedWeights(model, method.finish())
 

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from sparseflow.core.structures import parse_sparsify
 from sparseflow.data import data_roots, load_data
 from sparseflow.errors import DataError
-from sparseflow.train.methods import METHODS, MaskedWeights, OneShot
+from sparseflow.train.methods import MaskedWeights, OneShot, method_of
 from sparseflow.train.rules import Rule
 from sparseflow.zoo.pretrained import BGR_MEAN, WEIGHTS, imagenet_resnet50, photographs
 
@@ -137,12 +137,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     right, dense = torch.from_numpy(labels), [answers(imagenet_resnet50(folder), x) for x in sets]
     print(f"{HEAD}\n| dense | – | {int((dense[0] == right).sum())} of {len(right)} | | | | |", flush=True)
     for name in args.methods.split(","):
-        if not issubclass(METHODS[name], OneShot):
+        kind, said = method_of(name)
+        if not issubclass(kind, OneShot):
             parser.error(f"{name} needs training; choose a one-shot method")
         torch.manual_seed(0)
         model = imagenet_resnet50(folder)
-        kind = METHODS[name]
-        method = kind(model, rules, kind.Settings(**SETTINGS.get(name, {})))
+        method = kind(model, rules, kind.Settings(**said | SETTINGS.get(name, {})))
         method.calibrate(batches)
         MaskedWeights(model, method.finish())
         now = [answers(model, x) for x in sets]

@@ -16,11 +16,12 @@ from typing import Any
 
 import options
 
-from sparseflow.core.kernel_speed import Layer, PublishedPoint
-from sparseflow.engine.bench import pinned
-from sparseflow.engine.kernel_timing import KernelBench
-from sparseflow.engine.machine import machine_name
-from sparseflow.studies.kernel_results import PublishedResults, to_json
+from sparseflow.core.codec import encode
+from sparseflow.core.kernel_speed import Layer
+from sparseflow.engine.measure.bench import pinned
+from sparseflow.engine.measure.kernel_timing import KernelBench
+from sparseflow.engine.target.machine import machine_name
+from sparseflow.studies.kernel_results import PublishedPoint, PublishedResults
 from sparseflow.studies.records import Records
 
 NAME = "published"
@@ -74,11 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     bench = KernelBench(measure=not args.no_measure, rounds=args.rounds)
     head = PublishedResults(machine_name(), {}, options.command(NAME, arguments))
-    records = Records(Path(args.out) / f"{NAME}.json", to_json(head), args.resume)
+    records = Records(Path(args.out) / f"{NAME}.json", encode(head), args.resume)
     cases: list[tuple[str, Callable[[], dict[str, Any]]]] = []
     if args.only != "8065":
         cases += [
-            (f"8605 {layer.name} {s:g}", lambda layer=layer, s=s: to_json(layer_8605(bench, layer, s)))
+            (f"8605 {layer.name} {s:g}", lambda layer=layer, s=s: encode(layer_8605(bench, layer, s)))
             for layer in LAYERS_8605
             if options.named(layer.name, args.layers)
             for s in SPARSITIES_8605
@@ -87,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cases += [
             (
                 f"8065 {layer.name} {s:g}",
-                lambda layer=layer, n=n, s=s: to_json(layer_8065(bench, layer, n, s)),
+                lambda layer=layer, n=n, s=s: encode(layer_8065(bench, layer, n, s)),
             )
             for layer, n in mobilenet_v2_layers().items()
             if options.named(layer.name, args.layers)

@@ -19,12 +19,13 @@ from typing import Any
 
 import map_networks
 import selection
+import weight_types
 import whole_networks
 
 from sparseflow.errors import SparseflowError
 from sparseflow.report.document import Document, Section
+from sparseflow.report.images import to_png
 from sparseflow.report.markdown import section_markdown
-from sparseflow.report.png import to_png
 from sparseflow.report.render import build_document
 
 BLOCK = re.compile(r"(<!-- begin (?P<file>[\w.]+) (?P<section>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -92,6 +93,8 @@ class Sources:
         data = self._read[file]
         if file == f"{whole_networks.NAME}.json":
             return WHOLE_NETWORKS[section](list(data.values()))
+        if file == f"{weight_types.NAME}.json":
+            return weight_types.markdown(data)
         if file == f"{selection.NAME}.json":
             return selection.markdown(data)
         if file == f"{map_networks.NAME}.json":

@@ -20,8 +20,8 @@ import options
 import sparseflow
 from sparseflow.cli.models import ModelRequest, load_model
 from sparseflow.core.plan import Measurement
-from sparseflow.engine.bench import interleave, pinned
-from sparseflow.engine.machine import machine_name
+from sparseflow.engine.measure.bench import interleave, pinned
+from sparseflow.engine.target.machine import machine_name
 from sparseflow.studies.records import Records
 
 NAME = "selection"

@@ -147,7 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unlabelled = known[TEST:] + tokens(reviews(folder_of("reviews"), "imdb")[0][: args.more])
     encoder, teacher = Encoder(folder_of("minilm")), Encoder(folder_of("minilm"))
     spec = parse_sparsify(args.sparsify)
-    rules = [Rule("bert.encoder.*", spec.structure, spec.density)]
+    first = "bert.encoder.layer.0.attention.self.query"
+    rules = [Rule(first, None), Rule("bert.encoder.*", spec.structure, spec.density)]
 
     def probe() -> np.ndarray:
         x = embeddings(encoder, known)

@@ -22,12 +22,11 @@ import torch
 
 import sparseflow
 from sparseflow import zoo
-from sparseflow.core.stream_speed import StepRecord, StreamRun
-from sparseflow.engine.bench import pinned
-from sparseflow.engine.machine import machine_name
-from sparseflow.studies.kernel_results import to_json
+from sparseflow.core.codec import encode
+from sparseflow.engine.measure.bench import pinned
+from sparseflow.engine.target.machine import machine_name
 from sparseflow.studies.records import Records
-from sparseflow.studies.stream_results import StreamResults
+from sparseflow.studies.stream_results import StepRecord, StreamResults, StreamRun
 
 NAME = "streams"
 FRACTIONS = (0.1, 0.01, 0.05, 0.25, 0.5, 1.0)
@@ -103,13 +102,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         stream = sparseflow.compile_stream(module, example, **how)
         head = StreamResults(machine_name(), args.model, {}, options.command(NAME, arguments))
-        records = Records(Path(args.out) / f"{NAME}.json", to_json(head), args.resume)
+        records = Records(Path(args.out) / f"{NAME}.json", encode(head), args.resume)
         parts = [(float(f), place, float(t)) for f in args.fractions.split(",")
                  for t in args.thresholds.split(",") for place in PLACES]  # fmt: skip
         cases = [
             (
                 f"{place} {fraction} {threshold}",
-                lambda c=(fraction, place, threshold): to_json(
+                lambda c=(fraction, place, threshold): encode(
                     measure((stream, dense), frame, c, args.rounds)
                 ),
             )

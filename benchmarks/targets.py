@@ -20,7 +20,7 @@ import numpy as np
 
 import sparseflow
 from sparseflow.cli.models import ModelRequest, load_model
-from sparseflow.engine.machine import machine_name
+from sparseflow.engine.target.machine import machine_name
 
 NAME = "targets"
 

@@ -22,7 +22,7 @@ import torch
 from torch.nn import functional as F
 
 from sparseflow.core.structures import Structure, parse_structure
-from sparseflow.engine.machine import machine_name
+from sparseflow.engine.target.machine import machine_name
 from sparseflow.train.methods import METHODS, InTraining
 from sparseflow.train.models import CifarNet
 from sparseflow.train.rules import Rule

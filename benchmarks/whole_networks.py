@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sparseflow.core.codec import decode
 from sparseflow.core.plan import Plan
-from sparseflow.engine.peers import installed
+from sparseflow.engine.measure.peers import installed
 
 MODELS = ("resnet18", "resnet50", "vgg16", "mobilenet_v1", "mobilenet_v2", "bert_base")
 SPARSIFY = ("none", "unstructured@0.9", "block:4x1@0.9", "unstructured@0.95")
@@ -105,7 +106,7 @@ def slim(record: Mapping[str, Any]) -> dict[str, Any]:
 
     ``plan`` then holds ``layers``, {name: [kernel, ms]}, and ``rest``, {kernel between the layers: [calls, ms of one]}.
     """
-    plan = Plan.from_json(record["plan"])
+    plan = decode(Plan, record["plan"])
     layers = {layer.name: [layer.chosen.label, _ms(layer.chosen.time_s)] for layer in plan.layers}
     rest = {r.kernel: [r.calls, _ms(r.time_s)] for r in plan.rest}
     return {**record, "plan": {"target": plan.target, "layers": layers, "rest": rest}}

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from sparseflow.core.codec import encode
 from sparseflow.core.plan import CandidateTime, LayerPlan, Plan, RestTime
 from sparseflow.train.models import MnistCnn
 
@@ -91,7 +92,7 @@ def test_records_keep_what_the_table_reads(whole_networks: ModuleType, tmp_path:
         "a", "linear", (4, 4), (1, 4), "Dense", 1.0, "dense", 64, 0, 1, 1, 16, 16, candidate, (candidate,) * 9
     )
     rest = (RestTime("pool", 2, 5e-4),)
-    whole = record(10, 44, None) | {"plan": Plan((layer,), "llvm", 1, True, rest=rest).to_json()}
+    whole = record(10, 44, None) | {"plan": encode(Plan((layer,), "llvm", 1, True, rest=rest))}
     small = whole_networks.slim(whole)
     assert small["plan"] == {
         "target": "llvm",
@@ -150,7 +151,11 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("kernel_script", list(CALLS), indirect=True)
+@pytest.mark.parametrize(
+    "kernel_script",
+    [pytest.param(name, marks=[pytest.mark.slow] if name == "streams" else []) for name in CALLS],
+    indirect=True,
+)
 def test_a_kernel_benchmark_from_records_to_docs(
     kernel_script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -195,9 +200,9 @@ def test_a_kernel_benchmark_from_records_to_docs(
 
 def test_an_unknown_section_is_told(tmp_path: Path) -> None:
     from sparseflow.errors import SparseflowError
-    from sparseflow.studies.kernel_results import PublishedResults, to_json
+    from sparseflow.studies.kernel_results import PublishedResults
 
-    (tmp_path / "published.json").write_text(json.dumps(to_json(PublishedResults("cpu"))))
+    (tmp_path / "published.json").write_text(json.dumps(encode(PublishedResults("cpu"))))
     for render in script("render"):
         with pytest.raises(SparseflowError, match="has no section 'curves'; known: layers, network, machine"):
             render.Sources(tmp_path, None).text("published.json", "curves")
@@ -256,8 +261,9 @@ def test_selection_marks_what_holds() -> None:
 
 
 def test_selection_runs_the_three_plans_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch = pytest.importorskip("torch")
-    from sparseflow.engine.importer import import_model
+    import torch
+
+    from sparseflow.engine.frontends.importer import import_model
 
     class Loaded:
         def imported(self) -> Any:
@@ -280,3 +286,30 @@ def test_selection_runs_the_three_plans_in_turn(tmp_path: Path, monkeypatch: pyt
         (case,) = json.loads((tmp_path / "selection.json").read_text())["cases"].values()
         assert set(case["ms"]) == {"measured", "predicted", "dense"}
         assert case["planned_ms"]["layers"] > 0
+
+
+def test_weight_types_are_compared_with_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch import nn
+
+    from sparseflow.engine.frontends.importer import import_model
+
+    model = nn.Sequential(nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 10)).eval()
+
+    class Loaded:
+        def imported(self) -> Any:
+            return import_model(model, (torch.zeros(1, 256),))
+
+    monkeypatch.setenv("SPARSEFLOW_CACHE", str(tmp_path))
+    for weight_types in script("weight_types"):
+        monkeypatch.setattr(weight_types, "load_model", lambda _request: Loaded())
+        arguments = ["--models", "small", "--sparsify", "dense", "--rounds", "2", "--out", str(tmp_path)]
+        assert weight_types.main(arguments) == 0
+        data = json.loads((tmp_path / "weight_types.json").read_text())
+        (case,) = data["cases"].values()
+        assert list(case["types"]) == ["float32", "float16", "bfloat16"]
+        assert case["types"]["float32"]["error"] == 0.0
+        assert 0 < case["types"]["float16"]["error"] < case["types"]["bfloat16"]["error"] < 0.01
+        assert case["types"]["float32"]["weight_bytes"] == 4 * (256 + 10) * 128
+        rows = weight_types.markdown(data).splitlines()[2:5]
+        assert [row.split(" | ")[2] for row in rows] == ["float32", "float16", "bfloat16"]
+        assert "1.00×" in rows[0]

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
+from sparseflow.core import codec
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -34,7 +36,7 @@ def test_a_seed_gives_one_case_which_survives_json(fuzz: Any) -> None:
     for seed in range(30):
         case = fuzz.generate.draw(seed)
         assert case == fuzz.generate.draw(seed)
-        assert fuzz.generate.Case.from_json(json.loads(json.dumps(case.to_json()))) == case
+        assert fuzz.generate.Case.read(json.loads(codec.dumps(case))) == case
     assert len({fuzz.generate.draw(seed).code() for seed in range(30)}) == 30
 
 
@@ -108,5 +110,5 @@ def test_random_networks(fuzz: Any, first: int) -> None:
     "kept", json.loads(Path(__file__).with_name("fuzz_cases.json").read_text()), ids=lambda k: k["why"]
 )
 def test_what_failed_once(fuzz: Any, kept: dict[str, Any]) -> None:
-    outcome = fuzz.check.check(fuzz.generate.Case.from_json(kept["case"]))
+    outcome = fuzz.check.check(fuzz.generate.Case.read(kept["case"]))
     assert outcome.kind == "right", outcome.detail

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import networkx
 import pytest
 
 import sparseflow
@@ -22,8 +24,9 @@ MAY_IMPORT = {
     "train": {"core", "data"},
     "zoo": {"core"},
     "kernels": {"core"},
-    "passes": {"core", "kernels"},
-    "engine": {"core", "kernels", "passes"},
+    "ops": {"core", "kernels"},
+    "passes": {"core", "kernels", "ops"},
+    "engine": {"core", "kernels", "ops", "passes"},
     "studies": {"core", "data", "train", "zoo", "engine"},
     "report": {"core", "studies", "train"},
     "cli": {"core", "data", "train", "zoo", "engine", "studies", "report"},
@@ -36,6 +39,7 @@ MAY_NOT_USE = {
     "train": {"tvm"},
     "zoo": {"tvm"},
     "kernels": {"torch"},
+    "ops": {"torch"},
     "passes": {"torch"},
     "engine": {"typer", "jinja2"},
     "studies": {"tvm", "typer"},
@@ -82,6 +86,78 @@ def test_every_room_is_in_the_table() -> None:
 def test_no_room_sees_itself_through_another() -> None:
     for room, below in MAY_IMPORT.items():
         assert room not in {deeper for b in below for deeper in MAY_IMPORT[b]}
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name of each module → its file."""
+    names = {}
+    for path in FILES:
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        names[".".join(("sparseflow", *parts)).removesuffix(".__init__")] = path
+    return names
+
+
+def arrows() -> networkx.DiGraph:
+    """An arrow from each module to those that it imports, anywhere in it but for its types alone.
+
+    Packages' own files are left out.
+    """
+    known, graph = modules(), networkx.DiGraph()
+    for name, path in known.items():
+        if path.name == "__init__.py":
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree.body = [
+            n for n in tree.body if not (isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test))
+        ]
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.ImportFrom) or not node.module:
+                continue
+            package = name.rsplit(".", node.level)[0] + "." if node.level else ""
+            for alias in node.names:
+                whole = f"{package}{node.module}.{alias.name}"
+                found = whole if whole in known else f"{package}{node.module}"
+                if found in known and known[found].name != "__init__.py":
+                    graph.add_edge(name, found)
+    return graph
+
+
+def test_no_file_is_too_long_to_read() -> None:
+    lines = {
+        str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in FILES
+    }
+    assert {name: count for name, count in lines.items() if count > 400} == {}
+
+
+def test_element_types_and_targets_are_named_where_they_live() -> None:
+    """Elsewhere code asks an `ElementType` or a `Target`."""
+    allowed = {
+        "float32": ("core/element_type.py", "engine/frontends/", "zoo/"),
+        "AVX512": ("kernels/target/cpu.py",),
+    }
+    patterns = {"float32": re.compile("[\"']float32[\"']"), "AVX512": re.compile(r"\bAVX512\b")}
+    found = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in FILES
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        for name, pattern in patterns.items()
+        if pattern.search(line) and not path.relative_to(ROOT).as_posix().startswith(allowed[name])
+    ]
+    assert found == []
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    assert [c for c in networkx.strongly_connected_components(arrows()) if len(c) > 1] == []
+
+
+def test_the_folders_of_a_room_import_each_other_in_one_direction() -> None:
+    folders = networkx.DiGraph()
+    for source, found in arrows().edges:
+        ends = [tuple(name.split(".")[1:-1])[:2] for name in (source, found)]
+        if all(len(end) == 2 for end in ends) and ends[0][0] == ends[1][0] and ends[0] != ends[1]:
+            folders.add_edge(*ends)
+    assert folders.number_of_edges()
+    assert [c for c in networkx.strongly_connected_components(folders) if len(c) > 1] == []
 
 
 @pytest.mark.parametrize("room", list(MAY_IMPORT))

@@ -5,4 +5,4 @@ set -euo pipefail
 PYTHON=${PYTHON:-python3}; VENV=${VENV:-.venv}; TORCH=${TORCH:-torch==2.13.0}
 [ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV"
 "$VENV/bin/python" -m pip install --quiet "$TORCH"
-"$VENV/bin/python" -m pip install --quiet -e ".[train,ray,lightning,transformers,tensorboard,onnx,report,peers,dev]"
+"$VENV/bin/python" -m pip install --quiet -e ".[train,ray,lightning,transformers,tensorboard,onnx,report,peers,docs,dev]"

@@ -17,9 +17,9 @@ os.environ.setdefault("TVM_BIND_THREADS", "0")
 
 if TYPE_CHECKING:
     from sparseflow.engine.compile import compile
-    from sparseflow.engine.runtime import Engine
-    from sparseflow.engine.stream import StreamEngine
-    from sparseflow.engine.stream_build import compile_stream
+    from sparseflow.engine.runtime.engine import Engine
+    from sparseflow.engine.stream.build import compile_stream
+    from sparseflow.engine.stream.stream import StreamEngine
 
 __all__ = ["Engine", "StreamEngine", "__version__", "compile", "compile_stream"]
 
@@ -30,15 +30,15 @@ def __getattr__(name: str) -> Any:
 
         return compile
     if name == "Engine":
-        from sparseflow.engine.runtime import Engine
+        from sparseflow.engine.runtime.engine import Engine
 
         return Engine
     if name == "compile_stream":
-        from sparseflow.engine.stream_build import compile_stream
+        from sparseflow.engine.stream.build import compile_stream
 
         return compile_stream
     if name == "StreamEngine":
-        from sparseflow.engine.stream import StreamEngine
+        from sparseflow.engine.stream.stream import StreamEngine
 
         return StreamEngine
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,6 +3,7 @@
 SparseflowError
 ├── StructureError     a structure or a mask that does not fit a weight, a density outside [0, 1]
 ├── FormatError        arrays that are not what an index format's specification says
+├── ElementTypeError   numbers that an element type cannot hold
 ├── RegistryError      an unknown or a duplicate name (also a KeyError)
 ├── RecipeError        a recipe with an unknown key, a wrong type, a missing file
 ├── DataError          a data set that is missing, truncated or of the wrong shape
@@ -26,6 +27,10 @@ class StructureError(SparseflowError, ValueError):
 
 class FormatError(SparseflowError, ValueError):
     """Index arrays that do not match their format's specification."""
+
+
+class ElementTypeError(SparseflowError, ValueError):
+    """Numbers outside of the range of an element type, or an array of another type."""
 
 
 class RegistryError(SparseflowError, KeyError):

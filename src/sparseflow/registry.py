@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import Generic, TypeVar
 
@@ -17,11 +19,22 @@ class Registry(Mapping[str, T], Generic[T]):
     ----------
     kind : str
         What the entries are, in the singular; used in error messages ("structure", "index format").
+    packages : tuple of str
+        Packages whose modules register entries. They are imported when an entry is first asked for, in alphabetical
+        order, so that a file put there is found without being named anywhere.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, packages: tuple[str, ...] = ()) -> None:
         self.kind = kind
         self._entries: dict[str, T] = {}
+        self._unread = packages
+
+    def _found(self) -> dict[str, T]:
+        packages, self._unread = self._unread, ()
+        for package in map(importlib.import_module, packages):
+            for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+                importlib.import_module(module.name)
+        return self._entries
 
     def register(self, name: str) -> Callable[[T], T]:
         """A decorator that registers its argument under ``name``.
@@ -42,13 +55,13 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def __getitem__(self, name: str) -> T:
         try:
-            return self._entries[name]
+            return self._found()[name]
         except KeyError:
             known = ", ".join(sorted(self._entries))
             raise RegistryError(f"unknown {self.kind} {name!r}; known: {known}") from None
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
+        return iter(self._found())
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._found())

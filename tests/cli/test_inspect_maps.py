@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from sparseflow import Engine
-from sparseflow.studies.map_results import from_json
+from sparseflow.core.codec import decode
+from sparseflow.studies.map_results import MapResults
 from tests.cli.conftest import Files, Outcome
 
 Invoke = Callable[..., Outcome]
@@ -29,7 +30,7 @@ def test_the_maps_are_listed_and_the_file_is_a_report(
     target = tmp_path / "maps.json"
     done = invoke("inspect", files.pt2, "--data", images, "--samples", 4, "--json", target)
     assert done.code == 0, done.err
-    found = from_json(json.loads(target.read_text()), "maps.json")
+    found = decode(MapResults, json.loads(target.read_text()))
     assert [layer.name for layer in found.layers] == ["stem", "body", "head"]
     assert found.images == 4
     assert 0.3 < found.layers[1].map.mean < 0.7
@@ -39,12 +40,13 @@ def test_the_maps_are_listed_and_the_file_is_a_report(
     assert "Where they are dense" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_kernels_are_timed_when_asked(invoke: Invoke, files: Files, images: Path) -> None:
     done = invoke(
         "inspect", files.pt2, "--sparsify", "block:4x1@0.75", "--data", images, "--time", "--json", "-"
     )
     assert done.code == 0, done.err
-    found = from_json(json.loads(done.out), "stdout")
+    found = decode(MapResults, json.loads(done.out))
     body = found.layers[1]
     assert body.weight_density == pytest.approx(0.25, abs=0.01)
     assert {"dense", "weights"} <= set(body.times_s)

@@ -14,8 +14,8 @@ from sparseflow.core import (
     FeatureMapIndex,
     PixelBitmap,
 )
-from sparseflow.core.storage import feature_map_index_share
 from sparseflow.errors import FormatError
+from tests.core.formulas import feature_map_index_share
 
 FORMATS_UNDER_TEST = [*(cls() for cls in FEATURE_MAP_FORMATS.values()), PixelBitmap(4), PixelBitmap(7)]
 

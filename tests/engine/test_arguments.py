@@ -8,19 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-pytest.importorskip("tvm")
-torch = pytest.importorskip("torch")
-onnx = pytest.importorskip("onnx")
-
-import sparseflow  # noqa: E402
-from sparseflow import Engine  # noqa: E402
-from sparseflow.engine.bench import BenchOptions  # noqa: E402
-from sparseflow.engine.calibrate import profile_maps  # noqa: E402
-from sparseflow.engine.importer import import_model  # noqa: E402
-from sparseflow.engine.layer_times import LayerTimer  # noqa: E402
-from sparseflow.errors import CompileError, ImportModelError, InputError, SparseflowError  # noqa: E402
-from sparseflow.studies.sweep import SweepOptions  # noqa: E402
+import sparseflow
+from sparseflow import Engine
+from sparseflow.engine.calibrate import profile_maps
+from sparseflow.engine.frontends.importer import import_model
+from sparseflow.engine.measure.bench import BenchOptions
+from sparseflow.engine.measure.layer_times import LayerTimer
+from sparseflow.errors import CompileError, ImportModelError, InputError, SparseflowError
+from sparseflow.studies.sweep import SweepOptions
 
 X = torch.zeros(1, 3, 8, 8)
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import nn
 
-from sparseflow.engine.bench import BenchOptions, bench, interleave, max_relative_error, pinned
-from sparseflow.engine.peers import PEERS, Array, Subject, installed
-from sparseflow.engine.peers.base import require
+from sparseflow.engine.measure.bench import BenchOptions, bench, interleave, max_relative_error, pinned
+from sparseflow.engine.measure.peers import PEERS, Array, Subject, installed
+from sparseflow.engine.measure.peers.base import require
 from sparseflow.errors import CompileError, InputError, RegistryError
 
 RNG = np.random.default_rng(0)

@@ -6,18 +6,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
-torch = pytest.importorskip("torch")
-
-from torch import nn  # noqa: E402
-
-import sparseflow  # noqa: E402
-from sparseflow import Engine  # noqa: E402
-from sparseflow.core.map_profile import MapCounter, MapProfile, as_map  # noqa: E402
-from sparseflow.core.plan import Measurement, Plan  # noqa: E402
-from sparseflow.engine.calibrate import batches, faster_engine, profile_maps  # noqa: E402
-from sparseflow.engine.importer import import_model  # noqa: E402
-from sparseflow.errors import CompileError, FormatError, InputError  # noqa: E402
+import sparseflow
+from sparseflow import Engine
+from sparseflow.core.codec import decode, encode
+from sparseflow.core.map_profile import MapCounter, MapProfile, as_map
+from sparseflow.core.plan import Measurement, Plan
+from sparseflow.engine import calibrate
+from sparseflow.engine.calibrate import batches, faster_engine, profile_maps
+from sparseflow.engine.frontends.importer import import_model
+from sparseflow.engine.target.targets import not_here, resolve
+from sparseflow.errors import CompileError, FormatError, InputError
+from sparseflow.kernels.target.cpu import AVX2
+from sparseflow.passes.graph import Graph
+from sparseflow.passes.ops import LayerAttrs, is_layer
 
 
 class Net(nn.Module):
@@ -69,7 +73,7 @@ def test_densities_are_those_of_torch(net: Net, data: list[Any], profile: MapPro
 
 
 def test_a_profile_survives_json(profile: MapProfile) -> None:
-    assert MapProfile.from_json(profile.to_json()) == profile
+    assert decode(MapProfile, encode(profile)) == profile
 
 
 def test_the_spatial_structure_is_kept() -> None:
@@ -139,7 +143,7 @@ def test_the_whole_engine_decides(
     chosen = faster_engine(indexed, plain, data)
     assert chosen.plan.maps == profile
     assert ("map index left out" in chosen.plan.notes[-1]) is not kept
-    assert Plan.from_json(chosen.plan.to_json()) == chosen.plan
+    assert decode(Plan, encode(chosen.plan)) == chosen.plan
     assert chosen.plan.layers[1].map_density == pytest.approx(profile.layers[1].mean)
 
 
@@ -175,3 +179,32 @@ def test_operators_between_linear_layers_carry_no_map(shape: tuple[int, ...]) ->
     engine = sparseflow.compile(model, (x,), measure=False, calibration=[x, x])
     for found, expected in zip(engine(x), model(x), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_counting_engine_has_the_vectors_of_its_target(
+    net: Net, data: list[Any], profile: MapProfile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine for AVX2 counts with kernels for AVX2, not with those of this machine."""
+    haswell = {"kind": "llvm", "mcpu": "haswell"}
+    target = resolve(haswell)
+    if not_here(target.architecture, target.instruction_sets) is not None:
+        pytest.skip("this machine has no AVX2")
+    built: list[Any] = []
+
+    def noted(imported: Any, how: Any) -> Engine:
+        built.append((imported.mod, how.target))
+        return build(imported, how)
+
+    build = calibrate.build
+    monkeypatch.setattr(calibrate, "build", noted)
+    engine = sparseflow.compile(net, (data[0],), measure=False, target=haswell, calibration=data)
+    ((mod, counts),) = built
+    layers = [LayerAttrs.of(b.value) for b in Graph(mod).bindings if is_layer(b.value)]
+    assert {attrs.name for attrs in layers} == {"first", "second"}
+    assert {attrs.workload.vectors for attrs in layers} == {AVX2.vectors}
+    assert counts == target
+    assert engine.plan.maps is not None
+    for found, known in zip(engine.plan.maps.layers, profile.layers, strict=True):
+        assert found.mean == pytest.approx(known.mean, abs=1e-3)
+    with torch.no_grad():
+        torch.testing.assert_close(engine(data[1]), net(data[1]), atol=1e-4, rtol=1e-4)

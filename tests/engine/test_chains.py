@@ -9,13 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("tvm")
-
-from torch import nn  # noqa: E402
-
-import sparseflow  # noqa: E402
+import sparseflow
 
 LIMIT_S = 20.0
 """Longest that one chain may compile; each takes about 0.4 s on an idle machine."""

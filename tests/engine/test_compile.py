@@ -9,17 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
+from tvm import relax
 
-torch = pytest.importorskip("torch")
-
-from torch import nn  # noqa: E402
-from tvm import relax  # noqa: E402
-
-import sparseflow  # noqa: E402
-from sparseflow.core import parse_structure  # noqa: E402
-from sparseflow.engine.importer import import_model  # noqa: E402
-from sparseflow.engine.targets import host_target  # noqa: E402
-from sparseflow.errors import CompileError  # noqa: E402
+import sparseflow
+from sparseflow.core import parse_structure
+from sparseflow.engine.frontends.importer import import_model
+from sparseflow.engine.target.targets import host_target
+from sparseflow.errors import CompileError
 
 Tensor = Any
 

@@ -9,11 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-import sparseflow  # noqa: E402
-from sparseflow.engine.threads import SPINS, SPINS_VARIABLE, set_threads  # noqa: E402
+import sparseflow
+from sparseflow.engine.runtime.threads import SPINS, SPINS_VARIABLE, set_threads
 
 CALLER = """
 import os, sys, time

@@ -21,7 +21,7 @@ from tvm import relax
 
 import sparseflow
 from sparseflow.engine.frontends.constants import constant_name
-from sparseflow.engine.importer import Imported, TensorSpec, import_model
+from sparseflow.engine.frontends.importer import Imported, TensorSpec, import_model
 from sparseflow.errors import ImportModelError
 from sparseflow.zoo import build
 

@@ -7,21 +7,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import tvm
 
-tvm = pytest.importorskip("tvm")
-torch = pytest.importorskip("torch")
-
-import sparseflow  # noqa: E402
-from sparseflow import Engine, StreamEngine  # noqa: E402
-from sparseflow.core import parse_sparsify  # noqa: E402
-from sparseflow.core.plan import Plan  # noqa: E402
-from sparseflow.engine.calibrate import faster_engine, profile_maps  # noqa: E402
-from sparseflow.engine.importer import import_model  # noqa: E402
-from sparseflow.engine.memory import weight_tensor  # noqa: E402
-from sparseflow.engine.peers import PEERS, Subject  # noqa: E402
-from sparseflow.engine.sparsify import sparsify  # noqa: E402
-from sparseflow.engine.weights import weighted_layers  # noqa: E402
-from sparseflow.errors import ImportModelError, InputError, SparseflowError  # noqa: E402
+import sparseflow
+from sparseflow import Engine, StreamEngine
+from sparseflow.core import parse_sparsify
+from sparseflow.core.plan import Plan
+from sparseflow.engine.calibrate import faster_engine, profile_maps
+from sparseflow.engine.frontends.importer import import_model
+from sparseflow.engine.measure.peers import PEERS, Subject
+from sparseflow.engine.runtime.memory import weight_tensor
+from sparseflow.engine.sparsify import sparsify
+from sparseflow.engine.weights import weighted_layers
+from sparseflow.errors import ImportModelError, InputError, SparseflowError
 
 SHAPE = (1, 3, 8, 8)
 

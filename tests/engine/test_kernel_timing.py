@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from sparseflow.core.kernel_speed import Layer
-from sparseflow.engine import kernel_timing
-from sparseflow.engine.core_limits import cache_bytes, fma_probe, read_probe
-from sparseflow.engine.kernel_timing import (
+from sparseflow.engine.measure import kernel_timing
+from sparseflow.engine.measure.core_limits import fma_probe, read_probe
+from sparseflow.engine.measure.kernel_timing import (
     KernelBench,
     cut,
     random_weight,
@@ -19,8 +19,10 @@ from sparseflow.engine.kernel_timing import (
     traffic,
     workload_of,
 )
-from sparseflow.kernels.target import AVX512
-from sparseflow.kernels.workload import TEMPLATES, Candidate
+from sparseflow.engine.target.machine import cache_bytes
+from sparseflow.kernels.target.cpu import AVX512
+from sparseflow.kernels.template import TEMPLATES, Candidate
+from sparseflow.kernels.weight import LayerWeight
 
 LAYER = Layer("3x3 8→12 @9²", "3x3", 8, 12, 9, 9, 3)
 LINEAR = Layer("24→36, 40 rows", "linear", 24, 36, 1, 40, op="linear")
@@ -71,7 +73,11 @@ def test_traffic_of_a_tap_kernel() -> None:
     layer = replace(LAYER, height=8, width=8)
     weight = random_weight(layer, "block:4x1@0.5")
     workload = workload_of(layer, weight, AVX512)
-    core, memory = traffic(workload, Candidate("taps", {"R": 4, "rows": 1, "V": 2, "chunk": 0}), weight)
+    core, memory = traffic(
+        workload,
+        Candidate("taps", {"R": 4, "rows": 1, "V": 2, "chunk": 0}),
+        LayerWeight(weight, workload.weight_shape),
+    )
     kept, positions = int(np.count_nonzero(weight)), 64
     tiles = positions / (1 * 2 * 16)
     stored = memory - 4 * positions * (layer.channels + layer.filters)
@@ -103,4 +109,5 @@ def test_probes_compute_what_they_claim(bench: KernelBench) -> None:
     assert (
         float(read.arguments[1].numpy().sum()) * 4 == read.work
     )  # each element, a one, is added once a pass
-    assert list(cache_bytes()) == sorted(cache_bytes())
+    sizes = cache_bytes((1, 2, 3))
+    assert list(sizes) == sorted(sizes)

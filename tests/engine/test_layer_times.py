@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from sparseflow.core.latency_table import LatencyTable
-from sparseflow.engine.importer import import_model
-from sparseflow.engine.layer_times import LayerTimer, prunings
+from sparseflow.engine.frontends.importer import import_model
+from sparseflow.engine.measure.layer_times import LayerTimer, prunings
 from sparseflow.errors import InputError, SparseflowError, StructureError
 from sparseflow.studies.tune import TuneRequest, tune
 

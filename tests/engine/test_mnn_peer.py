@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sparseflow.core import parse_sparsify
-from sparseflow.engine.peers import PEERS, Subject, installed
+from sparseflow.engine.measure.peers import PEERS, Subject, installed
 from sparseflow.engine.sparsify import sparsify
 from sparseflow.errors import CompileError
 

@@ -7,13 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("tvm")
-
-from torch import nn  # noqa: E402
-
-import sparseflow  # noqa: E402
+import sparseflow
 
 LIMIT_S = 60.0
 """Longest that 50 steps may compile; they take about 12 s on an idle machine."""

@@ -7,20 +7,17 @@ import warnings
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+import torch
+from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
+from torch.nn import functional as F
 
 import sparseflow
 from sparseflow.engine.frontends.onnx_resize import resize_axes
 from sparseflow.engine.frontends.resample import Taps
-
-torch = pytest.importorskip("torch")
-onnx = pytest.importorskip("onnx")
-
-from onnx import TensorProto, helper  # noqa: E402
-from onnx.reference import ReferenceEvaluator  # noqa: E402
-from torch.nn import functional as F  # noqa: E402
-
-from sparseflow.engine.frontends.torch_resample import axis_taps  # noqa: E402
+from sparseflow.engine.frontends.torch_resample import axis_taps
 
 MODES: dict[str, tuple[str, dict[str, Any]]] = {
     "nearest": ("upsample_nearest2d", {"mode": "nearest"}),

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-import sparseflow  # noqa: E402
-from sparseflow.core.plan import Plan  # noqa: E402
+import sparseflow
+from sparseflow.core.codec import decode, encode
+from sparseflow.core.plan import Plan
 
 
 def _model() -> torch.nn.Module:
@@ -36,6 +36,6 @@ def test_a_measured_plan_times_what_a_call_runs_between_the_layers(engine: spars
 
 
 def test_it_survives_saving_and_a_prediction_has_none(engine: sparseflow.Engine) -> None:
-    assert Plan.from_json(engine.plan.to_json()) == engine.plan
+    assert decode(Plan, encode(engine.plan)) == engine.plan
     predicted = sparseflow.compile(_model(), [torch.randn(1, 8, 16, 16)], measure=False)
     assert predicted.plan.rest == ()

@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-import sparseflow  # noqa: E402
-from sparseflow.engine.manifest import CODE, MANIFEST, WEIGHTS, read_manifest  # noqa: E402
-from sparseflow.engine.runtime import Engine  # noqa: E402
-from sparseflow.errors import EngineError, InputError  # noqa: E402
+import sparseflow
+from sparseflow.engine.runtime.engine import Engine
+from sparseflow.engine.runtime.manifest import CODE, MANIFEST, WEIGHTS, read_manifest
+from sparseflow.errors import EngineError, InputError
 
 Tensor = Any
 

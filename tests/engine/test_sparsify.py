@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from sparseflow.core import STRUCTURES, parse_sparsify, parse_structure
-from sparseflow.engine.sparsify import Sparsified, sparsify, sparsify_exported, sparsify_module, sparsify_onnx
+from sparseflow.engine.sparsify import Sparsified, sparsify
 from sparseflow.engine.weights import weighted_layers
 from sparseflow.errors import ImportModelError, StructureError
 from sparseflow.zoo import build
@@ -58,7 +58,7 @@ def pruned_names(record: Sparsified) -> list[str]:
 
 
 def test_stem_depthwise_and_classifier_stay_dense_and_say_so(net: Net) -> None:
-    record = sparsify_module(net, parse_sparsify("unstructured@0.75"))
+    record = sparsify(net, parse_sparsify("unstructured@0.75"))
     assert pruned_names(record) == ["wide.weight", "point.weight", "hidden.weight"]
     reasons = {layer.name: layer.reason for layer in record.layers if not layer.pruned}
     assert reasons == {
@@ -76,7 +76,7 @@ def test_stem_depthwise_and_classifier_stay_dense_and_say_so(net: Net) -> None:
 
 def test_the_largest_magnitudes_are_kept_unchanged(net: Net) -> None:
     before = net.hidden.weight.detach().clone()
-    sparsify_module(net, parse_sparsify("unstructured@0.9"))
+    sparsify(net, parse_sparsify("unstructured@0.9"))
     after = net.hidden.weight.detach()
     kept = after != 0
     assert torch.equal(after[kept], before[kept])
@@ -84,9 +84,7 @@ def test_the_largest_magnitudes_are_kept_unchanged(net: Net) -> None:
 
 
 def test_included_roles_are_pruned(net: Net) -> None:
-    record = sparsify_module(
-        net, parse_sparsify("unstructured@0.5"), include=("stem", "depthwise", "classifier")
-    )
+    record = sparsify(net, parse_sparsify("unstructured@0.5"), include=("stem", "depthwise", "classifier"))
     assert len(record.pruned) == 6
 
 
@@ -96,7 +94,7 @@ def test_every_form_of_a_model_gets_the_same_zeros(net: Net) -> None:
     program = torch.export.export(Net().eval(), (X,))
     for name, value in net.state_dict().items():
         program.state_dict[name].data.copy_(value)
-    records = [sparsify_onnx(graph, spec), sparsify_exported(program, spec), sparsify_module(net, spec)]
+    records = [sparsify(graph, spec), sparsify(program, spec), sparsify(net, spec)]
     assert len({len(r.pruned) for r in records}) == 1
     wanted = {layer.name: layer.weight for layer in weighted_layers(net)}
     for layer in weighted_layers(program):
@@ -111,7 +109,7 @@ def test_every_registered_structure_prunes_what_it_fits(name: str, net: Net) -> 
     structure = parse_structure(STRUCTURES[name].example)
     fixed = structure.fixed_density
     sparsity = 1 - fixed if fixed is not None else 1 - structure.max_density / 2
-    record = sparsify_module(net, parse_sparsify(f"{structure}@{sparsity}"))
+    record = sparsify(net, parse_sparsify(f"{structure}@{sparsity}"))
     layers = {layer.name: layer for layer in weighted_layers(net)}
     assert record.pruned
     for layer in record.layers:
@@ -121,7 +119,7 @@ def test_every_registered_structure_prunes_what_it_fits(name: str, net: Net) -> 
 
 
 def test_a_structure_that_does_not_fit_a_layer_is_reported(net: Net) -> None:
-    record = sparsify_module(net, parse_sparsify("pattern:4+connectivity@0.877"))
+    record = sparsify(net, parse_sparsify("pattern:4+connectivity@0.877"))
     assert pruned_names(record) == ["wide.weight"]
     reason = next(layer.reason for layer in record.layers if layer.name == "point.weight")
     assert "pattern" in reason

@@ -9,15 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-torch = pytest.importorskip("torch")
-
-from hypothesis import given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
-
-import sparseflow  # noqa: E402
-from sparseflow.engine.stream import StreamEngine  # noqa: E402
-from sparseflow.errors import CompileError, InputError  # noqa: E402
+import sparseflow
+from sparseflow.engine.stream.stream import StreamEngine
+from sparseflow.errors import CompileError, InputError
 
 nn = torch.nn
 Tensor = Any
@@ -214,6 +212,7 @@ def test_what_a_stream_cannot_run_is_refused(model: Any, shape: tuple[int, ...],
         sparseflow.compile_stream(model.eval(), (torch.zeros(shape),), measure=False)
 
 
+@pytest.mark.slow
 def test_the_example_of_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
     page = Path(__file__).parents[2] / "docs" / "streams.md"
     (example,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.S)

@@ -13,16 +13,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import tvm
 
-tvm = pytest.importorskip("tvm")
-torch = pytest.importorskip("torch")
-
-import sparseflow  # noqa: E402
-from sparseflow import Engine, StreamEngine  # noqa: E402
-from sparseflow.engine import build as build_module  # noqa: E402
-from sparseflow.engine.notices import without_notices  # noqa: E402
-from sparseflow.engine.threads import MOST_THREADS, checked_threads, set_threads  # noqa: E402
-from sparseflow.errors import CompileError  # noqa: E402
+import sparseflow
+from sparseflow import Engine, StreamEngine
+from sparseflow.engine import build as build_module
+from sparseflow.engine.runtime.threads import MOST_THREADS, checked_threads, set_threads
+from sparseflow.errors import CompileError
+from sparseflow.kernels.notices import without_notices
 
 CALLERS, CALLS = 8, 25
 CPUS = os.cpu_count() or 1

@@ -8,7 +8,7 @@ import torch
 
 import sparseflow
 from sparseflow.core import parse_sparsify
-from sparseflow.engine.bench import max_relative_error
+from sparseflow.engine.measure.bench import max_relative_error
 from sparseflow.engine.sparsify import sparsify
 from sparseflow.zoo import ZOO, build
 

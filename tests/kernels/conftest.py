@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import tvm
 
-torch = pytest.importorskip("torch")
+from sparseflow.core.activations import ACTIVATIONS
 
 
 @pytest.fixture(scope="session")
 def host() -> Any:
     """The target of this machine."""
-    from sparseflow.engine.targets import host_target
+    from sparseflow.engine.target.targets import host_target
 
     tvm.get_global_func("runtime.config_threadpool")(1, 2)
     return host_target()
@@ -25,7 +26,7 @@ class Kernels:
     """Kernels compiled together, as each compilation has a fixed cost; call one by name with NumPy arrays."""
 
     def __init__(self, functions: Mapping[str, Any], target: Any) -> None:
-        self.module = tvm.compile(tvm.IRModule(dict(functions)), target=target)
+        self.module = tvm.compile(tvm.IRModule(dict(functions)), target=target.tvm)
 
     def __call__(self, name: str, inputs: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
         return self.run(name, inputs, [np.full(shape, np.nan, np.float32)])[0]
@@ -49,19 +50,6 @@ def compile_kernels(host: Any) -> Any:
     return lambda functions: Kernels(functions, host)
 
 
-def _activate(kind: str, x: Any, threshold: float) -> Any:
-    f = torch.nn.functional
-    return {
-        "none": lambda v: v,
-        "relu": f.relu,
-        "relu6": f.relu6,
-        "silu": f.silu,
-        "gelu": f.gelu,
-        "hardswish": f.hardswish,
-        "fatrelu": lambda v: f.threshold(v, threshold, 0.0),
-    }[kind](x)
-
-
 @pytest.fixture(scope="session")
 def dense_reference() -> Any:
     """``dense_reference(workload, x, weight, bias, residual)``: NCHW in float64, a linear layer as 1x1."""
@@ -79,6 +67,6 @@ def dense_reference() -> Any:
             y = y + torch.from_numpy(bias).double()[None, :, None, None]
         if residual is not None:
             y = y + torch.from_numpy(residual).double()
-        return np.asarray(_activate(w.activation, y, w.threshold).numpy())
+        return ACTIVATIONS[w.activation].numpy(y.numpy(), w.parameter)
 
     return compute

@@ -8,12 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparseflow.kernels.cold import FAR, NEAR, ColdWeights, rounded
-from sparseflow.kernels.select import Selector, trials
-from sparseflow.kernels.workload import Candidate, Workload, dense_covers
+from sparseflow.kernels.target.cpu import AVX512
+from sparseflow.kernels.template import Candidate
+from sparseflow.kernels.tuning.cold_weights import ColdWeights, bounds, rounded
+from sparseflow.kernels.tuning.selector import Selector, trials
+from sparseflow.kernels.weight import LayerWeight
+from sparseflow.kernels.workload import Workload, dense_covers
 
-WORKLOAD = Workload("linear", 1, 1024, 1, 1, 1024, covers=dense_covers())
-WEIGHT = np.ones((1024, 1024), np.float32)
+NEAR, FAR = bounds(AVX512.caches)
+WORKLOAD = Workload("linear", 1, 1024, 1, 1, 1024, covers=dense_covers(), target=AVX512)
+WEIGHT = LayerWeight(np.ones((1024, 1024), np.float32), WORKLOAD.weight_shape)
 
 
 @pytest.mark.parametrize(
@@ -21,7 +25,7 @@ WEIGHT = np.ones((1024, 1024), np.float32)
     [(0, 0), (NEAR - 1, 0), (NEAR, NEAR), (NEAR + 1, 2 * NEAR), (FAR, FAR), (10 * FAR, FAR)],
 )
 def test_networks_of_about_one_size_share_measurements(nbytes: int, expected: int) -> None:
-    assert rounded(nbytes) == expected
+    assert rounded(nbytes, AVX512.caches) == expected
 
 
 def test_every_timed_call_comes_after_all_other_weights_were_read(
@@ -31,7 +35,7 @@ def test_every_timed_call_comes_after_all_other_weights_were_read(
     monkeypatch.setattr(
         ColdWeights, "__call__", lambda self, *_: read.append(sum(a.nbytes for a in self._read))
     )
-    candidate = Candidate("few-rows", {"B": 4})
+    candidate = Candidate("few-rows", {"B": 4, "ahead": 0})
     (warm,) = trials(host, WORKLOAD, [candidate], WEIGHT)
     assert warm.seconds(3) > 0
     assert not read

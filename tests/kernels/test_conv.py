@@ -10,20 +10,17 @@ import numpy as np
 import pytest
 
 from sparseflow.core.formats import TapList
-from sparseflow.kernels import direct, taps
-from sparseflow.kernels.cost import tile_choices
-from sparseflow.kernels.target import AVX2, AVX512, NEON, VectorUnit
-from sparseflow.kernels.workload import (
-    Candidate,
-    Layouts,
-    Workload,
-    covers_of,
-    dense_covers,
-    natural_layouts,
-)
+from sparseflow.kernels.lane import direct, taps
+from sparseflow.kernels.lane.cost import tile_choices
+from sparseflow.kernels.target.cpu import AVX2, AVX512, NEON, Cpu
+from sparseflow.kernels.template import Candidate
+from sparseflow.kernels.weight import LayerWeight
+from sparseflow.kernels.workload import Layouts, Workload, covers_of, dense_covers, natural_layouts
 
 RNG = np.random.default_rng(4)
-BASE = Workload("conv2d", 1, 32, 28, 28, 48, (3, 3), padding=(1, 1, 1, 1), covers=dense_covers())
+BASE = Workload(
+    "conv2d", 1, 32, 28, 28, 48, (3, 3), padding=(1, 1, 1, 1), covers=dense_covers(), target=AVX512
+)
 
 
 def _sparse(w: Workload, density: float, rows: int = 1) -> tuple[Workload, np.ndarray]:
@@ -35,17 +32,17 @@ def _sparse(w: Workload, density: float, rows: int = 1) -> tuple[Workload, np.nd
 
 @pytest.mark.parametrize("size", [(56, 56), (28, 28), (14, 14), (7, 7), (1, 1), (1, 197), (5, 113)])
 @pytest.mark.parametrize("rows", [1, 2, 4, 8])
-@pytest.mark.parametrize("vectors", [AVX512, AVX2, NEON], ids=lambda v: v.name)
-def test_tiles_fit_the_registers_and_the_block(size: tuple[int, int], rows: int, vectors: VectorUnit) -> None:
-    w = replace(BASE, height=size[0], width=size[1], vectors=vectors)
+@pytest.mark.parametrize("target", [AVX512, AVX2, NEON], ids=lambda t: t.name)
+def test_tiles_fit_the_registers_and_the_block(size: tuple[int, int], rows: int, target: Cpu) -> None:
+    w = replace(BASE, height=size[0], width=size[1], target=target)
     found = tile_choices(w, rows)
     assert found
     assert len(found) == len(set(found))
     for tile_rows, v in found:
         assert tile_rows >= 1
         assert v >= 1
-        assert rows * tile_rows * v <= vectors.accumulators
-        assert vectors.holds(rows, tile_rows * v)
+        assert rows * tile_rows * v <= w.vectors.accumulators
+        assert w.vectors.holds(rows, tile_rows * v)
 
 
 def test_candidates_are_sorted_by_prediction_and_divide_the_filters() -> None:
@@ -81,7 +78,7 @@ def test_rejections_name_the_reason() -> None:
     reason = taps.Taps().rejects(BASE)
     assert reason is not None
     assert "density 1.00" in reason
-    few = Workload("linear", 1, 64, 1, 3, 64, covers=((1, 0.1),))
+    few = Workload("linear", 1, 64, 1, 3, 64, covers=((1, 0.1),), target=AVX512)
     assert "3 rows" in str(taps.Taps().rejects(few))
     assert "3 rows" in str(direct.Direct().rejects(few))
     assert direct.Direct().rejects(BASE) is None
@@ -111,7 +108,7 @@ def test_bound_offsets_are_the_taps_places_in_the_input(chunk: int) -> None:
     layout = layouts.input
     assert layout is not None
     candidate = Candidate("taps", {"R": 1, "rows": 1, "V": 1, "chunk": chunk})
-    packed = taps.Taps().pack(w, candidate, weight, layouts)
+    packed = taps.Taps().pack(w, candidate, LayerWeight(weight, w.weight_shape), layouts)
     index = TapList(rows=1, chunk=chunk or None).encode(weight).arrays
     channel, position = np.divmod(index["indices"], 9)
     ky, kx = np.divmod(position, 3)
@@ -130,7 +127,7 @@ def test_offsets_of_groups_start_at_the_groups_channels() -> None:
     layouts = natural_layouts(w)
     assert layouts.input is not None
     candidate = Candidate("taps", {"R": 4, "rows": 1, "V": 1, "chunk": 0})
-    packed = taps.Taps().pack(w, candidate, weight, layouts)
+    packed = taps.Taps().pack(w, candidate, LayerWeight(weight, w.weight_shape), layouts)
     block = np.repeat(np.arange(12), np.diff(packed["indptr"]))
     channel = packed["offsets"] // layouts.input.plane
     np.testing.assert_array_equal(channel // 8, block // 3)
@@ -139,5 +136,5 @@ def test_offsets_of_groups_start_at_the_groups_channels() -> None:
 def test_dense_packing_keeps_every_weight_once() -> None:
     weight = np.arange(math.prod(BASE.weight_shape), dtype=np.float32).reshape(BASE.weight_shape)
     for candidate in direct.Direct().candidates(BASE):
-        packed = direct.Direct().pack(BASE, candidate, weight, Layouts())
+        packed = direct.Direct().pack(BASE, candidate, LayerWeight(weight, BASE.weight_shape), Layouts())
         np.testing.assert_array_equal(np.sort(packed["data"]), weight.reshape(-1))

@@ -8,16 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("torch")
-
-from sparseflow.kernels.few_rows import FewRowsDense, FewRowsSparse
-from sparseflow.kernels.workload import Candidate, Layouts, Workload, covers_of
+from sparseflow.kernels.gemv.few_rows import FewRowsDense, FewRowsSparse
+from sparseflow.kernels.target.cpu import AVX512
+from sparseflow.kernels.template import Candidate
+from sparseflow.kernels.weight import LayerWeight
+from sparseflow.kernels.workload import Layouts, Workload, covers_of
 
 RNG = np.random.default_rng(6)
 
 
 def _workload(rows: int, channels: int, filters: int, **more: Any) -> Workload:
-    return Workload("linear", 1, channels, 1, rows, filters, **more)
+    return Workload("linear", 1, channels, 1, rows, filters, target=AVX512, **more)
 
 
 @pytest.mark.parametrize("template", [FewRowsDense(), FewRowsSparse()])
@@ -47,7 +48,7 @@ def test_every_size_of_the_last_vector(template: Any, compile_kernels: Any, dens
             bias,
             residual.T.reshape(1, w.filters, 1, w.width),
         )
-        packed = template.pack(w, candidate, weight, Layouts())
+        packed = template.pack(w, candidate, LayerWeight(weight, w.weight_shape), Layouts())
         y = kernels(name, [x, *packed.values(), bias, residual], (w.width, w.filters))
         np.testing.assert_allclose(y, expected[0, :, 0].T, atol=1e-5, err_msg=str(candidate))
 
@@ -59,7 +60,7 @@ def test_padded_rows_hold_whole_groups_and_every_weight(rows: int, unroll: int) 
     weight[4:] = 0.0
     w = _workload(1, 50, 8, covers=covers_of(weight))
     candidate = Candidate("few-rows-taps", {"R": rows, "U": unroll})
-    packed = FewRowsSparse().pack(w, candidate, weight, Layouts())
+    packed = FewRowsSparse().pack(w, candidate, LayerWeight(weight, w.weight_shape), Layouts())
     assert (packed["indptr"] % unroll == 0).all()
     assert packed["indptr"][-1] == packed["indptr"][4 // rows]
     assert packed["indices"].dtype == np.uint16
@@ -72,7 +73,7 @@ def test_padded_rows_hold_whole_groups_and_every_weight(rows: int, unroll: int) 
 
 
 def test_rejections_name_the_reason() -> None:
-    conv = Workload("conv2d", 1, 8, 4, 4, 32, covers=((1, 0.1),))
+    conv = Workload("conv2d", 1, 8, 4, 4, 32, covers=((1, 0.1),), target=AVX512)
     assert "linear layers only" in str(FewRowsDense().rejects(conv))
     assert "linear layers only" in str(FewRowsSparse().rejects(conv))
     many = _workload(64, 8, 32, covers=((1, 0.1),))

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from sparseflow.kernels import maps  # noqa: E402
-from sparseflow.kernels.lanes import LaneLayout, canonical  # noqa: E402
-from sparseflow.kernels.maps import Pool  # noqa: E402
-from sparseflow.kernels.workload import ACTIVATIONS, Workload  # noqa: E402
+from sparseflow.core.activations import fused
+from sparseflow.kernels.lane import operators as maps
+from sparseflow.kernels.lane.operators import Pool
+from sparseflow.kernels.layouts.lane import LaneLayout, canonical
+from sparseflow.kernels.target.cpu import AVX512
+from sparseflow.kernels.workload import Workload
+from sparseflow.ops.binary import BINARY
 
 RNG = np.random.default_rng(2)
 SHAPES = [(3, 14, 14), (5, 7, 9), (2, 1, 1), (17, 13, 6)]
@@ -36,8 +37,8 @@ def _compare(y: np.ndarray, expected: np.ndarray, layout: LaneLayout) -> None:
 def _pool_layouts(
     pool: Pool, shape: tuple[int, int, int], out: tuple[int, int], fill: float
 ) -> tuple[LaneLayout, LaneLayout]:
-    target = canonical(shape[0], *out)
-    w = Workload("conv2d", 2, *shape, shape[0], pool.kernel_size, pool.stride, pool.padding)
+    target = canonical(shape[0], *out, 16)
+    w = Workload("conv2d", 2, *shape, shape[0], pool.kernel_size, pool.stride, pool.padding, target=AVX512)
     return replace(w.input_layout(target), fill=fill), target.with_halo((0, 1, 1, 0))
 
 
@@ -92,7 +93,7 @@ def test_average_pools_count_as_torch_does(include: bool, compile_kernels: Any) 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_global_mean(threads: int, compile_kernels: Any) -> None:
-    layouts = [canonical(*s).with_halo(h) for s in SHAPES for h in ((0, 0, 0, 0), (1, 1, 1, 1))]
+    layouts = [canonical(*s, 16).with_halo(h) for s in SHAPES for h in ((0, 0, 0, 0), (1, 1, 1, 1))]
     kernels = compile_kernels(
         {f"k{i}": maps.global_mean(2, layout, threads, f"k{i}") for i, layout in enumerate(layouts)}
     )
@@ -102,32 +103,23 @@ def test_global_mean(threads: int, compile_kernels: Any) -> None:
         np.testing.assert_allclose(y, x.mean(axis=(2, 3)), rtol=1e-5, atol=1e-5)
 
 
-NUMPY: dict[str, Callable[..., np.ndarray]] = {
-    "add": np.add,
-    "subtract": np.subtract,
-    "multiply": np.multiply,
-    "maximum": np.maximum,
-    "minimum": np.minimum,
-}
-
-
 def test_every_binary_operator_with_unequal_halos(compile_kernels: Any) -> None:
-    assert set(NUMPY) == set(maps.BINARY)
-    base = canonical(5, 7, 9)
+    assert set(BINARY) == set(maps.BINARY)
+    base = canonical(5, 7, 9, 16)
     sources = [base.with_halo((1, 0, 0, 1)), base]
     out = base.with_halo((1, 2, 1, 2))
-    kernels = compile_kernels({n: maps.elementwise(n, 2, sources, out, 2, n) for n in NUMPY})
+    kernels = compile_kernels({n: maps.elementwise(n, 2, sources, out, 2, n) for n in BINARY})
     x = [_random(2, 5, 7, 9), _random(2, 5, 7, 9)]
-    for name, function in NUMPY.items():
+    for name, function in BINARY.items():
         packed = [s.pack(v) for s, v in zip(sources, x, strict=True)]
-        _compare(kernels(name, packed, (2, out.size)), function(*x), out)
+        _compare(kernels(name, packed, (2, out.size)), function.numpy(*x), out)
 
 
 def test_every_activation_fills_ragged_lanes(compile_kernels: Any) -> None:
     f = torch.nn.functional
-    source = canonical(3, 13, 6)
+    source = canonical(3, 13, 6, 16)
     out = replace(source, halo=(1, 1, 1, 1), fill=LOW)
-    names = [a for a in ACTIVATIONS if a not in ("none", "fatrelu")]
+    names = [n for n, a in fused().items() if a.torch and not a.has_parameter]
     kernels = compile_kernels({n: maps.elementwise(n, 1, [source], out, 1, n) for n in names})
     x = 6.0 * _random(1, 3, 13, 6)
     for name in names:
@@ -137,8 +129,8 @@ def test_every_activation_fills_ragged_lanes(compile_kernels: Any) -> None:
 
 def test_activations_far_from_zero(compile_kernels: Any) -> None:
     x = np.array([-1e4, -120, -89, -88, -30, -6, -3, -1e-4, 0, 1e-4, 3, 6, 30, 88, 120, 1e4], np.float32)
-    layout = canonical(1, 4, 4)
-    names = [a for a in ACTIVATIONS if a not in ("none", "fatrelu")]
+    layout = canonical(1, 4, 4, 16)
+    names = [n for n, a in fused().items() if a.torch and not a.has_parameter]
     kernels = compile_kernels({n: maps.elementwise(n, 1, [layout], layout, 1, n) for n in names})
     for name in names:
         y = layout.unpack(kernels(name, [layout.pack(x.reshape(1, 1, 4, 4))], (1, layout.size)))
@@ -148,8 +140,8 @@ def test_activations_far_from_zero(compile_kernels: Any) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_concatenation_of_channels(threads: int, compile_kernels: Any) -> None:
-    sources = [canonical(c, 7, 9).with_halo((c % 2, 0, 1, 0)) for c in (3, 1, 8)]
-    out = canonical(12, 7, 9).with_halo((1, 1, 1, 1))
+    sources = [canonical(c, 7, 9, 16).with_halo((c % 2, 0, 1, 0)) for c in (3, 1, 8)]
+    out = canonical(12, 7, 9, 16).with_halo((1, 1, 1, 1))
     kernels = compile_kernels({"cat": maps.concatenate(2, sources, out, threads, "cat")})
     x = [_random(2, s.channels, 7, 9) for s in sources]
     y = kernels("cat", [s.pack(v) for s, v in zip(sources, x, strict=True)], (2, out.size))
@@ -179,7 +171,7 @@ def test_layer_norm_over_channels(threads: int, compile_kernels: Any) -> None:
 
 def test_gelu_is_within_5e_7_everywhere(compile_kernels: Any) -> None:
     x = np.linspace(-9.0, 9.0, 1 << 18, dtype=np.float32).reshape(1, 1, 512, 512)
-    layout = canonical(1, 512, 512)
+    layout = canonical(1, 512, 512, 16)
     kernels = compile_kernels({"k": maps.elementwise("gelu", 1, [layout], layout, 1, "k")})
     y = layout.unpack(kernels("k", [layout.pack(x)], (1, layout.size)))
     exact = torch.nn.functional.gelu(torch.from_numpy(x).double()).numpy()

@@ -10,9 +10,16 @@ import tvm
 from tvm import relax
 
 from sparseflow.errors import CompileError
-from sparseflow.kernels.dense_matmul import MatmulShape, legalize_matmul, matmul, panels, shape_of, tile_rows
+from sparseflow.kernels.cpu_rules.dense_matmul import (
+    MatmulShape,
+    legalize_matmul,
+    matmul,
+    panels,
+    shape_of,
+)
+from sparseflow.kernels.target.base import VectorUnit
+from sparseflow.kernels.target.cpu import AVX2, AVX512
 
-TARGET = tvm.target.Target({"kind": "llvm", "mcpu": "x86-64-v4"})
 RNG = np.random.default_rng(0)
 
 
@@ -21,10 +28,10 @@ def _random(*shape: int) -> np.ndarray:
 
 
 def _run(
-    shape: MatmulShape, a: np.ndarray, b: np.ndarray, threads: int, lanes: int = 16, registers: int = 32
+    shape: MatmulShape, a: np.ndarray, b: np.ndarray, threads: int, vectors: VectorUnit = AVX512.vectors
 ) -> np.ndarray:
-    function = matmul(shape, lanes, threads, rows=tile_rows(registers)).with_attr("global_symbol", "product")
-    library = tvm.compile(tvm.IRModule({"product": function}), target=TARGET)
+    function = matmul(shape, vectors, threads).with_attr("global_symbol", "product")
+    library = tvm.compile(tvm.IRModule({"product": function}), target=AVX512.tvm)
     out = tvm.runtime.empty((*shape.batch, shape.rows, shape.columns), "float32")
     library["product"](tvm.runtime.tensor(a), tvm.runtime.tensor(b), out)
     return out.numpy()
@@ -55,8 +62,8 @@ def test_equals_numpy(
     given = np.ascontiguousarray(np.swapaxes(b, -1, -2)) if transpose_b else b
     shape = MatmulShape(a_batch, b_batch, rows, depth, columns, transpose_b)
     expected = a.astype("float64") @ b.astype("float64")
-    for threads, lanes, registers in ((1, 16, 32), (2, 16, 32), (1, 8, 16)):
-        got = _run(shape, a, given, threads, lanes, registers)
+    for threads, target in ((1, AVX512), (2, AVX512), (1, AVX2)):
+        got = _run(shape, a, given, threads, target.vectors)
         np.testing.assert_allclose(got, expected, atol=1e-4, rtol=1e-5)
 
 
@@ -65,7 +72,7 @@ def test_constant_operand_in_panels(rows: int, depth: int, columns: int) -> None
     a, b = _random(2, rows, depth), _random(depth, columns)
     shape = MatmulShape((), (), 2 * rows, depth, columns, panels=True)
     for threads in (1, 2):
-        got = _run(shape, a.reshape(2 * rows, depth), panels(b), threads)
+        got = _run(shape, a.reshape(2 * rows, depth), panels(b, AVX512.vectors.lanes), threads)
         np.testing.assert_allclose(got.reshape(2, rows, columns), a @ b, atol=2e-4)
     with pytest.raises(CompileError, match="panels"):
         MatmulShape((), (), rows, depth, columns, transpose_b=True, panels=True)
@@ -73,12 +80,14 @@ def test_constant_operand_in_panels(rows: int, depth: int, columns: int) -> None
 
 def test_narrow_vectors() -> None:
     a, b = _random(9, 21), _random(21, 27)
-    np.testing.assert_allclose(_run(MatmulShape((), (), 9, 21, 27), a, b, 1, lanes=8), a @ b, atol=1e-4)
+    np.testing.assert_allclose(_run(MatmulShape((), (), 9, 21, 27), a, b, 1, AVX2.vectors), a @ b, atol=1e-4)
 
 
 def test_sums_stay_in_vector_registers() -> None:
-    function = matmul(MatmulShape((2,), (2,), 16, 32, 32)).with_attr("global_symbol", "product")
-    library = tvm.compile(tvm.IRModule({"product": function}), target=TARGET)
+    function = matmul(MatmulShape((2,), (2,), 16, 32, 32), AVX512.vectors).with_attr(
+        "global_symbol", "product"
+    )
+    library = tvm.compile(tvm.IRModule({"product": function}), target=AVX512.tvm)
     text = library.mod.inspect_source("s")
     assert text.count("vfmadd") >= 16
     assert "zmm" in text
@@ -107,10 +116,11 @@ def test_legalised_in_a_module(a_shape: tuple[int, ...], b_shape: tuple[int, ...
         with builder.dataflow():
             out = builder.emit_output(relax.op.matmul(a, b))
         builder.emit_func_output(out)
-    module = relax.transform.LegalizeOps({"relax.matmul": partial(legalize_matmul, threads=2)})(builder.get())
+    ours = partial(legalize_matmul, vectors=AVX512.vectors, threads=2)
+    module = relax.transform.LegalizeOps({"relax.matmul": ours})(builder.get())
     names = [name.name_hint for name in module.functions]
     assert ("dense_matmul" in names) == (len(a_shape) > 1)
-    machine = relax.VirtualMachine(tvm.compile(module, target=TARGET), tvm.cpu())
+    machine = relax.VirtualMachine(tvm.compile(module, target=AVX512.tvm), tvm.cpu())
     x, y = _random(*a_shape), _random(*b_shape)
     got = machine["main"](tvm.runtime.tensor(x), tvm.runtime.tensor(y)).numpy()
     np.testing.assert_allclose(got, x @ y, atol=1e-4)

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparseflow.kernels import pixel_maps
-from sparseflow.kernels.lanes import canonical
-from sparseflow.kernels.map_times import parameters_of
-from sparseflow.kernels.maps import Pool
-from sparseflow.kernels.pixels import PixelLayout
-from sparseflow.kernels.relayout import Strides
+from sparseflow.kernels.indexed import operators as pixel_maps
+from sparseflow.kernels.lane.conversions import Strides
+from sparseflow.kernels.lane.operators import Pool
+from sparseflow.kernels.layouts.indexed import PixelLayout
+from sparseflow.kernels.layouts.lane import canonical
+from sparseflow.kernels.tuning.map_times import parameters_of
 
 SHAPES = [(1, 64, 14, 14), (2, 19, 7, 7), (1, 3, 5, 3), (2, 70, 1, 1), (1, 130, 9, 17), (3, 16, 4, 4)]
 HALO = (1, 2, 1, 0)
@@ -82,7 +82,8 @@ def test_operators_keep_the_index(run: Any, shape: tuple[int, ...], threads: int
 def test_a_max_pool_equals_torch(
     run: Any, shape: tuple[int, ...], kernel: int, stride: int, padding: int
 ) -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     x = _map(shape)
     expected = torch.nn.functional.max_pool2d(torch.from_numpy(x), kernel, stride, padding).numpy()
     out = PixelLayout(*expected.shape[1:], HALO)

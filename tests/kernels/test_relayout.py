@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparseflow.kernels import relayout
-from sparseflow.kernels.lanes import LaneLayout, canonical
-from sparseflow.kernels.relayout import Strides
+from sparseflow.kernels.lane import conversions as relayout
+from sparseflow.kernels.lane.conversions import Strides
+from sparseflow.kernels.layouts.lane import LaneLayout, canonical
 
 RNG = np.random.default_rng(1)
 MAPS = [(3, 7, 9), (1, 1, 1), (5, 14, 14), (2, 17, 4), (18, 8, 8)]
@@ -18,7 +18,7 @@ HALOS = [(0, 0, 0, 0), (1, 1, 1, 1), (2, 0, 3, 1)]
 
 
 def _layouts(shape: tuple[int, int, int]) -> list[LaneLayout]:
-    base = canonical(*shape)
+    base = canonical(*shape, 16)
     return [replace(base, halo=h, fill=f) for h in HALOS for f in (0.0, float("-inf"))]
 
 
@@ -49,7 +49,7 @@ def test_maps_to_lanes_and_back(threads: int, compile_kernels: Any) -> None:
 def test_matrices_to_lanes_and_back(threads: int, compile_kernels: Any) -> None:
     functions, runs = {}, []
     for rows, features in [(1, 5), (13, 16), (197, 33), (40, 1)]:
-        layout, strides, i = canonical(features, 1, rows), Strides.matrix(features), len(runs)
+        layout, strides, i = canonical(features, 1, rows, 16), Strides.matrix(features), len(runs)
         functions[f"to{i}"] = relayout.to_lanes(1, strides, layout, threads, f"to{i}")
         functions[f"from{i}"] = relayout.from_lanes(1, layout, strides, threads, f"from{i}")
         runs.append((i, rows, features, layout, strides))
@@ -85,7 +85,7 @@ def test_lanes_to_lanes_with_other_blocks_halos_and_fills(compile_kernels: Any) 
 
 
 def test_tables_point_inside_the_channel() -> None:
-    layout = canonical(4, 9, 11).with_halo((1, 1, 1, 1))
+    layout = canonical(4, 9, 11, 16).with_halo((1, 1, 1, 1))
     table = relayout.lane_table(layout, Strides.nchw(9, 11))
     assert table.shape == (layout.plane * layout.lanes,)
     assert table.min() == -1

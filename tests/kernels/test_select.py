@@ -14,12 +14,16 @@ import numpy as np
 import pytest
 
 from sparseflow.errors import CompileError
-from sparseflow.kernels import select
-from sparseflow.kernels.select import Choice, Selector, cache_folder, code_fingerprint
-from sparseflow.kernels.workload import TEMPLATES, Workload, covers_of, dense_covers
+from sparseflow.kernels.target.cpu import AVX512
+from sparseflow.kernels.template import TEMPLATES
+from sparseflow.kernels.tuning import selector as select
+from sparseflow.kernels.tuning.selector import Choice, Selector, cache_folder, code_fingerprint
+from sparseflow.kernels.weight import LayerWeight
+from sparseflow.kernels.workload import Workload, covers_of, dense_covers
 
-WEIGHT = np.random.default_rng(0).standard_normal((20, 16)).astype(np.float32)
-WORKLOAD = Workload("linear", 1, 16, 1, 2, 20, bias=True, covers=covers_of(WEIGHT))
+VALUES = np.random.default_rng(0).standard_normal((20, 16)).astype(np.float32)
+WORKLOAD = Workload("linear", 1, 16, 1, 2, 20, bias=True, covers=covers_of(VALUES), target=AVX512)
+WEIGHT = LayerWeight(VALUES, WORKLOAD.weight_shape)
 
 
 class Told(list[str]):
@@ -75,7 +79,7 @@ def test_a_damaged_cache_file_is_measured_anew(text: str, tmp_path: Path, host: 
     elif text == "KEYED_TIMES":
         text = json.dumps({"key": whole["key"], "times": [], "rejected": []})
     elif text == "KEYED_UNKNOWN":
-        times = [{"template": "gone", "parameters": {}, "time_s": 1.0}]
+        times = [{"template": "gone", "parameters": {}, "time_s": 1.0, "measured": True}]
         text = json.dumps({"key": whole["key"], "times": times, "rejected": []})
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
     choice = _selector(tmp_path, host, told).choose(WORKLOAD, WEIGHT, "second")
@@ -110,6 +114,18 @@ def test_the_key_changes_with_all_that_decides_the_time(tmp_path: Path, host: An
     assert json.loads(key())["code"] == code_fingerprint()
 
 
+@pytest.mark.parametrize("density", [0.5, 0.994, 0.995, 0.9999])
+def test_each_candidate_and_each_reason_is_listed_once(density: float, tmp_path: Path, host: Any) -> None:
+    """A density just below 1 once had the key of 1, and everything came twice."""
+    w = replace(WORKLOAD, map_density=density)
+    choice = _selector(tmp_path, host, Told(), measure=False).choose(w, WEIGHT)
+    names = [t.label for t in choice.times]
+    assert len(set(names)) == len(names)
+    reasons = [r.template for r in choice.rejected]
+    assert len(set(reasons)) == len(reasons)
+    assert w.key() != WORKLOAD.key()
+
+
 def test_densities_that_differ_little_share_a_choice(tmp_path: Path, host: Any) -> None:
     selector = _selector(tmp_path, host, Told())
     a, b = (replace(WORKLOAD, covers=((1, d),)) for d in (0.1001, 0.1049))
@@ -119,8 +135,12 @@ def test_densities_that_differ_little_share_a_choice(tmp_path: Path, host: Any) 
 
 def test_without_measuring_the_model_ranks_and_nothing_is_written(tmp_path: Path, host: Any) -> None:
     told = Told()
-    w = Workload("conv2d", 1, 64, 14, 14, 64, (3, 3), padding=(1, 1, 1, 1), covers=dense_covers())
-    choice = _selector(tmp_path / "none", host, told, measure=False).choose(w, np.ones(w.weight_shape))
+    w = Workload(
+        "conv2d", 1, 64, 14, 14, 64, (3, 3), padding=(1, 1, 1, 1), covers=dense_covers(), target=AVX512
+    )
+    choice = _selector(tmp_path / "none", host, told, measure=False).choose(
+        w, LayerWeight(np.ones(w.weight_shape), w.weight_shape)
+    )
     times = [t.time_s for t in choice.times]
     assert times == sorted(times)
     assert not any(t.measured for t in choice.times)
@@ -128,16 +148,16 @@ def test_without_measuring_the_model_ranks_and_nothing_is_written(tmp_path: Path
     assert not (tmp_path / "none").exists()
     for t in choice.times:
         candidate = select.Candidate(t.template, t.parameters)
-        assert t.time_s * select.CYCLES_PER_SECOND == pytest.approx(
-            TEMPLATES[t.template].predict_cycles(w, candidate)
-        )
+        assert t.time_s * host.clock_hz == pytest.approx(TEMPLATES[t.template].predict_cycles(w, candidate))
 
 
 def test_a_sparse_weight_chooses_a_sparse_kernel_by_model(tmp_path: Path, host: Any) -> None:
     weight = np.zeros((64, 64, 3, 3), np.float32)
     weight[:, ::16] = 1.0
-    w = Workload("conv2d", 1, 64, 14, 14, 64, (3, 3), padding=(1, 1, 1, 1), covers=covers_of(weight))
-    choice = _selector(tmp_path, host, Told(), measure=False).choose(w, weight)
+    w = Workload(
+        "conv2d", 1, 64, 14, 14, 64, (3, 3), padding=(1, 1, 1, 1), covers=covers_of(weight), target=AVX512
+    )
+    choice = _selector(tmp_path, host, Told(), measure=False).choose(w, LayerWeight(weight, w.weight_shape))
     assert TEMPLATES[choice.best.template].format == "tap-list"
 
 
@@ -168,10 +188,11 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from sparseflow.core.plan import CandidateTime
-from sparseflow.kernels.select import Choice, Selector
+from sparseflow.kernels.tuning.selector import Choice, Selector
+from sparseflow.kernels.target.cpu import AVX512
 from sparseflow.kernels.workload import Workload
-selector = Selector("llvm", "machine", True, folder=Path(sys.argv[1]))
-key = selector._key(Workload("linear", 1, 4, 1, 1, 4))
+selector = Selector(AVX512, "machine", True, folder=Path(sys.argv[1]))
+key = selector._key(Workload("linear", 1, 4, 1, 1, 4, target=AVX512))
 for i in range(100):
     times = tuple(CandidateTime("few-rows", {"B": b}, 1.0, True) for b in range(int(sys.argv[2])))
     selector._store(key, Choice(times, ()))
@@ -222,10 +243,20 @@ def test_the_best_is_the_first() -> None:
 
 def test_a_trial_of_an_indexed_map_is_as_dense_as_calibrated(host: Any) -> None:
     w = Workload(
-        "conv2d", 1, 40, 12, 12, 32, (3, 3), padding=(1, 1, 1, 1), covers=dense_covers(), map_density=0.25
+        "conv2d",
+        1,
+        40,
+        12,
+        12,
+        32,
+        (3, 3),
+        padding=(1, 1, 1, 1),
+        covers=dense_covers(),
+        map_density=0.25,
+        target=AVX512,
     )
     found = TEMPLATES["pixel-dense"].candidates(w)[:1]
-    (trial,) = select.trials(host, w, found, np.ones(w.weight_shape, np.float32))
+    (trial,) = select.trials(host, w, found, LayerWeight(np.ones(w.weight_shape, np.float32), w.weight_shape))
     assert trial.seconds(1) > 0
     values, bits = (a.numpy() for a in trial.arguments[:2])
     assert np.mean(values.reshape(-1, 48)[:, :40] != 0) == pytest.approx(0.25, abs=0.02)

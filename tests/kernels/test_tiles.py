@@ -9,14 +9,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sparseflow.kernels import kept, tiles
-from sparseflow.kernels.kept import EVERY, KeptLayout, Window
+from sparseflow.kernels.incremental import operators as kept
+from sparseflow.kernels.incremental import tiles
+from sparseflow.kernels.incremental.operators import EVERY, KeptLayout, Window
 
 WINDOW = Window((3, 3), (2, 2), (-1, -1))
-SOURCE, TARGET = KeptLayout(3, 13, 70, (1, 1, 1, 1)), KeptLayout(5, 7, 35)
+SOURCE, TARGET = KeptLayout(3, 13, 70, (1, 1, 1, 1), lanes=16), KeptLayout(5, 7, 35, lanes=16)
 TILES = tiles.Tiles(7, 35, (3, 4))
 SLOTS = 64
-LINEAR = KeptLayout(5, 3, 2, (1, 0, 2, 1)), KeptLayout(300, 1, 1)
+LINEAR = KeptLayout(5, 3, 2, (1, 0, 2, 1), lanes=16), KeptLayout(300, 1, 1, lanes=16)
 
 
 @pytest.fixture(scope="module")

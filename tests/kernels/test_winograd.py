@@ -9,27 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from sparseflow.kernels.select import Selector  # noqa: E402
-from sparseflow.kernels.target import AVX2  # noqa: E402
-from sparseflow.kernels.winograd import (  # noqa: E402
-    ERRORS,
-    SIZES,
-    Winograd,
-    error_bound,
-    matrices,
-    phase_taps,
-)
-from sparseflow.kernels.workload import (  # noqa: E402
-    TEMPLATES,
-    Candidate,
-    Layouts,
-    Workload,
-    dense_covers,
-    natural_layouts,
-)
+from sparseflow.kernels.lane.toom_cook import ERRORS, SIZES, error_bound, matrices
+from sparseflow.kernels.lane.winograd import Winograd, phase_taps
+from sparseflow.kernels.target.cpu import AVX2, AVX512
+from sparseflow.kernels.template import TEMPLATES, Candidate
+from sparseflow.kernels.tuning.selector import Selector
+from sparseflow.kernels.weight import LayerWeight
+from sparseflow.kernels.workload import Layouts, Workload, dense_covers, natural_layouts
 
 WINOGRAD = Winograd()
 
@@ -37,7 +25,7 @@ WINOGRAD = Winograd()
 def conv(channels: int, size: tuple[int, int], filters: int, **more: Any) -> Workload:
     """A 3x3 convolution that keeps the map's size unless told otherwise."""
     fields: dict[str, Any] = {
-        "batch": 1, "kernel_size": (3, 3), "padding": (1, 1, 1, 1), "covers": dense_covers(), **more
+        "batch": 1, "kernel_size": (3, 3), "padding": (1, 1, 1, 1), "covers": dense_covers(), "target": AVX512, **more
     }  # fmt: skip
     return Workload("conv2d", channels=channels, height=size[0], width=size[1], filters=filters, **fields)
 
@@ -71,7 +59,7 @@ class Run:
         """The largest difference relative to the largest sum of |w||x|; checks the output's halo on the way."""
         assert layouts.input is not None
         assert layouts.output is not None
-        packed = WINOGRAD.pack(self.w, chosen, self.weight, layouts)
+        packed = WINOGRAD.pack(self.w, chosen, LayerWeight(self.weight, self.w.weight_shape), layouts)
         extra = [a for a in (self.bias,) if a is not None]
         if self.residual is not None and layouts.residual is not None:
             extra.append(layouts.residual.pack(self.residual))
@@ -100,7 +88,7 @@ LARGE = {
 
 
 @pytest.mark.parametrize("positive", [False, True], ids=["any sign", "after a relu"])
-@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("name", ["3x3", pytest.param("7x7, stride 2", marks=pytest.mark.slow)])
 def test_the_error_keeps_the_stated_bound(
     name: str, positive: bool, compile_kernels: Any, dense_reference: Any
 ) -> None:
@@ -141,13 +129,16 @@ AWKWARD = {
         9, (24, 41), 10, kernel_size=(4, 7), stride=(1, 2), padding=(1, 3, 2, 3)
     ),
     "9x3 with strides 3 and 1": conv(
-        2, (61, 22), 8, kernel_size=(9, 3), stride=(3, 1), padding=(3, 1, 3, 1), bias=True, vectors=AVX2
+        2, (61, 22), 8, kernel_size=(9, 3), stride=(3, 1), padding=(3, 1, 3, 1), bias=True, target=AVX2
     ),
-    "eight lanes": conv(12, (28, 20), 12, batch=2, bias=True, vectors=AVX2),
+    "eight lanes": conv(12, (28, 20), 12, batch=2, bias=True, target=AVX2),
 }
 
 
-@pytest.mark.parametrize("name", AWKWARD)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] if n.startswith(("7x7", "5x5")) else []) for n in AWKWARD],
+)
 def test_awkward_shapes(name: str, compile_kernels: Any, dense_reference: Any) -> None:
     run = Run(AWKWARD[name], dense_reference, seed=len(name))
     w = run.w
@@ -177,11 +168,11 @@ def test_awkward_shapes(name: str, compile_kernels: Any, dense_reference: Any) -
 def test_tiles_lie_in_the_block_and_fit_the_registers(size: tuple[int, int]) -> None:
     w = conv(32, size, 48)
     bh, bw = w.output_layout.block
-    for vectors in (w.vectors, AVX2):
-        for c in WINOGRAD.candidates(replace(w, vectors=vectors)):
+    for target in (AVX512, AVX2):
+        for c in WINOGRAD.candidates(replace(w, target=target)):
             p = c.parameters
-            assert p["R"] * p["T"] <= vectors.accumulators
-            if vectors == w.vectors:
+            assert p["R"] * p["T"] <= target.vectors.accumulators
+            if target == AVX512:
                 assert p["mh"] <= bh
                 assert p["mw"] <= bw
 
@@ -216,7 +207,7 @@ def test_what_it_does_not_take_has_a_reason(change: dict[str, Any], reason: str)
 def test_it_competes_in_every_3x3_layer(density: float, tmp_path: Path, host: Any) -> None:
     w = conv(64, (28, 28), 64, covers=tuple((r, density) for r in (1, 2, 4, 8, 16)))
     selector = Selector(host, "test machine", measure=False, folder=tmp_path)
-    choice = selector.choose(w, np.ones(w.weight_shape, np.float32))
+    choice = selector.choose(w, LayerWeight(np.ones(w.weight_shape, np.float32), w.weight_shape))
     assert "winograd" in {t.template for t in choice.times}
     if density == 1.0:
         assert choice.best.template == "winograd"
@@ -226,19 +217,22 @@ def test_exact_leaves_it_out_and_says_so(tmp_path: Path, host: Any) -> None:
     w = conv(64, (28, 28), 64)
     weight = np.ones(w.weight_shape, np.float32)
     exact = Selector(host, "test machine", measure=False, folder=tmp_path, exact=True)
-    choice = exact.choose(w, weight)
+    choice = exact.choose(w, LayerWeight(weight, w.weight_shape))
     assert "winograd" not in {t.template for t in choice.times}
     assert {r.template: r.reason for r in choice.rejected}["winograd"] == "left out by --exact"
     free = Selector(host, "test machine", measure=False, folder=tmp_path)
     assert exact._key(w) != free._key(w)
-    strided = {r.template: r.reason for r in exact.choose(replace(w, stride=(2, 2)), weight).rejected}
+    strided = {
+        r.template: r.reason
+        for r in exact.choose(replace(w, stride=(2, 2)), LayerWeight(weight, w.weight_shape)).rejected
+    }
     assert "stride" in strided["winograd"]
     assert [name for name, t in TEMPLATES.items() if not t.exact] == ["winograd"]
 
 
 def test_the_option_reaches_the_saved_plan(tmp_path: Path) -> None:
     from sparseflow.engine.compile import compile as compile_model
-    from sparseflow.engine.manifest import read_manifest
+    from sparseflow.engine.runtime.manifest import read_manifest
 
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Conv2d(16, 16, 3, padding=1), torch.nn.ReLU()).eval()

@@ -7,12 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 import tvm
-
-torch = pytest.importorskip("torch")
-
-import torch.nn.functional as F  # noqa: E402
-from tvm import ir, relax  # noqa: E402
+from tvm import ir, relax
 
 
 def _build(
@@ -32,6 +30,7 @@ def _build(
 
 def _layer(call: Any, values: list[Any]) -> Any:
     """What a ``sparseflow`` operator means: activation(layer(x, weight) + bias + residual)."""
+    from sparseflow.core.activations import ACTIVATIONS
     from sparseflow.passes.ops import LayerAttrs, weight_of
 
     attrs = LayerAttrs.of(call)
@@ -50,9 +49,7 @@ def _layer(call: Any, values: list[Any]) -> Any:
         picked = residual[0][:, index.clamp(min=0)]
         residual = [torch.where((index >= 0)[:, None, None], picked, torch.zeros(()))]
     y = y + residual[0] if residual else y
-    functions = {"none": lambda v: v, "relu": F.relu, "relu6": F.relu6, "silu": F.silu}
-    functions["fatrelu"] = lambda v: F.threshold(v, w.threshold, 0.0)
-    return {**functions, "gelu": F.gelu, "hardswish": F.hardswish}[w.activation](y)
+    return torch.from_numpy(ACTIVATIONS[w.activation].numpy(y.numpy(), w.parameter))
 
 
 def _batch_norm(call: Any, values: list[Any]) -> Any:
@@ -178,7 +175,7 @@ def operators() -> Any:
 def engine() -> Any:
     """``engine(mod, threads=1)``: the module through all of our phases, ranked by the cost model."""
     import sparseflow
-    from sparseflow.engine.importer import Imported, TensorSpec
+    from sparseflow.engine.frontends.importer import Imported, TensorSpec
 
     def make(mod: tvm.IRModule, threads: int = 1) -> Any:
         main = mod["main"]

@@ -88,13 +88,6 @@ def test_scalar_stays_where_the_product_is_smaller() -> None:
     assert module["main"].body.blocks[0].bindings[-1].value.op.name == "relax.multiply"
 
 
-def test_global_average_pool() -> None:
-    def make(emit: Any, x: Any) -> Any:
-        return relax.op.nn.adaptive_avg_pool2d(x, (1, 1))
-
-    assert _compare(make, (2, 5, 7, 3)) == {"relax.mean"}
-
-
 def test_shared_product_is_not_computed_twice() -> None:
     def make(emit: Any, a: Any, b: Any) -> Any:
         product = emit(relax.op.matmul(a, b))

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-
-pytest.importorskip("torch")
-
 from tvm import relax
 
 from sparseflow.core import parse_structure
+from sparseflow.core.codec import decode, encode
 from sparseflow.core.formats import TapList
 from sparseflow.core.plan import Plan
-from sparseflow.kernels.select import Choice, Selector
-from sparseflow.kernels.workload import TEMPLATES
+from sparseflow.kernels.target.cpu import AVX512
+from sparseflow.kernels.template import TEMPLATES
+from sparseflow.kernels.tuning.selector import Choice, Selector
+from sparseflow.kernels.weight import LayerWeight
 from sparseflow.passes.canonicalise import Canonicalise
 from sparseflow.passes.graph import Graph
 from sparseflow.passes.index import Index
@@ -49,7 +49,7 @@ def canonical(build: Any) -> Any:
                 {"x": (3, weight.shape[1])},
                 lambda bb, x: bb.emit(op.matmul(x, bb.emit(op.permute_dims(named)))),
             )
-        return Canonicalise()(mod)
+        return Canonicalise(AVX512)(mod)
 
     return make
 
@@ -123,7 +123,7 @@ def test_a_weight_of_zeros_alone_has_an_empty_index(canonical: Any, same: Any) -
 @pytest.fixture
 def plan_kernels(tmp_path: Path, canonical: Any) -> Any:
     """``plan_kernels(mod)``: the planned module, ranked by the cost model."""
-    selector = Selector("llvm", "test machine", measure=False, folder=tmp_path)
+    selector = Selector(AVX512, "test machine", measure=False, folder=tmp_path)
     return lambda mod, threads=1: PlanKernels(selector, threads)(Index()(mod))
 
 
@@ -174,7 +174,7 @@ def test_a_sparse_layer_left_dense_says_why(plan_kernels: Any, canonical: Any) -
     times = {c.template: c for c in reversed(plan_of(mod).layers[0].candidates)}
     slower = replace(times["taps"], time_s=3.0, measured=True)
     choice = Choice((replace(times["direct"], time_s=2.0, measured=True), slower), ())
-    layer = describe(LayerAttrs.of(_call(mod)), weight, choice, choice.times[0])
+    layer = describe(LayerAttrs.of(_call(mod)), LayerWeight(weight, (64, 64, 3, 3)), choice, choice.times[0])
     assert layer.format == "dense"
     assert layer.note == f"left dense: {slower.label} is measured 1.50x slower"
     (barely,) = plan_of(plan_kernels(canonical(_pruned((64, 64, 3, 3), "unstructured", 0.8)))).layers
@@ -188,12 +188,12 @@ def test_every_layer_is_in_the_plan_in_order(build: Any, plan_kernels: Any) -> N
         x = bb.emit(op.reshape(x, (1, 8 * 16)))
         return bb.emit(op.matmul(x, constant(_pruned((10, 128), "dense", 1).T, "head.weight")))
 
-    mod = Canonicalise(2)(build({"x": (1, 3, 8, 8)}, body))
+    mod = Canonicalise(AVX512, 2)(build({"x": (1, 3, 8, 8)}, body))
     assert sum(is_layer(b.value) for b in Graph(mod).bindings) == 3
     plan = plan_of(plan_kernels(mod, 2))
     assert [layer.name for layer in plan.layers] == ["stem", "body", "head"]
-    assert (plan.threads, plan.measured, plan.target) == (2, False, "llvm")
-    assert Plan.from_json(plan.to_json()) == plan
+    assert (plan.threads, plan.measured, plan.target) == (2, False, str(AVX512))
+    assert decode(Plan, encode(plan)) == plan
 
 
 def test_neither_pass_changes_its_input(canonical: Any, plan_kernels: Any) -> None:

@@ -6,13 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-pytest.importorskip("torch")
-
 from tvm import relax
 
-from sparseflow.kernels.lanes import LaneLayout, canonical
-from sparseflow.kernels.select import Selector
+from sparseflow.kernels.layouts.lane import LaneLayout, canonical
+from sparseflow.kernels.target.cpu import AVX512
+from sparseflow.kernels.tuning.selector import Selector
 from sparseflow.passes.canonicalise import Canonicalise
 from sparseflow.passes.graph import Graph
 from sparseflow.passes.layout import Node, decide_layouts, logical
@@ -36,8 +34,8 @@ def nodes(build: Any) -> Any:
     """``nodes(body, shape)``: the lane operators of a planned module, in order."""
 
     def make(body: Any, shape: tuple[int, ...] = (1, 8, 14, 14)) -> list[Node]:
-        plan = PlanKernels(Selector("llvm", "test machine", measure=False))
-        return list(decide_layouts(Graph(plan(Canonicalise()(build({"x": shape}, body))))).values())
+        plan = PlanKernels(Selector(AVX512, "test machine", measure=False))
+        return list(decide_layouts(Graph(plan(Canonicalise(AVX512)(build({"x": shape}, body)))), 16).values())
 
     return make
 
@@ -129,7 +127,7 @@ def test_mean_concat_and_elementwise_stay_in_lanes(nodes: Any) -> None:
 
     found = nodes(body)
     assert [n.kind for n in found] == ["layer", "layer", "concat", "binary", "unary", "mean"]
-    assert _layout(found[2]) == canonical(12, 14, 14)
+    assert _layout(found[2]) == canonical(12, 14, 14, 16)
     assert not found[2].non_negative
     assert found[-1].layout is None
 

@@ -9,20 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
+from tvm import relax
 
-torch = pytest.importorskip("torch")
-
-from tvm import relax  # noqa: E402
-
-from sparseflow.kernels.select import Selector  # noqa: E402
-from sparseflow.passes import pipeline  # noqa: E402
-from sparseflow.passes.canonicalise import Canonicalise  # noqa: E402
-from sparseflow.passes.graph import Graph  # noqa: E402
-from sparseflow.passes.hoist import call_labels  # noqa: E402
-from sparseflow.passes.index import Index  # noqa: E402
-from sparseflow.passes.lower import Lower  # noqa: E402
-from sparseflow.passes.ops import constant, is_layer  # noqa: E402
-from sparseflow.passes.plan import PlanKernels  # noqa: E402
+from sparseflow.kernels.target.cpu import AVX512
+from sparseflow.kernels.tuning.selector import Selector
+from sparseflow.passes import pipeline
+from sparseflow.passes.canonicalise import Canonicalise
+from sparseflow.passes.graph import Graph
+from sparseflow.passes.hoist import call_labels
+from sparseflow.passes.index import Index
+from sparseflow.passes.lower import Lower
+from sparseflow.passes.ops import constant, is_layer
+from sparseflow.passes.plan import PlanKernels
 
 op = relax.op
 RNG = np.random.default_rng(0)
@@ -41,8 +39,8 @@ def lowered(build: Any) -> Any:
 
     def make(body: Any, shape: tuple[int, ...] = (1, 8, 16, 16)) -> tuple[Any, Any]:
         mod = build({"x": shape}, body)
-        selector = Selector("llvm", "test machine", measure=False)
-        passes = [Canonicalise(), Index(), PlanKernels(selector), Lower()]
+        selector = Selector(AVX512, "test machine", measure=False)
+        passes = [Canonicalise(AVX512), Index(), PlanKernels(selector), Lower(AVX512)]
         return mod, tvm.transform.Sequential(passes)(mod)
 
     return make
@@ -156,12 +154,12 @@ def test_labels_name_each_call_by_its_layer(lowered: Any) -> None:
 
 
 def test_the_input_module_is_not_changed(build: Any) -> None:
-    selector = Selector("llvm", "test machine", measure=False)
-    planned = tvm.transform.Sequential([Canonicalise(), Index(), PlanKernels(selector)])(
+    selector = Selector(AVX512, "test machine", measure=False)
+    planned = tvm.transform.Sequential([Canonicalise(AVX512), Index(), PlanKernels(selector)])(
         build({"x": (1, 3, 9, 9)}, _chain)
     )
     text = planned.script(show_meta=False)
-    Lower()(planned)
+    Lower(AVX512)(planned)
     assert planned.script(show_meta=False) == text
     assert [g.name_hint for g in planned.functions] == ["main"]
 
@@ -175,7 +173,7 @@ def test_kernels_are_marked_as_scheduled_and_opaque(lowered: Any) -> None:
 
 
 def test_pipeline_phases_are_ordinary_passes(build: Any, same: Any, tmp_path: Path) -> None:
-    selector = Selector(tvm.target.Target("llvm"), "test machine", measure=False, folder=tmp_path)
+    selector = Selector(AVX512, "test machine", measure=False, folder=tmp_path)
     mod = build({"x": (1, 3, 9, 9)}, _chain)
     phases = pipeline.phases(selector)
     assert list(phases)[:1] == ["canonicalise"]

@@ -8,15 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
-torch = pytest.importorskip("torch")
-
-from torch import nn  # noqa: E402
-
-import sparseflow  # noqa: E402
-from sparseflow.engine.calibrate import profile_maps  # noqa: E402
-from sparseflow.engine.importer import import_model  # noqa: E402
-from sparseflow.passes import map_choice  # noqa: E402
+import sparseflow
+from sparseflow.engine.calibrate import profile_maps
+from sparseflow.engine.frontends.importer import import_model
+from sparseflow.passes import map_choice
 
 
 def conv(channels: int, filters: int, size: int = 3, **more: Any) -> nn.Conv2d:
@@ -117,6 +115,7 @@ def test_engines_equal_torch(name: str, batch: int, threads: int) -> None:
     _agree(engine, model, x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["residual", "concat"])
 @pytest.mark.usefixtures("everywhere")
 def test_a_map_denser_than_calibrated_takes_the_plain_kernel(

@@ -7,14 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-
-pytest.importorskip("torch")
-
 from tvm import relax
 
 from sparseflow.errors import CompileError
-from sparseflow.kernels.select import Selector
-from sparseflow.kernels.workload import TEMPLATES
+from sparseflow.kernels.target.cpu import AVX512
+from sparseflow.kernels.template import TEMPLATES
+from sparseflow.kernels.tuning.selector import Selector
 from sparseflow.passes import pipeline
 from sparseflow.passes.canonicalise import Canonicalise
 from sparseflow.passes.hoist import SMALL, hoist_constants
@@ -32,7 +30,7 @@ def _weight(*shape: int, name: str = "conv.weight") -> Any:
 @pytest.fixture
 def selector() -> Selector:
     """Ranks by the cost model."""
-    return Selector(tvm.target.Target("llvm"), "test machine", measure=False)
+    return Selector(AVX512, "test machine", measure=False)
 
 
 @pytest.fixture
@@ -53,7 +51,7 @@ def test_every_phase_is_observed_in_order(net: Any, selector: Selector) -> None:
 
 
 def test_a_phase_fits_into_a_users_own_sequence(net: Any, same: Any, selector: Selector) -> None:
-    own = [relax.transform.Normalize(), Canonicalise(), relax.transform.DeadCodeElimination()]
+    own = [relax.transform.Normalize(), Canonicalise(AVX512), relax.transform.DeadCodeElimination()]
     same(net, tvm.transform.Sequential([*own, PlanKernels(selector)])(net))
 
 
@@ -79,7 +77,7 @@ def test_control_flow_is_an_error_of_one_line() -> None:
         y = builder.match_cast(x, relax.TensorType((2, 2), "float32"))
         builder.emit_func_output(y)
     with pytest.raises(CompileError, match="only straight-line models") as caught:
-        Canonicalise()(builder.get())
+        Canonicalise(AVX512)(builder.get())
     assert "\n" not in str(caught.value)
 
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from tvm import tirx
+from tvm.ir.prim import expr as prim
 
-tvm = pytest.importorskip("tvm")
-
-from tvm import tirx  # noqa: E402
-from tvm.ir.prim import expr as prim  # noqa: E402
-
-from sparseflow.kernels.cpu_rules import Unsuitable, fast_math  # noqa: E402
-from sparseflow.kernels.cpu_rules.expr import walk  # noqa: E402
-from sparseflow.kernels.cpu_rules.registers import Registers, written_out  # noqa: E402
+from sparseflow.kernels.cpu_rules import Unsuitable, fast_math
+from sparseflow.kernels.cpu_rules.expr import walk
+from sparseflow.kernels.cpu_rules.registers import Registers, written_out
 
 
 def _nested(x: object, times: int) -> object:

@@ -9,16 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 import tvm
+from tvm import relax, tirx
+from tvm.relax import op as R
 
-torch = pytest.importorskip("torch")
-
-import torch.nn.functional as F  # noqa: E402
-from tvm import relax, tirx  # noqa: E402
-from tvm.relax import op as R  # noqa: E402
-
-from sparseflow.kernels.cpu_rules import Cpu, rules  # noqa: E402
-from sparseflow.passes.schedule_rest import SCHEDULED, ScheduleRest, schedule  # noqa: E402
+from sparseflow.kernels.cpu_rules import Resources, rules
+from sparseflow.kernels.target.cpu import AVX512
+from sparseflow.passes.schedule_rest import SCHEDULED, ScheduleRest, schedule
 
 TARGET = tvm.target.Target({"kind": "llvm", "mcpu": "x86-64-v4"})
 
@@ -243,7 +242,7 @@ def test_equals_torch(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     module = _module(case.make, *inputs)
     monkeypatch.setattr(rules, "PARALLEL_SIZE", 1)
     for threads in (1, 2):
-        (got,) = _run(ScheduleRest(16, threads)(module), *inputs)
+        (got,) = _run(ScheduleRest(AVX512, threads)(module), *inputs)
         np.testing.assert_allclose(got, expected, atol=case.atol, rtol=2e-6)
 
 
@@ -252,7 +251,7 @@ def test_embedding() -> None:
     for dtype in ("int32", "int64"):
         places = np.array([[3, 0, 30], [7, 7, 1]], dtype)
         module = _module(lambda e, t, i: R.take(t, i, axis=0), table, places)
-        np.testing.assert_array_equal(_run(ScheduleRest()(module), table, places)[0], table[places])
+        np.testing.assert_array_equal(_run(ScheduleRest(AVX512)(module), table, places)[0], table[places])
 
 
 def test_casts_and_comparisons() -> None:
@@ -262,14 +261,14 @@ def test_casts_and_comparisons() -> None:
         inside = emit(R.greater(v, relax.const(0.0, "float32")))
         return R.where(inside, emit(R.astype(v, "int32")), relax.const(7, "int32"))
 
-    (got,) = _run(ScheduleRest()(_module(make, x)), x)
+    (got,) = _run(ScheduleRest(AVX512)(_module(make, x)), x)
     np.testing.assert_array_equal(got, np.where(x > 0, x.astype("int32"), 7))
 
 
 def test_several_results() -> None:
     x = _const(4, 22)
     module = _module(lambda e, v: R.split(v, 2, axis=1), x)
-    left, right = _run(ScheduleRest()(module), x)
+    left, right = _run(ScheduleRest(AVX512)(module), x)
     np.testing.assert_array_equal(np.concatenate([left, right], 1), x)
 
 
@@ -285,14 +284,14 @@ def test_long_chain() -> None:
 
     module = _module(make, x)
     assert len(_prim_funcs(module)) < 10
-    (got,) = _run(ScheduleRest()(module), x)
+    (got,) = _run(ScheduleRest(AVX512)(module), x)
     np.testing.assert_allclose(got, _run(module, x)[0], rtol=1e-5)
 
 
 def test_a_concatenation_of_hundreds_keeps_its_loops_and_says_why() -> None:
     x = _const(600, 3)
     module = _module(lambda e, v: R.concat(list(e(R.split(e(R.exp(v)), 600)))[::-1], 0), x)
-    found = [schedule(func, Cpu())[1] for func in _prim_funcs(module).values()]
+    found = [schedule(func, Resources(16))[1] for func in _prim_funcs(module).values()]
     assert any("deep; 250 are allowed" in r for reasons in found for r in reasons)
 
 
@@ -307,13 +306,13 @@ def test_the_time_of_scheduling_grows_with_the_number_of_stages() -> None:
 
     module = _module(chain, _const(1, 32))
     begun = time.perf_counter()
-    ScheduleRest()(module)
+    ScheduleRest(AVX512)(module)
     assert time.perf_counter() - begun < 5.0
 
 
 def test_empty_tensors_keep_their_loops() -> None:
     x = np.zeros((0, 5), "float32")
-    (got,) = _run(ScheduleRest()(_module(lambda e, v: R.exp(v), x)), x)
+    (got,) = _run(ScheduleRest(AVX512)(_module(lambda e, v: R.exp(v), x)), x)
     assert got.shape == (0, 5)
 
 
@@ -321,10 +320,10 @@ def test_arg_max_keeps_its_loops_and_says_why() -> None:
     x = _const(5, 23)
     module = _module(lambda e, v: R.argmax(v, axis=1), x)
     (func,) = _prim_funcs(module).values()
-    same, reasons = schedule(func, Cpu())
+    same, reasons = schedule(func, Resources(16))
     assert tvm.ir.structural_equal(same, func) if hasattr(tvm.ir, "structural_equal") else same.same_as(func)
     assert any("does not store exactly one value" in r for r in reasons)
-    np.testing.assert_array_equal(_run(ScheduleRest()(module), x)[0], x.argmax(1))
+    np.testing.assert_array_equal(_run(ScheduleRest(AVX512)(module), x)[0], x.argmax(1))
 
 
 def test_marked_functions_are_left_alone() -> None:
@@ -336,23 +335,23 @@ def test_marked_functions_are_left_alone() -> None:
         }
     )
     (before,) = _prim_funcs(marked).values()
-    (after,) = _prim_funcs(ScheduleRest()(marked)).values()
+    (after,) = _prim_funcs(ScheduleRest(AVX512)(marked)).values()
     assert after.same_as(before)
 
 
 def test_input_module_is_not_changed() -> None:
     module = _module(lambda e, v: R.nn.relu(v), _const(5, 23))
     before = module.script()
-    ScheduleRest(16, 2)(module)
+    ScheduleRest(AVX512, 2)(module)
     assert module.script() == before
 
 
 def test_small_work_stays_on_one_thread() -> None:
     small = _module(lambda e, v: R.nn.relu(v), _const(8, 100))
     large = _module(lambda e, v: R.nn.relu(v), _const(8, 10000))
-    assert "T.parallel" not in ScheduleRest(16, 2)(small).script()
-    assert "T.parallel" in ScheduleRest(16, 2)(large).script()
-    assert "T.parallel" not in ScheduleRest(16, 1)(large).script()
+    assert "T.parallel" not in ScheduleRest(AVX512, 2)(small).script()
+    assert "T.parallel" in ScheduleRest(AVX512, 2)(large).script()
+    assert "T.parallel" not in ScheduleRest(AVX512, 1)(large).script()
 
 
 @pytest.mark.parametrize(
@@ -367,7 +366,7 @@ def test_small_work_stays_on_one_thread() -> None:
     ],
 )
 def test_loops_hold_vectors_and_no_library_calls(make: Callable[..., Any], shapes: Any) -> None:
-    module = ScheduleRest()(_module(make, *(_const(*s) for s in shapes)))
+    module = ScheduleRest(AVX512)(_module(make, *(_const(*s) for s in shapes)))
     (func,) = _prim_funcs(module).values()
     library = tvm.compile(tvm.IRModule({"op": func.with_attr("global_symbol", "op")}), target=TARGET)
     text = library.mod.inspect_source("s")
@@ -390,7 +389,7 @@ def test_bounds_of_polynomials(name: str) -> None:
     wide = np.linspace(low, high, 200003)
     near = np.geomspace(1e-6, min(high, 2.0), 50021)
     x = np.concatenate([wide, near, -near if low < 0 else near]).astype("float32")
-    (got,) = _run(ScheduleRest()(_module(lambda e, v: operator(v), x)), x)
+    (got,) = _run(ScheduleRest(AVX512)(_module(lambda e, v: operator(v), x)), x)
     np.testing.assert_allclose(got, exact(x.astype("float64")), rtol=rtol, atol=atol)
 
 
@@ -399,9 +398,9 @@ def test_limits_of_polynomials() -> None:
     x = np.array([-inf, -200.0, 0.0, 200.0, inf, float("nan")] * 4, "float32")
     with np.errstate(all="ignore"):
         for operator, exact in ((R.exp, np.exp), (R.tanh, np.tanh), (R.log, np.log)):
-            (got,) = _run(ScheduleRest()(_module(lambda e, v, o=operator: o(v), x)), x)
+            (got,) = _run(ScheduleRest(AVX512)(_module(lambda e, v, o=operator: o(v), x)), x)
             np.testing.assert_allclose(got, exact(x), rtol=1e-6)
     masked = np.full((2, 20), -inf, "float32")
     masked[:, 3] = 1.0
-    (got,) = _run(ScheduleRest()(_module(lambda e, v: R.nn.softmax(v, -1), masked)), masked)
+    (got,) = _run(ScheduleRest(AVX512)(_module(lambda e, v: R.nn.softmax(v, -1), masked)), masked)
     np.testing.assert_array_equal(got, (np.arange(20) == 3)[None].repeat(2, 0).astype("float32"))

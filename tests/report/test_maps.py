@@ -6,15 +6,15 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
+from sparseflow.core.codec import encode
 from sparseflow.core.map_profile import MapDensity
 from sparseflow.errors import SparseflowError
 from sparseflow.report import build_document, render_run
 from sparseflow.report.document import Bars, Pictures, Table
-from sparseflow.report.pixels import LEVELS, SHADES, shades
-from sparseflow.studies.map_results import MapLayer, MapResults, from_json, to_json
+from sparseflow.studies.map_results import MapLayer, MapResults
+from sparseflow.studies.results import read
 
 
 def density(name: str, shape: tuple[int, ...], mean: float) -> MapDensity:
@@ -43,15 +43,15 @@ def test_what_is_left_follows_from_the_densities() -> None:
 
 
 def test_results_survive_json() -> None:
-    data = json.loads(json.dumps(to_json(results())))
-    assert from_json(data, "maps.json") == results()
+    data = json.loads(json.dumps(encode(results())))
+    assert read(MapResults, data, "maps.json") == results()
     del data["layers"][1]["map"]["mean"]
     with pytest.raises(SparseflowError, match=r"maps.json.*layers"):
-        from_json(data, "maps.json")
+        read(MapResults, data, "maps.json")
 
 
 def test_the_report_shows_density_place_work_and_time(tmp_path: Path) -> None:
-    (tmp_path / "results.json").write_text(json.dumps(to_json(results())), encoding="utf-8")
+    (tmp_path / "results.json").write_text(json.dumps(encode(results())), encoding="utf-8")
     page = render_run(tmp_path).read_text(encoding="utf-8")
     assert "79.1" in page  # percent of zeros: 1 - (512 * 0.2 + 16 * 0.5) / 528
     for text in ("Where they are dense", "Time of each kind of kernel", "10.0", "a machine"):
@@ -61,12 +61,13 @@ def test_the_report_shows_density_place_work_and_time(tmp_path: Path) -> None:
 
 
 def test_figures_and_tables_hold_every_layer() -> None:
-    document = build_document(to_json(results()))
+    document = build_document(encode(results()))
     (bars,) = [f for f in document.figures() if isinstance(f, Bars)]
     assert [bar.label for bar in bars.bars] == ["stem", "body", "head"]
     assert (bars.bars[1].low, bars.bars[1].high) == (pytest.approx(15.0), pytest.approx(25.0))
     (places,) = [f for f in document.figures() if isinstance(f, Pictures)]
     assert [p.title for p in places.pictures] == ["stem", "body"]
+    assert [float(p.values.max()) for p in places.pictures] == pytest.approx([0.9, 0.2])
     tables = [b for s in document.sections for b in s.blocks if isinstance(b, Table)]
     assert [len(t.rows) for t in tables] == [3, 4, 3]
 
@@ -74,10 +75,4 @@ def test_figures_and_tables_hold_every_layer() -> None:
 def test_without_times_there_is_no_table_of_times() -> None:
     found = results()
     plain = replace(found, layers=tuple(replace(layer, times_s={}) for layer in found.layers))
-    assert "Time of each kind of kernel" not in [s.title for s in build_document(to_json(plain)).sections]
-
-
-def test_shades_run_from_zero_to_all() -> None:
-    pixels = shades(np.array([[0.0, 0.5, 1.0]]), cell=2)
-    assert pixels.shape == (2, 6)
-    assert pixels[0].tolist() == [SHADES] * 2 + [SHADES + 8] * 2 + [SHADES + LEVELS - 1] * 2
+    assert "Time of each kind of kernel" not in [s.title for s in build_document(encode(plain)).sections]

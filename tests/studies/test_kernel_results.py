@@ -7,18 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from sparseflow.core.kernel_speed import (
-    KernelRun,
-    Layer,
-    Limits,
+from sparseflow.core.codec import encode
+from sparseflow.core.kernel_speed import KernelRun, Layer, Limits, SpeedPoint
+from sparseflow.errors import SparseflowError
+from sparseflow.studies.kernel_results import (
+    KernelResults,
     PublishedPoint,
-    SpeedPoint,
     break_even_sparsity,
     network_speedup,
 )
-from sparseflow.errors import SparseflowError
-from sparseflow.studies.kernel_results import KernelResults, from_json, to_json
 from sparseflow.studies.records import Records
+from sparseflow.studies.results import read
 
 LAYER = Layer("3x3 8→4 @10²", "3x3", 8, 4, 10, 10, 3)
 LIMITS = Limits("cpu", 100.0, 200.0, 100.0, 40.0, 10.0, (1000, 10_000, 100_000))
@@ -61,23 +60,6 @@ def test_the_roofline_is_the_lowest_bound(
 
 
 @pytest.mark.parametrize(
-    ("structure", "kernel", "size", "target"),
-    [
-        ("block:4x1@0.9", 1, 28, 0.85),
-        ("block:4x1@0.9", 3, 14, 0.72),
-        ("unstructured@0.9", 3, 56, 0.50),
-        ("unstructured@0.9", 3, 7, 0.43),
-        ("unstructured@0.9", 1, 7, 0.40),
-        ("block:2x1@0.9", 3, 7, 0.70),
-        ("dense", 3, 56, None),
-    ],
-)
-def test_targets(structure: str, kernel: int, size: int, target: float | None) -> None:
-    layer = Layer("x", "x", 8, 8, size, size, kernel)
-    assert KernelRun(layer, structure, 0.1, "taps", {}, 1.0, 1.0, "d", 1.0, None, 1.0).target == target
-
-
-@pytest.mark.parametrize(
     ("points", "expected"),
     [
         ([(0.2, 0.5), (0.4, 0.9), (0.6, 1.1), (0.8, 2.0)], 0.5),
@@ -100,11 +82,11 @@ def test_a_network_weighs_its_layers() -> None:
 
 def test_records_are_read_back_as_they_were() -> None:
     results = KernelResults("cpu", LIMITS, {"a": run()}, "python x")
-    assert from_json("kernels", json.loads(json.dumps(to_json(results))), "x.json") == results
-    broken = to_json(results)
+    assert read(KernelResults, json.loads(json.dumps(encode(results))), "x.json") == results
+    broken = encode(results)
     del broken["cases"]["a"]["time_s"]
-    with pytest.raises(SparseflowError, match=r"x\.json: cases\.a\.time_s: field required"):
-        from_json("kernels", broken, "x.json")
+    with pytest.raises(SparseflowError, match=r"x\.json: cases\['a'\]\.time_s: missing"):
+        read(KernelResults, broken, "x.json")
 
 
 def test_a_stopped_run_is_resumed(tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sparseflow.core.codec import decode
 from sparseflow.core.structures import parse_structure
-from sparseflow.engine.peers import PEERS
+from sparseflow.engine.measure.peers import PEERS
 from sparseflow.errors import CheckpointError, InputError, RecipeError, SparseflowError
 from sparseflow.report import render_run
 from sparseflow.studies.quickstart import QuickstartSettings, run, stored_bytes, variant_name
@@ -102,7 +103,7 @@ def test_the_whole_study_with_short_training(tmp_path: Path) -> None:
     settings = QuickstartSettings(max_epochs=1, rounds=3)
     result = run(tmp_path, settings=settings)
     saved = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
-    assert QuickstartResult.from_json(saved) == result
+    assert decode(QuickstartResult, saved) == result
     assert [v.structure for v in result.variants] == [DENSE, *settings.structures]
     dense, *pruned = result.variants
     assert dense.accuracy_engine > 0.85

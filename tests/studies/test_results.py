@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sparseflow.core.codec import encode
 from sparseflow.core.plan import Measurement, Plan
 from sparseflow.errors import SparseflowError
 from sparseflow.studies.results import (
@@ -15,6 +16,7 @@ from sparseflow.studies.results import (
     QuickstartResult,
     Timing,
     Variant,
+    read,
 )
 
 
@@ -43,7 +45,7 @@ TIMES = {
 
 def test_json_round_trip_is_exact() -> None:
     one = result(TIMES)
-    assert QuickstartResult.from_json(json.loads(json.dumps(one.to_json()))) == one
+    assert read(QuickstartResult, json.loads(json.dumps(encode(one))), "here") == one
 
 
 def test_ratios_come_from_the_records() -> None:
@@ -70,12 +72,12 @@ def test_an_unknown_variant_lists_the_known() -> None:
 
 
 def test_damage_names_the_entry() -> None:
-    data = result(TIMES).to_json()
+    data = encode(result(TIMES))
     data["timings"][1]["measurement"]["median_s"] = "soon"
     with pytest.raises(
-        SparseflowError, match=r"here: timings\.1\.measurement\.median_s: .*run again"
+        SparseflowError, match=r"here: timings\[1\]\.measurement\.median_s: .*run again"
     ) as caught:
-        QuickstartResult.from_json(data, "here")
+        read(QuickstartResult, data, "here")
     assert "\n" not in str(caught.value)
 
 

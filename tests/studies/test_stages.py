@@ -1,4 +1,3 @@
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -6,7 +5,7 @@ from typing import Any
 import pytest
 
 from sparseflow.errors import SparseflowError
-from sparseflow.studies.stages import StageEvent, Stages, write_json
+from sparseflow.studies.stages import StageEvent, Stages
 
 
 class Counter:
@@ -92,12 +91,3 @@ def test_a_stage_that_fails_leaves_no_record(tmp_path: Path) -> None:
     with pytest.raises(SparseflowError, match="no luck"):
         Stages(tmp_path, {}).do("train", fail)
     assert not (tmp_path / "stages").exists()
-
-
-def test_json_is_whole_or_absent(tmp_path: Path) -> None:
-    write_json(tmp_path / "a" / "b.json", {"x": [1, 2]})
-    assert json.loads((tmp_path / "a" / "b.json").read_text()) == {"x": [1, 2]}
-    assert [p.name for p in (tmp_path / "a").iterdir()] == ["b.json"]
-    (tmp_path / "file").write_text("")
-    with pytest.raises(SparseflowError, match="cannot be written"):
-        write_json(tmp_path / "file" / "b.json", {})

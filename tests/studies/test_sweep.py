@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from sparseflow.core.codec import decode, encode
 from sparseflow.core.plan import Measurement
 from sparseflow.errors import InputError, RecipeError, SparseflowError
 from sparseflow.report import build_document
@@ -121,7 +122,7 @@ def test_out_of_time_leaves_cells_pending(
     result = run_sweep(small(), tmp_path / "out", options=options, progress=events.append)
     assert result.cells == ()
     assert len(result.pending) == 3
-    assert "0 of 3 cells trained" in build_document(result.to_json()).headline
+    assert "0 of 3 cells trained" in build_document(encode(result)).headline
     said = [e.detail for e in events if isinstance(e, StageEvent) and e.detail]
     assert said == ["stopped: out of time after retrain 1/2", *["stopped: no time left to begin"] * 2]
 
@@ -145,7 +146,7 @@ def test_two_processes_and_engines(small: Callable[..., Any], tmp_path: Path, mo
         assert cell.engine.accuracy == pytest.approx(cell.accuracy, abs=2e-3)
         assert cell.engine.latency.median_s > 0
     stored = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert SweepResult.from_json(stored) == result
+    assert decode(SweepResult, stored) == result
 
 
 @pytest.mark.slow
@@ -189,7 +190,7 @@ def test_the_report_has_the_table_and_the_front() -> None:
     result = SweepResult("CIFAR-10", dense, cells, ("d",), environment)
     assert [c.name for c in result.pareto] == ["a", "dense"]
     assert [result.reached(c) for c in cells] == [True, False, None]
-    document = build_document(result.to_json())
+    document = build_document(encode(result))
     text = to_markdown(document).replace("\u00a0", " ")
     for wanted in (
         "3 of 4 cells",
@@ -205,7 +206,7 @@ def test_the_report_has_the_table_and_the_front() -> None:
     (plot,) = [f for f in document.figures() if isinstance(f, Scatter)]
     assert len(plot.points) == 3
     lone = dataclasses.replace(result, cells=(), dense=dataclasses.replace(dense, engine=None))
-    assert "Pareto" not in [section.title for section in build_document(lone.to_json()).sections]
+    assert "Pareto" not in [section.title for section in build_document(encode(lone)).sections]
 
 
 def test_options_and_clusters_that_are_not_there(small: Callable[..., Any], tmp_path: Path) -> None:

@@ -9,21 +9,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import tvm
 
-torch = pytest.importorskip("torch")
-
-import sparseflow  # noqa: E402
-from sparseflow.engine.manifest import CODE, WEIGHTS  # noqa: E402
-from sparseflow.engine.runtime import Engine  # noqa: E402
-from sparseflow.engine.targets import linker, resolve  # noqa: E402
-from sparseflow.errors import EngineError  # noqa: E402
-from sparseflow.kernels import maps  # noqa: E402
-from sparseflow.kernels.lanes import canonical  # noqa: E402
-from sparseflow.kernels.target import NEON, vector_unit  # noqa: E402
-from sparseflow.kernels.workload import Workload  # noqa: E402
-from tests.kernels.test_contract import CASES, Case, pruned  # noqa: E402
-from tests.targets.conftest import Emulator  # noqa: E402
+import sparseflow
+from sparseflow.engine.runtime.engine import Engine
+from sparseflow.engine.runtime.manifest import CODE, WEIGHTS
+from sparseflow.engine.target.targets import linker, resolve
+from sparseflow.errors import EngineError
+from sparseflow.kernels.lane import operators as maps
+from sparseflow.kernels.layouts.lane import canonical
+from sparseflow.kernels.target.cpu import NEON
+from sparseflow.kernels.workload import Workload
+from tests.kernels.test_contract import CASES, Case, pruned
+from tests.targets.conftest import Emulator
 
 pytestmark = pytest.mark.slow
 
@@ -46,9 +45,8 @@ class EmulatedKernels:
 
     def __init__(self, functions: Mapping[str, Any], emulator: Emulator, folder: Path) -> None:
         self.emulator, self.library = emulator, folder / "kernels.so"
-        target = resolve("neon")
-        assert vector_unit(target) == NEON
-        module = tvm.compile(tvm.IRModule(dict(functions)), target=target)
+        assert resolve("neon") == NEON
+        module = tvm.compile(tvm.IRModule(dict(functions)), target=NEON.tvm)
         module.export_library(str(self.library), cc=linker("aarch64"))
 
     def __call__(self, name: str, inputs: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
@@ -65,7 +63,7 @@ def compile_kernels(emulator: Emulator, tmp_path: Path) -> Any:
 def test_kernels_equal_the_dense_reference(name: str, compile_kernels: Any, dense_reference: Any) -> None:
     workload, structure, density = CASES[name]
     weight = pruned(workload, structure, density, seed=len(name))
-    case = Case(replace(workload, vectors=NEON), weight, 3, dense_reference)
+    case = Case(replace(workload, target=NEON), weight, 3, dense_reference)
     assert case.check(compile_kernels, (1, 1, 1, 1), slack=0) > 0
 
 
@@ -73,8 +71,8 @@ def test_max_pool_equals_torch(compile_kernels: Any) -> None:
     x = np.random.default_rng(1).standard_normal((1, 5, 14, 13)).astype(np.float32)
     expected = torch.nn.functional.max_pool2d(torch.from_numpy(x), 3, 2, 1).numpy()
     window = maps.Pool("max", (3, 3), (2, 2), (1, 1, 1, 1))
-    w = Workload("conv2d", 1, 5, 14, 13, 5, (3, 3), (2, 2), (1, 1, 1, 1), vectors=NEON)
-    out = canonical(5, *expected.shape[2:], lanes=NEON.lanes)
+    w = Workload("conv2d", 1, 5, 14, 13, 5, (3, 3), (2, 2), (1, 1, 1, 1), target=NEON)
+    out = canonical(5, *expected.shape[2:], lanes=NEON.vectors.lanes)
     source = replace(w.input_layout(out), fill=float("-inf"))
     kernels = compile_kernels({"pool": maps.pool(window, 1, source, out, 1, "pool")})
     y = kernels("pool", [source.pack(x)], (1, out.size))

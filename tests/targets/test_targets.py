@@ -2,36 +2,41 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import tvm
+from typer.testing import CliRunner
 
-torch = pytest.importorskip("torch")
-
-from typer.testing import CliRunner  # noqa: E402
-
-import sparseflow  # noqa: E402
-from sparseflow.cli.main import app  # noqa: E402
-from sparseflow.engine import targets  # noqa: E402
-from sparseflow.engine.machine import vector_flags  # noqa: E402
-from sparseflow.engine.targets import (  # noqa: E402
+import sparseflow
+from sparseflow.cli.main import app
+from sparseflow.engine.target import targets
+from sparseflow.engine.target.targets import device, linker, not_here, resolve
+from sparseflow.errors import CompileError, EngineError
+from sparseflow.kernels.target.base import (
+    KINDS,
     TARGETS,
-    architecture,
-    instruction_sets,
-    linker,
-    not_here,
-    resolve,
+    Caches,
+    Target,
+    VectorUnit,
+    frozen,
+    target_from,
 )
-from sparseflow.errors import CompileError, EngineError  # noqa: E402
-from sparseflow.kernels.select import Selector  # noqa: E402
-from sparseflow.kernels.target import AVX2, AVX512, NEON, SSE, VectorUnit, vector_unit  # noqa: E402
-from sparseflow.kernels.workload import TEMPLATES, Workload, dense_covers, natural_layouts  # noqa: E402
+from sparseflow.kernels.target.cpu import AVX2, AVX512, NEON, SSE, Cpu
+from sparseflow.kernels.target.flags import vector_flags
+from sparseflow.kernels.template import TEMPLATES
+from sparseflow.kernels.tuning.selector import Selector
+from sparseflow.kernels.workload import Workload, dense_covers, natural_layouts
 
-CONV = Workload("conv2d", 1, 32, 14, 14, 32, (3, 3), padding=(1, 1, 1, 1), covers=dense_covers())
+CONV = Workload(
+    "conv2d", 1, 32, 14, 14, 32, (3, 3), padding=(1, 1, 1, 1), covers=dense_covers(), target=AVX512
+)
 LLVM = [
     ({"kind": "llvm", "mcpu": "znver4"}, AVX512),
     ({"kind": "llvm", "mcpu": "skylake"}, AVX2),
@@ -41,24 +46,22 @@ LLVM = [
 ]
 
 
-@pytest.mark.parametrize(("name", "unit"), [("avx512", AVX512), ("avx2", AVX2), ("neon", NEON)])
-def test_a_named_target_has_the_unit_of_its_name(name: str, unit: VectorUnit) -> None:
-    assert vector_unit(resolve(name)) == unit
-    assert unit.name == name
+@pytest.mark.parametrize("known", [AVX512, AVX2, NEON], ids=lambda t: t.name)
+def test_llvms_features_of_a_named_target_are_those_of_its_vectors(known: Cpu) -> None:
+    assert resolve(known.name) == Cpu.of(dict(known.options)) == known
 
 
-@pytest.mark.parametrize(("target", "unit"), LLVM)
-def test_the_unit_follows_from_llvms_features(target: dict[str, Any], unit: VectorUnit) -> None:
-    assert vector_unit(resolve(target)) == unit
+@pytest.mark.parametrize(("target", "known"), LLVM)
+def test_the_vectors_follow_from_llvms_features(target: dict[str, Any], known: Cpu) -> None:
+    found = resolve(target)
+    assert (found.name, found.vectors, found.caches) == (known.name, known.vectors, known.caches)
+    assert dict(found.options).items() >= {k: v for k, v in target.items() if k != "mattr"}.items()
 
 
 def test_choices_for_different_targets_have_different_keys() -> None:
-    keys = {
-        Selector(resolve(name), "machine")._key(replace(CONV, vectors=vector_unit(resolve(name))))
-        for name in TARGETS
-    }
+    keys = {Selector(target, "machine")._key(replace(CONV, target=target)) for target in TARGETS.values()}
     assert len(keys) == len(TARGETS)
-    assert len({replace(CONV, vectors=unit).key() for unit in (AVX512, AVX2, NEON)}) == 3
+    assert len({replace(CONV, target=unit).key() for unit in (AVX512, AVX2, NEON)}) == 3
 
 
 @pytest.mark.parametrize(
@@ -66,11 +69,11 @@ def test_choices_for_different_targets_have_different_keys() -> None:
 )
 def test_code_uses_the_registers_of_its_target(name: str, register: str, wider: str | None) -> None:
     target = resolve(name)
-    w = replace(CONV, vectors=vector_unit(target))
+    w = replace(CONV, target=target)
     template = TEMPLATES["direct"]
     candidate = template.candidates(w)[0]
     function = template.build(w, candidate, natural_layouts(w), "kernel")
-    text = str(tvm.compile(tvm.IRModule({"kernel": function}), target=target).mod.inspect_source("asm"))
+    text = str(tvm.compile(tvm.IRModule({"kernel": function}), target=target.tvm).mod.inspect_source("asm"))
     assert register in text
     assert wider is None or wider not in text
 
@@ -98,7 +101,7 @@ def test_the_linux_kernels_and_llvms_names_of_instruction_sets_meet() -> None:
 
 
 def test_an_engine_for_another_machine_is_told_apart(tmp_path: Path) -> None:
-    other = "neon" if architecture(resolve("native")) == "x86_64" else "avx2"
+    other = "neon" if resolve("native").architecture == "x86_64" else "avx2"
     said: list[str] = []
     layer = torch.nn.Conv2d(4, 8, 3).eval()
     x = torch.randn(1, 4, 9, 9)
@@ -113,7 +116,7 @@ def test_an_engine_for_another_machine_is_told_apart(tmp_path: Path) -> None:
 
 def test_avx2_runs_on_a_wider_machine() -> None:
     target = resolve("avx2")
-    if not_here(architecture(target), instruction_sets(target)) is not None:
+    if not_here(target.architecture, target.instruction_sets) is not None:
         pytest.skip("this machine has no AVX2")
     torch.manual_seed(1)
     layer = torch.nn.Sequential(torch.nn.Conv2d(8, 16, 3, padding=1), torch.nn.ReLU()).eval()
@@ -199,4 +202,67 @@ def test_an_unknown_cpu_is_told_with_those_like_it() -> None:
     ],
 )
 def test_what_llvm_knows_is_taken(target: dict[str, Any]) -> None:
-    assert resolve(target).kind.name == "llvm"
+    assert resolve(target).kind == "llvm"
+
+
+def test_a_target_survives_its_text() -> None:
+    for target in (*TARGETS.values(), resolve("native")):
+        assert target_from(json.loads(json.dumps(asdict(target)))) == target
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: VectorUnit(0, 32, 24, 1), "VectorUnit bits=0: allowed: a whole number from 1"),
+        (lambda: VectorUnit(100, 32, 24, 1), "bits in multiples of 32"),
+        (lambda: VectorUnit(128, 16, 16, 1), "fewer accumulators than registers"),
+        (lambda: Caches(1 << 15, 1 << 20, 1.5), "Caches l3=1.5: allowed: a whole number from 1"),  # type: ignore[arg-type]
+        (lambda: Caches(1 << 20, 1 << 15, 1 << 23), "each as large as the one before"),
+        (lambda: replace(AVX2, options=(("kind", "cuda"),)), "allowed: kind 'llvm'"),
+        (lambda: replace(AVX2, clock_hz=0.0), "clock_hz=0.0: allowed: above 0"),
+    ],
+)
+def test_a_target_is_checked_when_made(make: Callable[[], Any], words: str) -> None:
+    with pytest.raises(CompileError) as caught:
+        make()
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_device_is_the_targets() -> None:
+    assert AVX2.device == device(str(NEON)) == tvm.cpu()
+    with pytest.raises(EngineError, match="is unknown; compile it anew"):
+        device("abacus")
+
+
+def test_another_kind_of_target_is_one_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gpu(Target):
+        kind = "cuda"
+        device_name = "cuda"
+
+        @classmethod
+        def of(cls, options: Mapping[str, Any]) -> Target:
+            return cls("gpu", frozen(options), VectorUnit(1024, 256, 128, 1), AVX2.caches, 1e9)
+
+        @property
+        def architecture(self) -> str:
+            return AVX2.architecture
+
+        @property
+        def instruction_sets(self) -> tuple[str, ...]:
+            return ()
+
+    monkeypatch.setattr(KINDS, "_entries", {**KINDS, "cuda": Gpu})
+    found = resolve({"kind": "cuda", "arch": "sm_90"})
+    assert (found.vectors.lanes, found.device) == (32, tvm.cuda(0))
+    assert target_from(json.loads(json.dumps(asdict(found)))) == found
+    w = replace(CONV, target=found)
+    assert Workload.from_key(w.key_exact()) == w
+    with pytest.raises(CompileError, match="target kind 'metal': allowed: llvm, cuda"):
+        resolve({"kind": "metal"})
+
+
+def test_no_machine_is_named_outside_the_targets() -> None:
+    root = Path(sparseflow.__file__).parent
+    names = {p.relative_to(root).as_posix() for p in root.rglob("*.py") if "AVX512" in p.read_text()}
+    assert names == {"kernels/target/cpu.py"}

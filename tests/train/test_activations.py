@@ -8,16 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
-torch = pytest.importorskip("torch")
-
-from torch import Tensor, nn  # noqa: E402
-from torch.nn import functional as F  # noqa: E402
-from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
-
-from sparseflow.errors import RecipeError, StructureError  # noqa: E402
-from sparseflow.train import Trainer, TrainSettings, Workspace, evaluate, parse_recipe, run_recipe  # noqa: E402
-from sparseflow.train.activations import (  # noqa: E402
+from sparseflow.errors import RecipeError, StructureError
+from sparseflow.train import Trainer, TrainSettings, Workspace, evaluate, parse_recipe, run_recipe
+from sparseflow.train.activations import (
     REGULARISERS,
     DensityRamp,
     FATReLU,

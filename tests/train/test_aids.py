@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,41 @@ def test_recalibration_gives_the_statistics_of_the_batches() -> None:
     torch.testing.assert_close(model[0].running_mean[0], x.mean(), atol=1e-5, rtol=0)
     assert not model.training
     recalibrate_batch_norm(nn.Linear(1, 1), [(x, None)], 1)  # nothing to do
+
+
+class Counted(list[Any]):
+    """A loader that counts the batches it gives."""
+
+    given = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in super().__iter__():
+            self.given += 1
+            yield batch
+
+
+@pytest.mark.parametrize(
+    "kind", [{"kind": "admm", **BASE}, {"kind": "dense", **BASE}, {"kind": "thresholds", "budget": 0.5}]
+)
+def test_each_stage_recalibrates_once_at_its_end(tmp_path: Path, kind: dict[str, Any]) -> None:
+    rules = [{"layers": "3", "sparsify": "unstructured@0.75"}]
+    data, given = list(loaders()[1]), {}
+    for count in (0, 2):
+        train = Counted(data)
+        stages = [{"kind": "dense", **BASE}, kind | {"recalibrate": count}]
+        recipe = parse_recipe({"name": "tiny", "rules": rules, "stages": stages})
+        workspace = Workspace(tiny(), train, data)
+        run_recipe(recipe, tmp_path / str(count), workspace=workspace)
+        given[count] = train.given
+    assert given[2] == given[0] + 2
+    net = workspace.model
+    assert net is not None
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    recalibrate_batch_norm(net, data, 2)
+    assert int(before["4.num_batches_tracked"]) == 2
+    torch.testing.assert_close(net.state_dict()["4.running_mean"], before["4.running_mean"])
+    other = torch.load(tmp_path / "0" / "model.pt", weights_only=True)
+    assert not torch.equal(other["4.running_mean"], before["4.running_mean"])
 
 
 def test_clipping_bounds_the_step() -> None:

@@ -268,3 +268,16 @@ def test_a_recipe_with_a_coupled_rule_also_leaves_a_smaller_model(tmp_path: Path
     assert structures["head"] == ("dense", 0.0)
     with pytest.raises(RecipeError, match=r"rules\[0\]: .*coupled is for the structure filter"):
         parse_recipe({**content, "rules": [{"layers": "*", "sparsify": "block:4x1@0.5", "coupled": True}]})
+
+
+def test_units_are_chosen_by_the_scores_that_are_given() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)), X
+    rules = [Rule("0", Filter(), 0.5, coupled=True)]
+    wanted = np.array([True, False] * 4)
+    scores = np.broadcast_to(wanted.astype(np.float32).reshape(-1, 1, 1, 1), (8, 3, 3, 3))
+    chosen = CoupledChannels.chosen(model, rules, x, {"0": scores})
+    assert (chosen.masks(model)["0"].keep[:, 0, 0, 0] == wanted).all()
+    by_magnitude = CoupledChannels.chosen(model, rules, x).masks(model)["0"]
+    means = model[0].weight.detach().abs().mean((1, 2, 3))
+    assert set(np.flatnonzero(by_magnitude.keep[:, 0, 0, 0])) == set(means.topk(4).indices.tolist())

@@ -19,7 +19,7 @@ from sparseflow.errors import SparseflowError
 from sparseflow.train import (
     ADMM,
     AdmmSettings,
-    Magnitude,
+    ByScores,
     MaskedWeights,
     Rule,
     Workspace,
@@ -185,7 +185,7 @@ def test_phases_refuse_a_state_of_other_layers() -> None:
 
 def test_phases_of_a_method_that_does_not_train_mask_at_once() -> None:
     net = Net()
-    phases = Phases(net, lambda model: Magnitude(model, [Rule("body", Unstructured(), 0.5)]))
+    phases = Phases(net, lambda model: ByScores(model, [Rule("body", Unstructured(), 0.5)]))
     assert int((net.body.weight == 0).sum()) == 512
     phases.begin_epoch(0, 4)
     phases.before_step()

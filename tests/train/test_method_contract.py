@@ -16,6 +16,7 @@ from torch import nn
 from sparseflow.core.structures import STRUCTURES, Unstructured, parse_structure
 from sparseflow.errors import DataError, SparseflowError, StructureError
 from sparseflow.train import Session, Trainer, TrainEvent, TrainSettings
+from sparseflow.train.criteria.base import Reads, criteria_of
 from sparseflow.train.methods import METHODS, InTraining, Need, OneShot
 from sparseflow.train.rules import Rule
 from tests.train.method_cases import (
@@ -31,7 +32,8 @@ from tests.train.method_cases import (
 )
 
 IN_TRAINING = [name for name, method in METHODS.items() if issubclass(method, InTraining)]
-CALIBRATED = [name for name, method in METHODS.items() if method.needs is Need.CALIBRATION]
+CALIBRATED = [(name, {}) for name, method in METHODS.items() if method.needs is Need.CALIBRATION]
+CALIBRATED += [("one_shot", {"criterion": c}) for c in criteria_of([Reads.INPUTS, Reads.GRADIENTS])]
 
 
 def rules_for(name: str) -> list[Rule]:
@@ -138,7 +140,7 @@ def test_the_trainer_resumes_it_bit_for_bit(name: str, tmp_path: Path) -> None:
         net = model()
         method = make(name, net, rules_for(name))
         assert isinstance(method, InTraining)
-        settings = TrainSettings(EPOCHS, learning_rate=0.05)
+        settings = TrainSettings(epochs=EPOCHS, learning_rate=0.05)
         session = Session("sparse", path, "mine", progress)
         Trainer(net, data, data, settings, method, session).fit()  # type: ignore[arg-type]
         method.finish()
@@ -190,12 +192,12 @@ def test_state_of_other_layers_is_refused(name: str) -> None:
             other.load_state_dict(state)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("name", CALIBRATED)
-def test_calibration_data_decide_and_are_asked_for(name: str) -> None:
+@pytest.mark.parametrize(("name", "changes"), CALIBRATED)
+def test_calibration_data_decide_and_are_asked_for(name: str, changes: dict[str, Any]) -> None:
     results = []
     for scale in (1.0, 5.0):
         net = model()
-        method = make(name, net, [Rule("body", Unstructured(), 0.25)])
+        method = make(name, net, [Rule("body", Unstructured(), 0.25)], **changes)
         assert isinstance(method, OneShot)
         with pytest.raises(SparseflowError, match=r"call calibrate\(batches\) first"):
             method.finish()

@@ -14,12 +14,13 @@ from torch.nn import functional as F
 
 from sparseflow.core.structures import Block, Column, Filter, Unstructured, parse_structure
 from sparseflow.errors import SparseflowError
+from sparseflow.train.criteria.second_order import Curvature
 from sparseflow.train.methods import (
     ADMM,
     AdmmSettings,
+    ByScores,
     GroupLasso,
     Hoyer,
-    Magnitude,
     MaskedWeights,
     Movement,
     RampSettings,
@@ -27,10 +28,8 @@ from sparseflow.train.methods import (
     RigLSettings,
     SecondOrder,
     SrSte,
-    Taylor,
-    Wanda,
 )
-from sparseflow.train.methods.least_squares import Curvature, aim, eliminate, error, refit, sweep
+from sparseflow.train.methods.least_squares import aim, eliminate, error, refit, sweep
 from sparseflow.train.methods.observe import input_rows, observe
 from sparseflow.train.methods.penalties import unit_sums
 from sparseflow.train.rules import Rule
@@ -180,14 +179,14 @@ def test_second_order_loses_less_than_magnitude(text: str) -> None:
     with torch.no_grad():
         seen = torch.relu(dense.stem(x))
         wanted = dense.body(seen)
-    for method in (Magnitude, SecondOrder):
+    for method in (ByScores, SecondOrder):
         net = model()
         made = method(net, [Rule("body", structure, density)])
         made.calibrate([x])
         MaskedWeights(net, made.finish())
         with torch.no_grad():
             errors[method] = float((net.body(seen) - wanted).square().sum())
-    assert errors[SecondOrder] < 0.6 * errors[Magnitude]
+    assert errors[SecondOrder] < 0.6 * errors[ByScores]
 
 
 def test_filters_are_kept_by_the_energy_of_their_output() -> None:
@@ -228,14 +227,15 @@ def test_input_rows_times_the_weight_are_the_output(layer: Any, shape: tuple[int
 def test_wanda_is_magnitude_times_input_norm_within_each_row() -> None:
     net, x = model(), torch.rand(20, 16, generator=torch.Generator().manual_seed(0))
     net = nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 2))
-    method = Wanda(net, [Rule("0", Unstructured(), 0.25)])
+    method = ByScores(net, [Rule("0", Unstructured(), 0.25)], ByScores.Settings(criterion="wanda"))
     method.calibrate([x])
     keep = method.finish()["0"].keep
     scores = net[0].weight.detach().abs() * x.norm(dim=0)
     assert (keep.sum(1) == 4).all()
     for row in range(8):
         assert set(np.flatnonzero(keep[row])) == set(scores[row].argsort(descending=True)[:4].tolist())
-    layer = Wanda(net, [Rule("0", Unstructured(), 0.25)], Wanda.Settings(compare="layer"))
+    settings = ByScores.Settings(criterion="wanda", compare="layer")
+    layer = ByScores(net, [Rule("0", Unstructured(), 0.25)], settings)
     layer.calibrate([x])
     flat = layer.finish()["0"].keep.reshape(-1)
     assert set(np.flatnonzero(flat)) == set(scores.flatten().argsort(descending=True)[:32].tolist())
@@ -243,7 +243,7 @@ def test_wanda_is_magnitude_times_input_norm_within_each_row() -> None:
 
 def test_taylor_is_the_squared_product_of_gradient_and_weight() -> None:
     net = model()
-    method = Taylor(net, [Rule("body", Column(), 0.25)])
+    method = ByScores(net, [Rule("body", Column(), 0.25)], ByScores.Settings(criterion="taylor"))
     batches = [batch(i) for i in range(3)]
     net.body.weight.requires_grad_(False)  # what a recipe freezes can be pruned all the same
     method.calibrate(batches)
@@ -254,7 +254,7 @@ def test_taylor_is_the_squared_product_of_gradient_and_weight() -> None:
         net.zero_grad()
         F.cross_entropy(net(x), y).backward()
         expected += (net.body.weight.grad * net.body.weight.detach()).square()
-    torch.testing.assert_close(method.importance["body"], expected)
+    torch.testing.assert_close(method.seen.sums["body"], expected)
     kept = method.finish()["body"].keep[0].reshape(-1)
     assert set(np.flatnonzero(kept)) == set(expected.sum(0).flatten().argsort(descending=True)[:18].tolist())
 
@@ -300,7 +300,7 @@ def test_movement_sums_gradient_times_weight_and_masks_the_gradient() -> None:
         optimizer.step()
         method.after_step()
         torch.testing.assert_close(method.latent["body"], expected)
-    torch.testing.assert_close(method.scores["body"], scores)
+    torch.testing.assert_close(method.seen.sums["body"], scores)
     assert not keep.all()
     kept = method.finish()["body"].keep
     assert scores[torch.from_numpy(kept.copy())].min() >= scores[torch.from_numpy(~kept)].max()

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from sparseflow.core.structures import PatternConnectivity, Unstructured
 from sparseflow.errors import RegistryError, SparseflowError, StructureError
-from sparseflow.train import ADMM, METHODS, AdmmSettings, Magnitude, MaskedWeights, Rule
+from sparseflow.train import ADMM, METHODS, AdmmSettings, ByScores, MaskedWeights, Rule
 from sparseflow.train.rules import role_of, select_targets
 from tests.train.method_cases import TinyNet, batch, model
 
@@ -119,7 +119,7 @@ def test_masks_stay_exact_through_retraining(optimizer_class: type[torch.optim.O
     momentum = {"momentum": 0.9} if optimizer_class is torch.optim.SGD else {}
     optimizer = optimizer_class(net.parameters(), lr=0.1, weight_decay=0.1, **momentum)
     optimizer.step()
-    masks = Magnitude(net, [Rule("*", Unstructured(), 0.1, include=("stem", "classifier"))]).finish()
+    masks = ByScores(net, [Rule("*", Unstructured(), 0.1, include=("stem", "classifier"))]).finish()
     assert set(masks) == {"stem", "body", "hidden", "head"}  # depthwise was not asked for
     masked = MaskedWeights(net, masks)
     for step in range(10):
@@ -138,9 +138,9 @@ def test_wildcards_leave_stem_depthwise_and_classifier_dense() -> None:
     net = model()
     assert [role_of(net, n) for n in ("stem", "body", "deep", "hidden", "head")] == [
         "stem",
-        None,
+        "",
         "depthwise",
-        None,
+        "",
         "classifier",
     ]
     names = [t.name for t in select_targets(net, (Rule("*", Unstructured(), 0.5),))]
@@ -155,12 +155,12 @@ def test_wildcards_leave_stem_depthwise_and_classifier_dense() -> None:
     ("make", "error", "text"),
     [
         (
-            lambda: Magnitude(model(), [Rule("nothing*", Unstructured(), 0.5)]),
+            lambda: ByScores(model(), [Rule("nothing*", Unstructured(), 0.5)]),
             StructureError,
             "nothing.*stem, body",
         ),
         (
-            lambda: Magnitude(model(), [Rule("hidden", PatternConnectivity(), 0.1)]),
+            lambda: ByScores(model(), [Rule("hidden", PatternConnectivity(), 0.1)]),
             StructureError,
             "layer 'hidden'",
         ),

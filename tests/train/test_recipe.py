@@ -12,7 +12,7 @@ from pydantic import Field
 from sparseflow.data import load_data
 from sparseflow.errors import RecipeError
 from sparseflow.train import load_recipe, parse_recipe
-from sparseflow.train.methods import METHODS, Magnitude, MethodSettings
+from sparseflow.train.methods import METHODS, ByScores, MethodSettings
 from sparseflow.train.models import build_model
 from sparseflow.train.quickstart import TITLES, quickstart_recipe
 
@@ -82,7 +82,7 @@ def test_quick_start_recipes_equal_their_files(structure: str, title: str) -> No
         (("rules",), [], r"no \[\[rules\]\]"),
         (("rules", 0, "sparsify"), "block:4x1@1.5", r"rules\[0\]\.sparsify: .*1\.5"),
         (("rules", 0, "sparsify"), "brick@0.5", r"rules\[0\]\.sparsify: .*brick"),
-        (("rules", 0, "include"), ["neck"], r"rules\[0\]\.include\[0\]: found 'neck'"),
+        (("rules", 0, "include"), ["neck"], r"rules\[0\]: rule .*: unknown role 'neck'; stem, "),
         (("seed",), -1, r"seed: found -1"),
     ],
 )
@@ -144,7 +144,7 @@ def test_a_registered_method_is_a_stage(monkeypatch: pytest.MonkeyPatch) -> None
     class SleepSettings(MethodSettings):
         strength: float = Field(default=0.5, gt=0)
 
-    class Sleep(Magnitude):
+    class Sleep(ByScores):
         Settings = SleepSettings
 
     monkeypatch.setitem(METHODS._entries, "sleep", Sleep)
@@ -154,7 +154,7 @@ def test_a_registered_method_is_a_stage(monkeypatch: pytest.MonkeyPatch) -> None
     assert recipe.fingerprint(0) == parse_recipe(GOOD | {"stages": stages[:1]}).fingerprint(0)
     for key, value, message in (
         ("strength", -1.0, r"stages\[1\]\.strength: found -1\.0"),
-        ("epochs", 3, r"stages\[1\]\.epochs: unknown key; known here: kind, recalibrate, strength"),
+        ("epochs", 3, r"stages\[1\]\.epochs: unknown key; known here: recalibrate, kind, strength"),
         ("kind", 3, r"stages\[1\]\.kind: .*dense, retrain, admm"),
         ("kind", "nap", r"stages\[1\]\.kind: unknown method 'nap'; known: .*sleep"),
     ):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from sparseflow.core.codec import dumps, encode
 
 from .campaign import LIMIT_S, Worker, known, record, shrunk
 from .check import FAILURES, REFUSED, reason
@@ -51,14 +52,12 @@ def main(
             case = draw(number)
             outcome = worker.check(case)
             record(out, case, outcome)
-            found[number] = {"seed": number, **outcome.to_json()}
+            found[number] = {"seed": number, **encode(outcome)}
             if outcome.kind in FAILURES:
                 progress.print(f"seed {number}: {outcome.kind}: {outcome.detail}", markup=False)
                 if shrink:
                     case = shrunk(case, outcome.kind, worker.check)
-                    progress.print(
-                        case.code() + "\n" + json.dumps(case.to_json()), markup=False, highlight=False
-                    )
+                    progress.print(case.code() + "\n" + dumps(case), markup=False, highlight=False)
             progress.advance(task)
     worker.close()
     kinds = Counter(data["kind"] for data in found.values())

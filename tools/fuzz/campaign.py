@@ -13,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sparseflow.core.codec import dumps, encode, loads
+
 from .check import CRASH, HANG, Outcome
 from .generate import Case
 
@@ -38,7 +40,7 @@ class Worker:
         self._cases += 1
         process = self._process
         try:
-            process.stdin.write(json.dumps(case.to_json()) + "\n")
+            process.stdin.write(dumps(case) + "\n")
             process.stdin.flush()
         except BrokenPipeError:
             return self._died()
@@ -48,7 +50,7 @@ class Worker:
                 self.close()
                 return Outcome(HANG, f"no result after {self.limit_s:.0f} s", self.limit_s)
         line = process.stdout.readline()
-        return Outcome(**json.loads(line)) if line else self._died()
+        return loads(Outcome, line) if line else self._died()
 
     def _start(self) -> None:
         self._errors.seek(0)
@@ -98,7 +100,7 @@ def record(path: Path, case: Case, outcome: Outcome) -> None:
     """Appends one outcome."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        file.write(json.dumps({"seed": case.seed, **outcome.to_json()}) + "\n")
+        file.write(json.dumps({"seed": case.seed, **encode(outcome)}) + "\n")
 
 
 def shrunk(case: Case, kind: str, check: Callable[[Case], Outcome]) -> Case:

@@ -6,7 +6,7 @@ import copy
 import re
 import tempfile
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ import torch
 
 import sparseflow
 from sparseflow.core import parse_sparsify
-from sparseflow.engine.runtime import Engine
-from sparseflow.engine.sparsify import sparsify_module
+from sparseflow.engine.runtime.engine import Engine
+from sparseflow.engine.sparsify import sparsify
 from sparseflow.errors import SparseflowError
 
 from .generate import Case
@@ -45,10 +45,6 @@ class Outcome:
     detail: str = ""
     seconds: float = 0.0
 
-    def to_json(self) -> dict[str, Any]:
-        """A plain dictionary."""
-        return asdict(self)
-
 
 def check(case: Case) -> Outcome:
     """The outcome of a case; any exception that is not the project's is a crash."""
@@ -73,7 +69,7 @@ def prepared(case: Case) -> tuple[Module, tuple[Any, ...]]:
     model = Module(case.network, case.seed)
     if case.sparsify:
         try:
-            sparsify_module(model, parse_sparsify(case.sparsify))
+            sparsify(model, parse_sparsify(case.sparsify))
         except SparseflowError:
             model = Module(case.network, case.seed)
     return model, example(case.network, case.seed)

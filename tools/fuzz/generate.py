@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from sparseflow.core.codec import decode, encode
 
 from .network import Module, Network, Step, example
 
@@ -183,6 +185,13 @@ BY_RANK: dict[int, list[Callable[[random.Random, Shape], Drawn]]] = {
 }
 
 
+def _tuples(data: Any) -> Any:
+    """``data`` with tuples for its lists."""
+    if isinstance(data, dict):
+        return {key: _tuples(value) for key, value in data.items()}
+    return tuple(map(_tuples, data)) if isinstance(data, list | tuple) else data
+
+
 @dataclass(frozen=True)
 class Case:
     """A network, how it is pruned and how it is compiled; plain data.
@@ -208,18 +217,14 @@ class Case:
     calibrate: bool = False
     reload: bool = False
 
-    def to_json(self) -> dict[str, Any]:
-        """A dictionary that `from_json` reads back."""
-        return asdict(self)
-
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Case:
-        """The inverse of `to_json`."""
-        return cls(**{**data, "network": Network.from_json(data["network"])})
+    def read(cls, data: Any) -> Case:
+        """The inverse of `codec.encode`; a step's arguments, which may be anything, are tuples again."""
+        return decode(cls, _tuples(data))
 
     def code(self) -> str:
         """A few lines that say what the case is."""
-        options = {k: v for k, v in self.to_json().items() if k != "network"}
+        options = {k: v for k, v in encode(self).items() if k != "network"}
         return f"{options}\n{self.network.code()}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -45,13 +45,6 @@ class Step:
         return f"{self.module}({', '.join(parts)})"
 
 
-def _tuples(data: Any) -> Any:
-    """``data`` with tuples for its lists."""
-    if isinstance(data, dict):
-        return {key: _tuples(value) for key, value in data.items()}
-    return tuple(map(_tuples, data)) if isinstance(data, list | tuple) else data
-
-
 @dataclass(frozen=True)
 class Network:
     """Steps over inputs.
@@ -70,17 +63,6 @@ class Network:
     steps: tuple[Step, ...]
     outputs: tuple[int, ...]
     vocabulary: int = 0
-
-    def to_json(self) -> dict[str, Any]:
-        """A dictionary that `from_json` reads back."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Network:
-        """The inverse of `to_json`, lists for tuples."""
-        plain = _tuples(data)
-        steps = tuple(Step(**step) for step in plain["steps"])
-        return cls(**{**plain, "steps": steps})
 
     def code(self) -> str:
         """A few lines that say what the network is."""

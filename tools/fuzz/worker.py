@@ -16,13 +16,15 @@ def main() -> None:
     faulthandler.enable()
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
+    from sparseflow.core.codec import dumps
+
     from .check import CRASH, Outcome, check
     from .generate import Case
 
     for line in sys.stdin:
         start = time.perf_counter()
         try:
-            outcome = check(Case.from_json(json.loads(line)))
+            outcome = check(Case.read(json.loads(line)))
         except Exception as error:
             last = traceback.extract_tb(error.__traceback__)[-1]
             text = (str(error).strip().splitlines() or [""])[-1]
@@ -30,7 +32,7 @@ def main() -> None:
                 CRASH, f"{type(error).__name__}: {text} ({os.path.basename(last.filename)}:{last.lineno})"
             )
         outcome = replace(outcome, seconds=time.perf_counter() - start)
-        answers.write(json.dumps(outcome.to_json()) + "\n")
+        answers.write(dumps(outcome) + "\n")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from sparseflow.errors import DataError, first_line
 
 if TYPE_CHECKING:
-    from sparseflow.engine.importer import TensorSpec
+    from sparseflow.engine.frontends.importer import TensorSpec
 
 Array = npt.NDArray[Any]
 FILES = (".npy", ".npz")
@@ -74,7 +74,7 @@ def calibration_calls(
 
 
 def _from_file(path: Path, inputs: Sequence[TensorSpec]) -> tuple[Array, ...]:
-    from sparseflow.engine.manifest import UNREADABLE
+    from sparseflow.engine.runtime.manifest import UNREADABLE
 
     try:
         content = np.load(path, allow_pickle=False)

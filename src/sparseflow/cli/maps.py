@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sparseflow.cli import output
 from sparseflow.cli.models import ModelRequest, load_model
+from sparseflow.core.codec import encode
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,7 +38,6 @@ class MapRequest:
 def inspect_maps(model: ModelRequest, request: MapRequest, json: Path | None) -> None:
     """Counts, writes JSON if asked to, prints the report's summary and tables."""
     from sparseflow.cli.calibration import load_samples
-    from sparseflow.studies.map_results import to_json
     from sparseflow.studies.maps import MapStudy, study_maps
 
     with output.progress("inspect") as say:
@@ -46,7 +46,7 @@ def inspect_maps(model: ModelRequest, request: MapRequest, json: Path | None) ->
         data = load_samples(request.data, imported.inputs, request.samples)
         how = MapStudy(request.samples, request.time)
         results = study_maps(imported, data, (loaded.label, request.data), how, say)
-    content = to_json(results)
+    content = encode(results)
     if output.write_json(content, json):
         return
     from sparseflow.report import build_document, show

@@ -13,7 +13,7 @@ from sparseflow.errors import ImportModelError
 
 if TYPE_CHECKING:
     from sparseflow.core import SparsifySpec
-    from sparseflow.engine.importer import Imported, TensorSpec
+    from sparseflow.engine.frontends.importer import Imported, TensorSpec
     from sparseflow.engine.sparsify import Sparsified
 
 ZOO_PREFIX = "zoo:"
@@ -75,7 +75,7 @@ class LoadedModel:
 
     def imported(self) -> Imported:
         """The model as the compiler takes it."""
-        from sparseflow.engine.importer import import_model
+        from sparseflow.engine.frontends.importer import import_model
 
         examples = None
         if self.examples is not None:
@@ -149,7 +149,7 @@ def _from_zoo(request: ModelRequest) -> LoadedModel:
 
 
 def _from_file(request: ModelRequest) -> LoadedModel:
-    from sparseflow.engine.importer import read_model
+    from sparseflow.engine.frontends.importer import read_model
 
     if request.batch != 1:
         raise ImportModelError(

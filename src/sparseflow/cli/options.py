@@ -45,6 +45,13 @@ ExactOption = Annotated[
         "--exact", help="Leave out kernels with a larger rounding error than direct sums (Winograd)."
     ),
 ]
+WeightsOption = Annotated[
+    str,
+    typer.Option(
+        metavar="TYPE",
+        help="Store weights as float32, bfloat16 or float16; half the bytes where a layer waits for memory.",
+    ),
+]
 CalibrateOption = Annotated[
     str | None,
     typer.Option(

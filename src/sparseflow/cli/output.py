@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,8 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+from sparseflow.core.files import atomic_write
 
 WIDTH = 140
 """Columns of tables that go to a file or a pipe."""
@@ -50,7 +50,7 @@ def write_json(data: Any, path: Path | None) -> bool:
 
     Raises
     ------
-    OSError
+    SparseflowError
         If the file cannot be written.
     """
     if path is None:
@@ -59,22 +59,8 @@ def write_json(data: Any, path: Path | None) -> bool:
     if str(path) == "-":
         sys.stdout.write(text)
         return True
-    write_whole(path, text)
+    atomic_write(path, text)
     return False
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes ``text`` so that ``path`` never holds a part of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(name).chmod(0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def milliseconds(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """What sparsity is: structures, masks, index formats, detection, storage arithmetic. NumPy only."""
 
 from sparseflow.core.detect import Detection, Explanation, best_rows, detect
+from sparseflow.core.element_type import BFLOAT16, ELEMENT_TYPES, FLOAT16, FLOAT32, ElementType
 from sparseflow.core.formats import (
     BSR,
     CSR,
@@ -45,11 +46,15 @@ from sparseflow.core.structures import (
 )
 
 __all__ = [
+    "BFLOAT16",
     "BSR",
     "CSR",
+    "ELEMENT_TYPES",
     "ELL",
     "FEATURE_MAP_FORMATS",
     "FKW",
+    "FLOAT16",
+    "FLOAT32",
     "FORMATS",
     "NM",
     "STRUCTURES",
@@ -63,6 +68,7 @@ __all__ = [
     "Connectivity",
     "DenseBlocks",
     "Detection",
+    "ElementType",
     "Explanation",
     "FeatureMapFormat",
     "FeatureMapIndex",

@@ -101,11 +101,6 @@ class Detection:
     dead_channels: int = 0
     live: Detection | None = None
 
-    @property
-    def density_in_cover(self) -> float:
-        """Fraction of the covered weights that are not zero; 1 for an empty cover."""
-        return self.density / self.cover_density if self.cover_density else 1.0
-
 
 def detect(weight: Array) -> Detection:
     """The structure that explains the zeros of ``weight`` in the fewest bits.

@@ -5,9 +5,8 @@ Stored are measured things; rates, ratios and bounds are properties, so that no 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal
 
 GIGA = 1e-9
@@ -157,17 +156,6 @@ class KernelRun:
             bounds.append((self.core_intensity * limits.l1_gbs, "L1"))
         return min(bounds)
 
-    @property
-    def target(self) -> float | None:
-        """The efficiency asked for by the project's own goals; None where none is set."""
-        if self.layer.op == "linear":
-            return None
-        small = self.layer.height * self.layer.width < 28 * 28
-        structure = self.structure.partition("@")[0]
-        if structure == "unstructured":
-            return 0.40 if self.layer.kernel == 1 else (0.43 if small else 0.50)
-        return {"block:4x1": 0.72 if small else 0.85, "block:2x1": 0.70}.get(structure)
-
 
 @dataclass(frozen=True)
 class SpeedPoint:
@@ -192,52 +180,7 @@ class SpeedPoint:
         return self.dense_s / self.sparse_s
 
 
-@dataclass(frozen=True)
-class PublishedPoint:
-    """A speed-up over dense that was published for a layer, beside ours.
-
-    Attributes
-    ----------
-    source : str
-        The pull request.
-    published : float or None
-        None where our notes hold no figure.
-    network : str
-        Where the layer is one of many that were published together; empty for a layer alone.
-    layers : int
-        How many times the layer stands in that network.
-    """
-
-    source: str
-    sparsity: float
-    published: float | None
-    ours: SpeedPoint
-    network: str = ""
-    layers: int = 1
-
-
 def kernel_label(template: str, parameters: Mapping[str, int]) -> str:
     """``taps(R=4, V=7)``."""
     inner = ", ".join(f"{name}={value}" for name, value in parameters.items())
     return f"{template}({inner})" if inner else template
-
-
-def break_even_sparsity(points: Iterable[SpeedPoint]) -> float | None:
-    """The least sparsity from which on the sparse kernel is never slower, between measured points by a straight line.
-
-    None if the sparsest point is slower; the sparsity of the densest point if none is.
-    """
-    ordered = sorted(points, key=lambda p: p.sparsity, reverse=True)
-    if not ordered or ordered[0].speedup < 1.0:
-        return None
-    for above, below in pairwise(ordered):
-        if below.speedup < 1.0:
-            share = (1.0 - below.speedup) / (above.speedup - below.speedup)
-            return below.sparsity + share * (above.sparsity - below.sparsity)
-    return ordered[-1].sparsity
-
-
-def network_speedup(points: Iterable[PublishedPoint]) -> float:
-    """Dense time / sparse time, each summed over the layers of a network."""
-    taken = list(points)
-    return sum(p.ours.dense_s * p.layers for p in taken) / sum(p.ours.sparse_s * p.layers for p in taken)

@@ -6,12 +6,11 @@ The engine's room measures it, training reads it; between them is one JSON file.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sparseflow.core.arrays import Shape
+from sparseflow.core.codec import decode
 from sparseflow.errors import FormatError
 
 KIND = "latency-table"
@@ -49,22 +48,13 @@ class LayerTimes:
 
     Attributes
     ----------
-    name : str
-        The layer's module in the model.
     shape : tuple of int
         Of the weight: OIHW or (out, in).
     """
 
-    name: str
     shape: Shape
     dense: LayerOption
     options: tuple[LayerOption, ...]
-
-    @classmethod
-    def from_json(cls, name: str, data: Mapping[str, Any]) -> LayerTimes:
-        """A layer's record in the file."""
-        options = tuple(LayerOption(**o) for o in data["options"])
-        return cls(name, tuple(int(n) for n in data["shape"]), LayerOption(**data["dense"]), options)
 
 
 @dataclass(frozen=True)
@@ -103,33 +93,6 @@ class LatencyTable:
         return max(0, self.network_nbytes - sum(layer.dense.nbytes for layer in self.layers.values()))
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> LatencyTable:
-        """The table in the content of its file.
-
-        Raises
-        ------
-        FormatError
-            If it is anything else.
-        """
-        try:
-            if data["kind"] != KIND:
-                raise FormatError(f"a {data['kind']} was found where a {KIND} is needed")
-            layers = {name: LayerTimes.from_json(name, case) for name, case in data["cases"].items()}
-            return cls(
-                str(data["model"]),
-                str(data["machine"]),
-                str(data["target"]),
-                int(data["threads"]),
-                float(data["network_s"]),
-                int(data["network_nbytes"]),
-                layers,
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise FormatError(
-                f"not a {KIND} ({type(error).__name__}: {error}); write one with tune"
-            ) from error
-
-    @classmethod
     def read(cls, path: str | Path) -> LatencyTable:
         """The table in a file.
 
@@ -143,6 +106,10 @@ class LatencyTable:
         except (OSError, ValueError) as error:
             raise FormatError(f"{path}: cannot be read ({error}); write it with sparseflow tune") from error
         try:
-            return cls.from_json(data)
+            kind = data.get("kind") if isinstance(data, dict) else None
+            if kind != KIND:
+                raise FormatError(f"a {kind} was found where a {KIND} is needed")
+            # the layers are the cases of its `Records`; beside them stands what was asked for
+            return decode(cls, {**data, "layers": data.get("cases")}, partial=True)
         except FormatError as error:
-            raise FormatError(f"{path}: {error}") from error
+            raise FormatError(f"{path}: {error}; write it with sparseflow tune") from error

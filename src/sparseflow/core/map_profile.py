@@ -1,9 +1,9 @@
-"""How sparse the feature maps of a network are on real inputs: what calibration records, plain and JSON-ready."""
+"""How sparse the feature maps of a network are on real inputs: what calibration records."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -53,12 +53,6 @@ class MapDensity:
     channels: float
     spatial: tuple[tuple[float, ...], ...]
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> MapDensity:
-        """The inverse of `dataclasses.asdict`, lists for tuples."""
-        spatial = tuple(tuple(row) for row in data["spatial"])
-        return cls(**{**data, "shape": tuple(data["shape"]), "spatial": spatial})
-
 
 @dataclass(frozen=True)
 class MapProfile:
@@ -85,15 +79,6 @@ class MapProfile:
         """This profile with another density of all maps but the data: for the worst case, not for a real plan."""
         layers = [replace(layer, mean=density) for layer in self.layers[1:]]
         return replace(self, layers=(*self.layers[:1], *layers))
-
-    def to_json(self) -> dict[str, Any]:
-        """A dictionary that `from_json` reads back."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> MapProfile:
-        """The inverse of `to_json`."""
-        return cls(tuple(MapDensity.from_json(d) for d in data["layers"]), int(data["calls"]))
 
 
 class MapCounter:

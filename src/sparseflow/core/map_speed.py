@@ -11,10 +11,6 @@ DIRECT, WINOGRAD, WEIGHTS, MAP, BOTH = "direct", "winograd", "weights", "map", "
 USES = (DIRECT, WINOGRAD, WEIGHTS, MAP, BOTH)
 """Which zeros a kernel uses: none (without or with Winograd), the weights', the map's, those of both."""
 
-_MAP_GOALS = {0.5: (1.2, 1.3), 0.3: (1.9, 2.0), 0.2: (2.5, 2.6), 0.1: (4.0, 4.3)}
-_BOTH_GOALS = {"block:128x1": 7.5, "block:64x1": 4.5}
-_LINEAR_GOAL = 5.0
-
 
 @dataclass(frozen=True)
 class MapRun:
@@ -76,19 +72,3 @@ class MapRun:
         """FLOPs of what neither side's zeros remove, over the peak of the same run."""
         rate = self.dense_equivalent_gflops
         return None if rate is None else rate * self.weight_density * self.map_density / self.peak_gflops
-
-    @property
-    def goal(self) -> float | None:
-        """The speed-up over the best direct dense kernel that the project asks for; None where it asks for none."""
-        if self.layer.op == "linear":
-            return _LINEAR_GOAL if self.map_density == 0.1 else None
-        if self.tiles < 1.0:
-            return None
-        small = self.layer.height < 28
-        if self.judged == MAP:
-            goals = _MAP_GOALS.get(self.map_density)
-            return None if goals is None else goals[small]
-        structure, _, sparsity = self.structure.partition("@")
-        quarter = float(sparsity) == 0.75 and self.map_density == 0.25
-        wide = structure == "block:64x1" or self.layer.channels >= 128
-        return _BOTH_GOALS.get(structure) if quarter and wide else None

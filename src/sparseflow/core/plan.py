@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+from sparseflow.core.element_type import FLOAT32
 from sparseflow.core.map_profile import MapProfile
 
 
@@ -23,7 +22,7 @@ class Measurement:
     threads : int
         Threads used.
     machine : str
-        CPU model and vector extension, as `sparseflow.engine.machine` names it.
+        CPU model and vector extension, as `sparseflow.engine.target.machine` names it.
     """
 
     median_s: float
@@ -179,12 +178,6 @@ class Cut:
             return ""
         return f"{self.filters[1]} + {self.held - self.filters[1]} passed, {self.added} added"
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Cut:
-        """The inverse of `dataclasses.asdict`, lists for tuples."""
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        return cls(**fields)
-
 
 def cut_summary(cuts: Sequence[Cut]) -> str:
     """All cuts in a sentence."""
@@ -226,6 +219,8 @@ class Plan:
         What propagation took from which layer before that.
     maps : MapProfile or None
         Densities of the layers' inputs on the calibration data, if there was any.
+    weights : str
+        Name of the `ElementType` in which weights are stored.
     """
 
     layers: tuple[LayerPlan, ...]
@@ -238,6 +233,7 @@ class Plan:
     cuts: tuple[Cut, ...] = ()
     rest: tuple[RestTime, ...] = ()
     maps: MapProfile | None = None
+    weights: str = FLOAT32.name
 
     @property
     def layers_s(self) -> float:
@@ -248,43 +244,6 @@ class Plan:
     def rest_s(self) -> float:
         """Seconds of all operators between the layers in one call."""
         return sum(r.calls * r.time_s for r in self.rest)
-
-    def to_json(self) -> dict[str, Any]:
-        """A dictionary that `from_json` reads back."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Plan:
-        """The inverse of `to_json`."""
-
-        def candidate(d: dict[str, Any]) -> CandidateTime:
-            return CandidateTime(d["template"], dict(d["parameters"]), d["time_s"], d["measured"])
-
-        layers = tuple(
-            LayerPlan(
-                **{
-                    **d,
-                    "weight_shape": tuple(d["weight_shape"]),
-                    "output_shape": tuple(d["output_shape"]),
-                    "chosen": candidate(d["chosen"]),
-                    "candidates": tuple(candidate(c) for c in d["candidates"]),
-                    "rejected": tuple(Rejection(**r) for r in d["rejected"]),
-                }
-            )
-            for d in data["layers"]
-        )
-        return cls(
-            layers,
-            data["target"],
-            data["threads"],
-            data["measured"],
-            data["sparsify"],
-            tuple(data["notes"]),
-            data.get("exact", False),  # engines saved before the option existed
-            tuple(Cut.from_json(c) for c in data.get("cuts", ())),
-            tuple(RestTime(**r) for r in data.get("rest", ())),
-            MapProfile.from_json(data["maps"]) if data.get("maps") else None,
-        )
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sparseflow.data.base import DATASETS, ImageData, data_roots
-from sparseflow.errors import DataError
+from sparseflow.errors import DataError, first_line
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _HINT = "fetch it with tools/fetch_data.sh cifar10, or point to a cifar-10-batches-py folder"
@@ -72,7 +72,7 @@ def _read_png(folder: Path, part: str) -> tuple[Tensor, Tensor]:
             with Image.open(path) as picture:
                 pixels = np.asarray(picture.convert("RGB"))
         except (OSError, ValueError, SyntaxError) as error:  # Pillow reports broken PNG chunks as SyntaxError
-            raise DataError(f"{path}: not a readable PNG ({_short(error)}); {_HINT}") from error
+            raise DataError(f"{path}: not a readable PNG ({first_line(error)}); {_HINT}") from error
         if pixels.shape[1] != 32 * 32:
             raise DataError(f"{path}: found rows of {pixels.shape[1]} pixels; 1024 is allowed; {_HINT}")
         images.append(pixels.reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2))
@@ -80,7 +80,7 @@ def _read_png(folder: Path, part: str) -> tuple[Tensor, Tensor]:
     try:
         labels = np.array(json.loads(path.read_text()), dtype=np.int64).reshape(-1)
     except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{path}: not a list of labels ({_short(error)}); {_HINT}") from error
+        raise DataError(f"{path}: not a list of labels ({first_line(error)}); {_HINT}") from error
     return _tensors(path, np.concatenate(images), labels)
 
 
@@ -147,13 +147,9 @@ def _load_batch(path: Path) -> dict[Any, Any]:
         AttributeError,
         ImportError,
     ) as error:
-        raise DataError(f"{path}: not a readable CIFAR-10 batch ({_short(error)}); {_HINT}") from error
+        raise DataError(f"{path}: not a readable CIFAR-10 batch ({first_line(error)}); {_HINT}") from error
     except pickle.UnpicklingError as error:
-        raise DataError(f"{path}: not a CIFAR-10 batch ({_short(error)}); {_HINT}") from error
+        raise DataError(f"{path}: not a CIFAR-10 batch ({first_line(error)}); {_HINT}") from error
     if not isinstance(batch, dict):
         raise DataError(f"{path}: found a {type(batch).__name__}; a dictionary is allowed; {_HINT}")
     return batch
-
-
-def _short(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

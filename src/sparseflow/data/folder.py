@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from sparseflow.data.base import ImageData
-from sparseflow.errors import DataError
+from sparseflow.errors import DataError, first_line
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
 _MODES = {1: "L", 3: "RGB"}
@@ -143,7 +143,7 @@ def _pixels(file: Path, settings: FolderSettings) -> np.ndarray[Any, np.dtype[np
         with Image.open(file) as picture:
             upright = ImageOps.exif_transpose(picture).convert(_MODES[settings.channels])
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise DataError(f"{file}: not a readable image ({reason}); remove or replace it") from error
     square = ImageOps.fit(upright, (settings.size, settings.size), Image.Resampling.BICUBIC)
     pixels = np.asarray(square, dtype=np.uint8).reshape(settings.size, settings.size, settings.channels)

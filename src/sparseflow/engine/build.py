@@ -7,24 +7,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import tvm
 from tvm import relax, tirx
 
 import sparseflow
 from sparseflow.core.checks import flag
+from sparseflow.core.element_type import ELEMENT_TYPES, FLOAT32
 from sparseflow.core.map_profile import MapProfile
 from sparseflow.core.plan import cut_summary
-from sparseflow.engine.importer import Imported
-from sparseflow.engine.machine import machine_name
-from sparseflow.engine.manifest import Manifest, Signature
+from sparseflow.engine.frontends.importer import Imported
 from sparseflow.engine.rest import rest_times
-from sparseflow.engine.runtime import Engine
-from sparseflow.engine.targets import architecture, instruction_sets, not_here
-from sparseflow.engine.threads import checked_threads, set_threads
+from sparseflow.engine.runtime.engine import Engine
+from sparseflow.engine.runtime.manifest import Manifest, Signature
+from sparseflow.engine.runtime.threads import checked_threads, set_threads
+from sparseflow.engine.target.machine import machine_name
+from sparseflow.engine.target.targets import not_here
 from sparseflow.errors import CompileError, SparseflowError
-from sparseflow.kernels.select import Selector
+from sparseflow.kernels.target.base import Target
+from sparseflow.kernels.tuning.selector import Selector
 from sparseflow.passes import pipeline
 from sparseflow.passes.hoist import call_labels, hoist_constants
 from sparseflow.passes.plan import plan_of
@@ -43,13 +44,15 @@ class Build:
 
     Attributes
     ----------
-    target : tvm.target.Target
+    target : Target
     threads : int
     measure, exact : bool
         For a target that this machine cannot run ``measure`` becomes False.
     sparsify : str
     dump : path or None
     progress : callable or None
+    weights : str
+        Name of the `ElementType` in which weights are stored.
 
     Raises
     ------
@@ -57,13 +60,14 @@ class Build:
         If one has another type, or the threads are out of bounds.
     """
 
-    target: Any
+    target: Target
     threads: int = 1
     measure: bool = True
     exact: bool = False
     sparsify: str = ""
     dump: str | os.PathLike[str] | None = None
     progress: Progress | None = None
+    weights: str = FLOAT32.name
 
     def __post_init__(self) -> None:
         def keep(name: str, value: object) -> None:
@@ -76,6 +80,8 @@ class Build:
         keep("threads", checked_threads(self.threads, self.measure))
         if not isinstance(self.sparsify, str):
             raise CompileError(f"sparsify={self.sparsify!r}: allowed: text")
+        if self.weights not in ELEMENT_TYPES:
+            raise CompileError(f"weights={self.weights!r}: allowed: {', '.join(ELEMENT_TYPES)}")
         if self.dump is not None and not isinstance(self.dump, str | os.PathLike):
             raise CompileError(f"dump={self.dump!r}: allowed: the path of a folder")
         if self.progress is not None and not callable(self.progress):
@@ -84,7 +90,7 @@ class Build:
     @property
     def foreign(self) -> str | None:
         """Why this machine cannot run the code; None if it can."""
-        return not_here(architecture(self.target), instruction_sets(self.target))
+        return not_here(self.target.architecture, self.target.instruction_sets)
 
     def say(self, text: str) -> None:
         """Tells what is being done."""
@@ -115,17 +121,19 @@ def build(imported: Imported, how: Build, profile: MapProfile | None = None) -> 
     selector = how.selector()
     set_threads(how.threads)  # of the kernels that are measured
     with inside_tvm("lowering"):
-        mod = pipeline.run(imported.mod, selector, how.threads, observe, profile, how.progress)
+        mod = pipeline.run(
+            imported.mod, selector, how.threads, observe, profile, how.progress, ELEMENT_TYPES[how.weights]
+        )
     cuts = cuts_of(mod)
     plan = plan_of(mod)
     notes = (*((cut_summary(cuts),) if cuts else ()), *plan.notes)
-    plan = replace(plan, sparsify=how.sparsify, cuts=cuts, notes=notes, maps=profile)
+    plan = replace(plan, sparsify=how.sparsify, weights=how.weights, cuts=cuts, notes=notes, maps=profile)
     calls = call_labels(mod)
     hoisted, constants = hoist_constants(mod)
     how.say("generate code")
     with inside_tvm("generating code"):
         with watched("code generation", how.progress), _argument_checks(hoisted):
-            executable = relax.build(hoisted, target=how.target)
+            executable = relax.build(hoisted, how.target.tvm, relax_pipeline=how.target.pipeline)
         if how.measure:
             names = {layer.name for layer in plan.layers}
             plan = replace(plan, rest=rest_times(mod, executable, names, selector))
@@ -136,8 +144,8 @@ def build(imported: Imported, how: Build, profile: MapProfile | None = None) -> 
         calls=tuple(calls),
         target=str(how.target),
         machine=machine_name(),
-        flags=instruction_sets(how.target),
-        architecture=architecture(how.target),
+        flags=how.target.instruction_sets,
+        architecture=how.target.architecture,
         threads=how.threads,
         tvm_version=str(tvm.__version__),
         sparseflow_version=sparseflow.__version__,

@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import tvm
 
+from sparseflow.core.element_type import FLOAT32
 from sparseflow.core.map_profile import MapCounter, MapProfile
 from sparseflow.engine.build import Build, build, inside_tvm
-from sparseflow.engine.importer import Imported, TensorSpec
-from sparseflow.engine.memory import host_arrays
-from sparseflow.engine.runtime import Engine
-from sparseflow.engine.targets import resolve
+from sparseflow.engine.frontends.importer import Imported, TensorSpec
+from sparseflow.engine.runtime.engine import Engine
+from sparseflow.engine.runtime.memory import host_arrays
+from sparseflow.engine.target.targets import resolve
 from sparseflow.errors import InputError
 from sparseflow.passes.canonicalise import Canonicalise
 from sparseflow.passes.density import expose_maps
@@ -54,9 +55,9 @@ def profile_maps(imported: Imported, inputs: Iterable[Any], how: Build | None = 
     inputs = as_calls(inputs)
     how = replace(how or Build(resolve("native")), measure=False, dump=None)
     with inside_tvm("calibration"):
-        mod = tvm.transform.Sequential([Canonicalise(how.threads), Propagate()])(imported.mod)
+        mod = tvm.transform.Sequential([Canonicalise(how.target, how.threads), Propagate()])(imported.mod)
         exposed = expose_maps(mod)
-    outputs = tuple(TensorSpec(f"map{i}", shape, "float32") for i, shape in enumerate(exposed.shapes))
+    outputs = tuple(TensorSpec(f"map{i}", shape, FLOAT32.name) for i, shape in enumerate(exposed.shapes))
     engine = build(replace(imported, mod=exposed.mod, outputs=outputs), how) if outputs else None
     if engine is None:
         how.say("calibrate: no layer reads another's result, so that only the model's own inputs are counted")

@@ -9,13 +9,14 @@ from typing import Any
 
 import tvm
 
+from sparseflow.core.element_type import FLOAT32
 from sparseflow.core.map_profile import MapProfile
 from sparseflow.core.plan import Cut
 from sparseflow.engine.build import Build, Progress, build, inside_tvm
 from sparseflow.engine.calibrate import as_calls, faster_engine, profile_maps
-from sparseflow.engine.importer import Imported, import_model
-from sparseflow.engine.runtime import Engine
-from sparseflow.engine.targets import resolve
+from sparseflow.engine.frontends.importer import Imported, import_model
+from sparseflow.engine.runtime.engine import Engine
+from sparseflow.engine.target.targets import resolve
 from sparseflow.passes.canonicalise import Canonicalise
 from sparseflow.passes.propagate import Propagate, cuts_of
 from sparseflow.passes.watch import watched
@@ -28,6 +29,7 @@ def compile(
     threads: int = 1,
     measure: bool = True,
     exact: bool = False,
+    weights: str = FLOAT32.name,
     target: str | Mapping[str, Any] = "native",
     shapes: Mapping[str, Sequence[int]] | None = None,
     sparsify: str = "",
@@ -50,6 +52,9 @@ def compile(
         run: by the cost model.
     exact : bool
         Leave out kernels whose rounding error is larger than that of adding up the products (Winograd).
+    weights : str
+        Type in which weights are stored: ``float32``, ``bfloat16`` or ``float16``, which halve the bytes that layers
+        bound by memory read. Weights are rounded to it; maps and sums stay float32.
     target : str or mapping
         ``native`` (this machine), ``avx512``, ``avx2``, ``neon``, or TVM's target as a dictionary,
         ``{"kind": "llvm", "mcpu": "znver4"}``.
@@ -75,7 +80,7 @@ def compile(
     InputError
         If the calibration inputs do not fit the model.
     """
-    how = Build(resolve(target), threads, measure, exact, sparsify, dump, progress)
+    how = Build(resolve(target), threads, measure, exact, sparsify, dump, progress, weights)
     calls = (
         calibration
         if calibration is None or isinstance(calibration, MapProfile)
@@ -89,7 +94,8 @@ def compile(
     if calls is None or isinstance(calls, MapProfile):
         return build(imported, how, calls)
     # of a model for another machine the maps are counted on this one
-    profile = profile_maps(imported, calls, replace(how, target=resolve("native"), measure=False))
+    counts = replace(how, target=resolve("native"), measure=False) if how.foreign else how
+    profile = profile_maps(imported, calls, counts)
     engine = build(imported, how, profile)
     if not how.measure or not any(layer.map_format for layer in engine.plan.layers):
         return engine
@@ -106,4 +112,4 @@ def cuts(imported: Imported) -> tuple[Cut, ...]:
         If the model's graph cannot be read.
     """
     with inside_tvm("propagation"):
-        return cuts_of(tvm.transform.Sequential([Canonicalise(), Propagate()])(imported.mod))
+        return cuts_of(tvm.transform.Sequential([Canonicalise(resolve("native")), Propagate()])(imported.mod))

@@ -13,7 +13,7 @@ import tvm
 from tvm.relax.analysis import has_reshape_pattern
 
 from sparseflow.core.plan import RestTime
-from sparseflow.kernels.select import Selector, time_interleaved
+from sparseflow.kernels.tuning.selector import Selector, time_interleaved
 from sparseflow.passes.graph import is_constant
 from sparseflow.passes.hoist import call_labels, kernel_calls
 
@@ -27,10 +27,11 @@ class _Kernel:
     library: Any
     name: str
     arguments: list[Any]
+    device: Any
 
     def seconds(self, number: int) -> float:
         """Mean time of ``number`` calls in a row."""
-        timer = self.library.time_evaluator(self.name, tvm.cpu(), number=number, repeat=1)
+        timer = self.library.time_evaluator(self.name, self.device, number=number, repeat=1)
         return float(timer(*self.arguments).mean)
 
 
@@ -64,7 +65,9 @@ def rest_times(
     found = selector.kept(key)
     if found is None:
         library = executable.mod.imports[0]
-        kernels = [_Kernel(library, name, _operands(call)) for name, call in examples.items()]
+        kernels = [
+            _Kernel(library, name, _operands(call), selector.target.device) for name, call in examples.items()
+        ]
         found = {"times_s": time_interleaved(kernels)}
         selector.keep(key, found)
     return tuple(RestTime(n, counts[n], float(t)) for n, t in zip(examples, found["times_s"], strict=True))

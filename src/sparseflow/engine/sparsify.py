@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from sparseflow.core import SparsifySpec
-from sparseflow.engine.weights import ROLES, WeightedLayer, weighted_layers
+from sparseflow.core.roles import ROLES
+from sparseflow.engine.weights import WeightedLayer, weighted_layers
 from sparseflow.errors import StructureError
 
 
@@ -65,8 +66,8 @@ class Sparsified:
 def sparsify(model: Any, spec: SparsifySpec, include: Sequence[str] = ()) -> Sparsified:
     """The record of pruning every eligible layer of ``model``, in place, to the smallest magnitudes.
 
-    Stem (the first convolution, or one of at most four input channels), depthwise and grouped convolutions
-    and the classifier (the last linear layer) stay dense unless ``include`` names their role.
+    Stem, depthwise layers and classifier stay dense unless ``include`` names their role
+    (`sparseflow.core.roles.roles_of`).
 
     Parameters
     ----------
@@ -91,21 +92,6 @@ def sparsify(model: Any, spec: SparsifySpec, include: Sequence[str] = ()) -> Spa
         why = "; ".join(reasons[:3]) if reasons else "the model has no convolution and no linear layer"
         raise StructureError(f"sparsify {spec.text}: fits no layer of the model: {why}")
     return Sparsified(spec, records)
-
-
-def sparsify_module(module: Any, spec: SparsifySpec, include: Sequence[str] = ()) -> Sparsified:
-    """`sparsify` for a `torch.nn.Module`."""
-    return sparsify(module, spec, include)
-
-
-def sparsify_exported(program: Any, spec: SparsifySpec, include: Sequence[str] = ()) -> Sparsified:
-    """`sparsify` for a `torch.export.ExportedProgram`."""
-    return sparsify(program, spec, include)
-
-
-def sparsify_onnx(model: Any, spec: SparsifySpec, include: Sequence[str] = ()) -> Sparsified:
-    """`sparsify` for an `onnx.ModelProto`."""
-    return sparsify(model, spec, include)
 
 
 def _sparsify_layer(layer: WeightedLayer, spec: SparsifySpec, include: Sequence[str]) -> SparsifiedLayer:

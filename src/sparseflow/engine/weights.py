@@ -9,16 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from sparseflow.engine.memory import weight_tensor
+from sparseflow.core.roles import roles_of
+from sparseflow.engine.runtime.memory import weight_tensor
 from sparseflow.errors import ImportModelError
 
 Array = np.ndarray[Any, Any]
-
-STEM_CHANNELS = 4
-"""A convolution that reads at most this many channels reads an image: a stem."""
-
-ROLES = ("stem", "depthwise", "classifier")
-"""Roles of layers that stay dense unless they are asked for."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +33,7 @@ class WeightedLayer:
     write : callable
         Puts an array of the weight's shape in its place, in the model.
     role : str
-        ``stem``, ``depthwise`` (any grouped convolution), ``classifier`` or ``""``.
+        As `sparseflow.core.roles.roles_of` says.
     """
 
     name: str
@@ -75,17 +70,8 @@ def weighted_layers(model: Any) -> tuple[WeightedLayer, ...]:
 
 def _with_roles(layers: Iterable[WeightedLayer]) -> tuple[WeightedLayer, ...]:
     unique = list({layer.name: layer for layer in layers}.values())
-    convolutions = [i for i, layer in enumerate(unique) if layer.op == "conv2d"]
-    linears = [i for i, layer in enumerate(unique) if layer.op == "linear"]
-
-    def role(i: int, layer: WeightedLayer) -> str:
-        if layer.op == "linear":
-            return "classifier" if i == linears[-1] else ""
-        if i == convolutions[0] or layer.weight.shape[1] * layer.groups <= STEM_CHANNELS:
-            return "stem"
-        return "depthwise" if layer.groups > 1 else ""
-
-    return tuple(replace(layer, role=role(i, layer)) for i, layer in enumerate(unique))
+    roles = roles_of([(layer.weight.shape, layer.groups) for layer in unique])
+    return tuple(replace(layer, role=role) for layer, role in zip(unique, roles, strict=True))
 
 
 def _torch_layer(name: str, op: str, tensor: Any, groups: int) -> WeightedLayer:

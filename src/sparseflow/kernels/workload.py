@@ -1,28 +1,28 @@
-"""What a kernel has to compute, and what a kernel template is."""
+"""What a kernel has to compute, and the layouts of its tensors."""
 
 from __future__ import annotations
 
 import json
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tvm import tirx
 
-from sparseflow.kernels.lanes import LaneLayout, canonical
-from sparseflow.kernels.pixels import PixelLayout
-from sparseflow.kernels.target import AVX512, VectorUnit
-from sparseflow.registry import Registry
+from sparseflow.core.element_type import ELEMENT_TYPES, FLOAT32, ElementType
+from sparseflow.kernels.layouts.indexed import PixelLayout
+from sparseflow.kernels.layouts.lane import LaneLayout, canonical
+from sparseflow.kernels.target.base import Target, VectorUnit, target_from
 
 Array = npt.NDArray[Any]
 
 MAX_PATTERNS = 16
+DENSEST = 0.7
+"""Density of weights above which their index costs more than their zeros save."""
+DENSEST_SHARED = 0.9
+"""The same for taps that four filters share, of which there are a quarter as many."""
 SHARED = (1, 2, 4, 8, 16, 32, 64, 128)
-ACTIVATIONS = ("none", "relu", "relu6", "silu", "gelu", "hardswish", "fatrelu")
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,14 @@ class Workload:
     bias, residual : bool
         Whether the epilogue adds a bias per filter, and a tensor of the output's shape.
     activation : str
-        One of `ACTIVATIONS`, applied last.
-    threshold : float
-        Of ``fatrelu``, which keeps what is larger and makes the rest zero; not negative.
+        One of `sparseflow.core.activations.fused`, applied last.
+    parameter : float
+        Of an activation that takes one.
     covers : tuple of (int, float)
         For each R of `SHARED`: the density of the taps when R consecutive filters share them, `passed` ones left out.
     threads : int
-    vectors : VectorUnit
-        Registers of the target, so that the key is complete.
+    target : Target
+        The machine that the kernel is for: its registers and caches decide which candidates there are.
     passed : int
         The last filters, which have no weights: only bias and residual reach their channels.
     residual_channels : int
@@ -61,6 +61,8 @@ class Workload:
         0 when the residual has the output's channels in order.
     map_density : float
         Fraction of the input map that is not zero, from calibration; 1.0 when it is not calibrated.
+    weights : ElementType
+        All weights are numbers of this type; a kernel may store them as such. Maps, bias and sums are float32.
     halo : (int, int, int, int)
         Rows and columns around the output that its consumers read and this layer fills: top, left, bottom, right.
     """
@@ -79,15 +81,21 @@ class Workload:
     bias: bool = False
     residual: bool = False
     activation: str = "none"
-    threshold: float = 0.0
+    parameter: float = 0.0
     covers: tuple[tuple[int, float], ...] = ((1, 1.0),)
     patterns: tuple[tuple[int, float], ...] = ()
     threads: int = 1
-    vectors: VectorUnit = AVX512
     passed: int = 0
     residual_channels: int = 0
     map_density: float = 1.0
+    weights: ElementType = FLOAT32
     halo: tuple[int, int, int, int] = (0, 0, 0, 0)
+    target: Target = field(kw_only=True)
+
+    @property
+    def vectors(self) -> VectorUnit:
+        """The target's registers."""
+        return self.target.vectors
 
     @property
     def live(self) -> int:
@@ -135,6 +143,21 @@ class Workload:
         return self.batch * self.filters * self.out_height * self.out_width * per_position
 
     @property
+    def input_bytes(self) -> int:
+        """Bytes of one image of the input map."""
+        return FLOAT32.nbytes * self.channels * self.height * self.width
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of one image of the output map."""
+        return FLOAT32.nbytes * self.filters * self.out_height * self.out_width
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights, zeros included."""
+        return self.weights.nbytes * math.prod(self.weight_shape)
+
+    @property
     def depthwise(self) -> bool:
         """One filter or more for each input channel, none shared."""
         return self.groups == self.channels and self.groups > 1
@@ -155,18 +178,8 @@ class Workload:
 
     def input_layout(self, output: LaneLayout) -> LaneLayout:
         """The layout that this layer reads when it writes ``output``."""
-        (sh, sw), (kh, kw), (dh, dw) = self.stride, self.kernel_size, self.dilation
-        top, left = self.padding[0], self.padding[1]
-        bottom = max(0, dh * (kh - 1) - top - (sh - 1))
-        right = max(0, dw * (kw - 1) - left - (sw - 1))
-        return LaneLayout(
-            self.channels,
-            self.height,
-            self.width,
-            output.grid,
-            (output.block[0] * sh, output.block[1] * sw),
-            (top, left, bottom, right),
-        )
+        shape = self.channels, self.height, self.width
+        return output.read_by(shape, self.kernel_size, self.stride, self.padding, self.dilation)
 
     def pixel_layouts(self) -> Layouts:
         """The layouts of a kernel on indexed maps: the input's bits have the halo that it reads, the output's none."""
@@ -179,18 +192,18 @@ class Workload:
         return Layouts(source, output, output if self.residual else None)
 
     def key(self) -> str:
-        """A canonical string: equal keys, equal best kernel. Densities are rounded to two digits.
+        """A canonical string: equal keys, equal best kernel. Densities are rounded to two digits, none below 1 to 1.
 
-        The threshold is left out: it changes a constant of the code, not its time.
+        The activation's parameter is left out: it changes a constant of the code, not its time.
         """
-        covers, patterns = (tuple((k, round(d, 2)) for k, d in x) for x in (self.covers, self.patterns))
-        map_density = round(self.map_density, 2)
-        rounded = replace(self, covers=covers, patterns=patterns, map_density=map_density, threshold=0.0)
+        covers, patterns = (tuple((k, _rounded(d)) for k, d in x) for x in (self.covers, self.patterns))
+        map_density = _rounded(self.map_density)
+        rounded = replace(self, covers=covers, patterns=patterns, map_density=map_density, parameter=0.0)
         return rounded.key_exact()
 
     def key_exact(self) -> str:
         """Like `key` with the densities as they are; `from_key` reads it."""
-        return json.dumps(asdict(self), sort_keys=True)
+        return json.dumps({**asdict(self), "weights": self.weights.name}, sort_keys=True)
 
     @classmethod
     def from_key(cls, text: str) -> Workload:
@@ -200,86 +213,8 @@ class Workload:
             data[name] = tuple(data[name])
         for name in ("covers", "patterns"):
             data[name] = tuple((int(k), float(d)) for k, d in data[name])
-        return cls(**{**data, "vectors": VectorUnit(**data["vectors"])})
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A template with its parameters."""
-
-    template: str
-    parameters: Mapping[str, int] = field(default_factory=dict)
-
-    def to_json(self) -> str:
-        """A canonical string; used as an attribute in the IR and in the cache."""
-        return json.dumps({"template": self.template, "parameters": dict(self.parameters)}, sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str) -> Candidate:
-        """The inverse of `to_json`."""
-        return cls(**json.loads(text))
-
-
-class KernelTemplate(ABC):
-    """A generator of kernels for some workloads. Its output equals the dense reference to rounding.
-
-    Attributes
-    ----------
-    name : str
-        The name in the registry.
-    layout : str
-        ``lanes`` when input and output are in a `LaneLayout`, ``pixels`` when they are in a `PixelLayout` and carry
-        their index, ``rows`` when they are row-major matrices.
-    format : str
-        The index format it reads; ``dense`` if none.
-    sparse_input : bool
-        Whether it leaves out the products with zeros of its input.
-    exact : bool
-        False when the error is larger than that of adding up the products; such a template states its bound, and
-        the option ``exact`` leaves it out.
-    unions : bool
-        Whether it takes a residual through an index (`Workload.residual_channels`), and leaves out `Workload.passed`
-        filters; templates that do not compute them as zeros.
-    """
-
-    name: str
-    layout: str
-    format: str
-    sparse_input: bool = False
-    exact: bool = True
-    unions: bool = False
-
-    def refusal(self, workload: Workload) -> str | None:
-        """`rejects`, and before it what no template but those that pick the residual's channels can do."""
-        if workload.residual_channels and not self.unions:
-            return "the residual has other channels than the result; this kernel adds it in order only"
-        return self.rejects(workload)
-
-    @abstractmethod
-    def rejects(self, workload: Workload) -> str | None:
-        """Why this template does not apply, in words for the user; None when it does."""
-
-    @abstractmethod
-    def candidates(self, workload: Workload) -> list[Candidate]:
-        """Parameter choices that are worth measuring, the most promising first."""
-
-    @abstractmethod
-    def predict_cycles(self, workload: Workload, candidate: Candidate) -> float:
-        """Processor cycles that one call takes on one core, by the cost model."""
-
-    @abstractmethod
-    def pack(
-        self, workload: Workload, candidate: Candidate, weight: Array, layouts: Layouts
-    ) -> dict[str, Array]:
-        """The constant operands, in the order of the kernel's parameters, from the OIHW weight."""
-
-    @abstractmethod
-    def build(self, workload: Workload, candidate: Candidate, layouts: Layouts, name: str) -> tirx.PrimFunc:
-        """The kernel: parameters input, packed constants, bias, residual index, residual (those it has), output.
-
-        With layout ``pixels`` the input is values and bits, the residual its values, and the output values, bits and
-        count.
-        """
+        types = {"target": target_from(data["target"]), "weights": ELEMENT_TYPES[data["weights"]]}
+        return cls(**{**data, **types})
 
 
 @dataclass(frozen=True)
@@ -328,13 +263,8 @@ def natural_layouts(workload: Workload) -> Layouts:
     )
 
 
-TEMPLATES: Registry[KernelTemplate] = Registry("kernel template")
-
-
-def register(template: type[KernelTemplate]) -> type[KernelTemplate]:
-    """A class decorator that puts an instance of the template into `TEMPLATES`."""
-    TEMPLATES.register(template.name)(template())
-    return template
+def _rounded(density: float) -> float:
+    return density if density >= 1.0 else min(round(density, 2), 0.99)
 
 
 def dense_covers() -> tuple[tuple[int, float], ...]:

@@ -16,9 +16,11 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from sparseflow.kernels.attention import Attention
-from sparseflow.kernels.workload import TEMPLATES, Array, Candidate
-from sparseflow.passes.graph import Graph, Rebuild, is_constant, op_name, shape_of
+from sparseflow.core.element_type import FLOAT32
+from sparseflow.kernels.lane.attention import Attention
+from sparseflow.kernels.template import TEMPLATES, Candidate
+from sparseflow.kernels.workload import Array
+from sparseflow.passes.graph import Graph, Rebuild, op_name, scalar, shape_of
 from sparseflow.passes.ops import LayerAttrs, attention_call, is_layer
 
 Expr = Any
@@ -84,7 +86,7 @@ def _emit(rebuild: Rebuild, match: _Match) -> Expr:
 def _match(graph: Graph, softmax: Expr) -> _Match | None:
     call = graph.definition[softmax]
     scores, rank = call.args[0], len(shape_of(softmax))
-    mixed = _only_user(graph, softmax)
+    mixed = graph.only_user(softmax)
     if rank not in (3, 4) or int(call.attrs.axis) % rank != rank - 1 or mixed is None:
         return None
     product = graph.definition[mixed]
@@ -109,25 +111,13 @@ def _match(graph: Graph, softmax: Expr) -> _Match | None:
     return None if out is None else _Match(shape, (q.source, k.source, v.source), mask, out)
 
 
-def _only_user(graph: Graph, var: Expr) -> Expr | None:
-    users = graph.consumers.get(var, [])
-    return users[0] if len(users) == 1 and graph.uses[var] == 1 else None
-
-
-def _scalar(graph: Graph, expr: Expr) -> float | None:
-    value = graph.value(expr)
-    if not is_constant(value) or math.prod(shape_of(value)) != 1 or str(value.value.dtype) != "float32":
-        return None
-    return float(value.value.numpy().reshape(-1)[0])
-
-
 def _factor(graph: Graph, value: Expr) -> tuple[Expr, float] | None:
     """``x`` and ``c`` of ``x * c`` or ``x / c``."""
     name = op_name(value)
     if name not in ("relax.multiply", "relax.divide"):
         return None
     for x, c in (value.args, reversed(value.args)) if name == "relax.multiply" else (value.args,):
-        factor = _scalar(graph, c)
+        factor = scalar(graph.value(c))
         if factor and shape_of(x) == tuple(int(d) for d in value.ty.shape):
             return x, factor if name == "relax.multiply" else 1.0 / factor
     return None
@@ -228,7 +218,7 @@ def _first(view: _View, shape: tuple[int, int, int, int]) -> int | None:
 
 def _mask_shape(mask: Expr, shape: Attention, rank: int) -> tuple[int, ...] | None:
     """The mask's shape with four dimensions; None if the kernel cannot read it."""
-    if str(mask.ty.dtype.dtype) != "float32":
+    if str(mask.ty.dtype.dtype) != FLOAT32.name:
         return None
     sizes = shape_of(mask)
     if rank == 3:  # images and heads in one dimension: only what is the same for all
@@ -251,7 +241,7 @@ def _joined(graph: Graph, mixed: Expr, shape: Attention) -> Expr | None:
         same = shape_of(var)[-1] == shape.heads * shape.size
         if same and np.array_equal(index.reshape(-1), wanted):
             return var
-        user = _only_user(graph, var)
+        user = graph.only_user(var)
         value = None if user is None else graph.definition[user]
         if value is None or op_name(value) not in (*RESHAPES, "relax.permute_dims"):
             return None

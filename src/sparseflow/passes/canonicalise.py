@@ -10,9 +10,11 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from sparseflow.kernels.target import AVX512, VectorUnit
+from sparseflow.core.element_type import FLOAT32, ElementType
+from sparseflow.errors import CompileError, ElementTypeError
+from sparseflow.kernels.target.base import Target
 from sparseflow.kernels.workload import Array, Workload
-from sparseflow.passes.activations import IDENTITY, Activation, single_activation, spread_activation
+from sparseflow.passes.activations import activation_of
 from sparseflow.passes.graph import Graph, Rebuild, is_constant, op_name, shape_of
 from sparseflow.passes.ops import LayerAttrs, constant, constant_name, layer_call
 from sparseflow.passes.pools import PoolLast
@@ -32,7 +34,8 @@ class _Layer:
     out_shape: tuple[int, ...]
     bias: Array | None = None
     residual: Expr | None = None
-    activation: Activation = IDENTITY
+    activation: str = "none"
+    parameter: float = 0.0
 
 
 @tvm.transform.module_pass(opt_level=0, name="sparseflow.Canonicalise")
@@ -43,8 +46,8 @@ class Canonicalise:
     with batch norm in ``w`` and ``b`` (b' = (b - mean)·γ/√(var + ε) + β, w' = w·γ/√(var + ε)).
     """
 
-    def __init__(self, threads: int = 1, vectors: VectorUnit = AVX512) -> None:
-        self.threads, self.vectors = threads, vectors
+    def __init__(self, target: Target, threads: int = 1, weights: ElementType = FLOAT32) -> None:
+        self.target, self.threads, self.weights = target, threads, weights
 
     def transform_module(self, mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
         """See the class."""
@@ -71,22 +74,31 @@ class Canonicalise:
         return relax.transform.DeadCodeElimination()(Rebuild(mod).run(visit))
 
     def _emit(self, rebuild: Rebuild, layer: _Layer) -> Expr:
+        values = self._rounded(layer)
         workload = Workload(
             **layer.workload,
             bias=layer.bias is not None,
             residual=layer.residual is not None,
-            activation=layer.activation.kind,
-            threshold=layer.activation.threshold,
+            activation=layer.activation,
+            parameter=layer.parameter,
             threads=self.threads,
-            vectors=self.vectors,
-        ).with_zeros_of(layer.weight)
+            target=self.target,
+            weights=self.weights,
+        ).with_zeros_of(values)
         attrs = LayerAttrs(layer.name, workload, layer.out_shape)
         bias = [] if layer.bias is None else [constant(layer.bias, f"{layer.name}.bias")]
         residual = [] if layer.residual is None else [rebuild.old(layer.residual)]
-        weight = constant(layer.weight, layer.name)
+        weight = constant(values, layer.name)
         return layer_call(
             attrs, rebuild.old(layer.x), relax.Tuple([weight]), relax.Tuple(bias), relax.Tuple(residual)
         )
+
+    def _rounded(self, layer: _Layer) -> Array:
+        """The weight in numbers of the type it is to be stored in."""
+        try:
+            return self.weights.rounded(layer.weight)
+        except ElementTypeError as error:
+            raise CompileError(f"layer {layer.name}: {error}") from error
 
 
 def _start(graph: Graph, var: Expr) -> _Layer | None:
@@ -101,7 +113,7 @@ def _start(graph: Graph, var: Expr) -> _Layer | None:
 def _conv2d(graph: Graph, var: Expr, call: Expr) -> _Layer | None:
     a, weight = call.attrs, graph.value(call.args[1])
     layouts = (str(a.data_layout), str(a.kernel_layout), str(a.out_layout))
-    if not is_constant(weight) or layouts != ("NCHW", "OIHW", "NCHW") or weight.value.dtype != "float32":
+    if not is_constant(weight) or layouts != ("NCHW", "OIHW", "NCHW") or weight.value.dtype != FLOAT32.name:
         return None
     batch, channels, height, width = shape_of(call.args[0])
     values = weight.value.numpy()
@@ -128,7 +140,7 @@ def _linear(graph: Graph, var: Expr, call: Expr) -> _Layer | None:
     if transposed:
         weight = graph.value(weight).args[0]
     weight = graph.value(weight)
-    if not is_constant(weight) or len(shape_of(weight)) != 2 or weight.value.dtype != "float32":
+    if not is_constant(weight) or len(shape_of(weight)) != 2 or weight.value.dtype != FLOAT32.name:
         return None
     values = weight.value.numpy() if transposed else weight.value.numpy().T
     shape = shape_of(x)
@@ -154,24 +166,24 @@ def _layer_name(weight_name: str, kind: str, var: Expr) -> str:
 def _extend(graph: Graph, layer: _Layer, taken: set[Expr]) -> list[Expr]:
     """Moves ``layer`` to the end of the chain of single-use operators it can swallow; returns what it swallowed."""
     chain: list[Expr] = []
-    while graph.uses[layer.var] == 1 and layer.activation.kind == "none":
+    while True:
+        found = activation_of(graph, layer.var)
+        if found is not None:
+            layer.activation, layer.parameter = found.activation.name, found.parameter
+            layer.var = found.result
+            return chain + found.inside
+        if graph.uses[layer.var] != 1:
+            return chain
         (user,) = graph.consumers.get(layer.var, [None])
         if user is None or user in taken:
-            break
-        step = graph.definition[user]
-        following = _swallow(graph, layer, user, step)
+            return chain
+        following = _swallow(graph, layer, user, graph.definition[user])
         if following is None:
-            break
+            return chain
         chain.append(layer.var)
         if following is not user:
             chain.append(user)
         layer.var = following
-    if layer.activation.kind == "none":
-        found = spread_activation(graph, layer.var)
-        if found is not None:
-            layer.activation, layer.var = found.activation, found.result
-            chain += found.inside
-    return chain
 
 
 def _swallow(graph: Graph, layer: _Layer, user: Expr, step: Expr) -> Expr | None:
@@ -181,10 +193,6 @@ def _swallow(graph: Graph, layer: _Layer, user: Expr, step: Expr) -> Expr | None
         return _batch_norm(graph, layer, user, step)
     if name in ("relax.add", "relax.multiply", "relax.subtract", "relax.divide") and layer.residual is None:
         return user if _arithmetic(graph, layer, name, step) else None
-    activation = single_activation(step)
-    if activation is not None:
-        layer.activation = activation
-        return user
     return None
 
 
@@ -238,7 +246,7 @@ def _arithmetic(graph: Graph, layer: _Layer, name: str, step: Expr) -> bool:
         return True
     operand = step.args[1 - mine]
     same = operand != layer.var and shape_of(operand) == layer.out_shape and name == "relax.add"
-    if same and operand.ty.dtype == "float32":
+    if same and operand.ty.dtype == FLOAT32.name:
         layer.residual = operand
         return True
     return False

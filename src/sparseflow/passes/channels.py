@@ -2,46 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import erf, prod
+from math import prod
 from typing import Any
 
 import numpy as np
 
+from sparseflow.core.activations import ACTIVATIONS
 from sparseflow.kernels.workload import Array, Workload
+from sparseflow.ops.binary import binary
+from sparseflow.ops.pool import keeps_constants, per_channel
+from sparseflow.passes.activations import single_activation
 from sparseflow.passes.graph import Graph, inputs_of, is_constant, op_name, shape_of
 from sparseflow.passes.ops import LayerAttrs, is_layer, weight_of
 
 Expr = Any
-UNARY: dict[str, Callable[[Array], Array]] = {
-    "relax.nn.relu": lambda x: np.maximum(x, 0.0),
-    "relax.nn.silu": lambda x: x / (1.0 + np.exp(-x)),
-    "relax.nn.gelu": lambda x: 0.5 * x * (1.0 + np.vectorize(erf, otypes=[float])(x / np.sqrt(2.0))),
-    "relax.sigmoid": lambda x: 1.0 / (1.0 + np.exp(-x)),
-    "relax.tanh": np.tanh,
-}
-ACTIVATION: dict[str, Callable[[Array], Array]] = {
-    "none": lambda x: x,
-    "relu": UNARY["relax.nn.relu"],
-    "relu6": lambda x: np.clip(x, 0.0, 6.0),
-    "silu": UNARY["relax.nn.silu"],
-    "gelu": UNARY["relax.nn.gelu"],
-    "hardswish": lambda x: x * np.clip(x + 3.0, 0.0, 6.0) / 6.0,
-}
-BINARY: dict[str, Callable[[Array, Array], Array]] = {
-    "relax.add": np.add,
-    "relax.subtract": np.subtract,
-    "relax.multiply": np.multiply,
-    "relax.maximum": np.maximum,
-    "relax.minimum": np.minimum,
-}
-POOLS = ("relax.nn.max_pool2d", "relax.nn.avg_pool2d", "relax.nn.adaptive_avg_pool2d")
-SHARED_COST = {1: 2.4, 2: 1.4, 4: 1.05, 8: 1.0}
-"""Time of one multiply-add in a block of R filters that share their taps, the widest block's being 1."""
-
-
-SAMPLED = 2048  # columns from which the sharing of a weight is judged
 
 
 @dataclass
@@ -138,10 +113,7 @@ class Layer:
     def response(self) -> Array:
         """float64 (filters,): the result's channels that are constant; NaN where they are not."""
         bias = self.bias.astype(np.float64)
-        if self.workload.activation == "fatrelu":
-            out = np.where(self.bias > np.float32(self.workload.threshold), bias, 0.0)
-        else:
-            out = ACTIVATION[self.workload.activation](bias)
+        out = ACTIVATIONS[self.workload.activation].numpy(bias, self.workload.parameter)
         return np.where(self.live | self.open, np.nan, out)
 
     def drop(self, wanted: Array) -> None:
@@ -224,13 +196,10 @@ class Channels:
         axis, source = self.axis[operands[0]], operands[0]
         shape, out = shape_of(source), shape_of(var)
         straight = np.arange(shape[axis])
-        spatial = name in POOLS and axis == 1 and str(value.attrs.layout) == "NCHW"
-        mean = name == "relax.mean" and axis == 1 and len(shape) == 4
-        if name in UNARY or name == "relax.clip" or spatial:
+        pooled = axis == 1 and per_channel(name, value, len(shape))
+        if name == "relax.clip" or pooled or single_activation(value) is not None:
             return Link(((source, straight),)), axis
-        if mean and sorted(int(a) % 4 for a in value.attrs.axis or []) == [2, 3]:
-            return Link(((source, straight),)), axis
-        if name in BINARY and all(is_constant(a) or shape_of(a) == out for a in value.args):
+        if binary(name) is not None and all(is_constant(a) or shape_of(a) == out for a in value.args):
             return Link(tuple((v, straight) for v in operands)), axis
         if name == "relax.concat" and int(value.attrs.axis) % len(out) == axis:
             return self._joined(operands, out[axis]), axis
@@ -274,25 +243,21 @@ class Channels:
         known = [np.where(at >= 0, self.constant[v][at], np.nan) for v, at in link.operands]
         if name == "relax.concat":
             return np.asarray(np.select([at >= 0 for _, at in link.operands], known, np.nan))
-        if name in BINARY:
+        function = binary(name)
+        if function is not None:
             values = iter(known)
             pair = [
                 _per_channel(a, self.axis[var], shape_of(var)) if is_constant(a) else next(values)
                 for a in value.args
             ]
-            if name == "relax.multiply":
-                return np.where((pair[0] == 0.0) | (pair[1] == 0.0), 0.0, pair[0] * pair[1])
-            return np.asarray(BINARY[name](*pair))
-        if name in UNARY:
-            return np.asarray(UNARY[name](known[0]))
+            return np.asarray(function.numpy(*pair))
         if name == "relax.clip":
             low, high = (float(a.value) for a in value.args[1:3])
             return np.asarray(np.clip(known[0], low, high))
-        if name == "relax.nn.avg_pool2d" and (
-            any(int(p) for p in value.attrs.padding) or bool(value.attrs.ceil_mode)
-        ):
-            return np.where(known[0] == 0.0, 0.0, np.nan)
-        return known[0]
+        activation = single_activation(value)
+        if activation is not None:
+            return activation[0].numpy(known[0], activation[1])
+        return known[0] if keeps_constants(name, value) else np.where(known[0] == 0.0, 0.0, np.nan)
 
     def _backward(self) -> None:
         """The channels on which the result depends, from the outputs back; the filters of all others are cleared."""

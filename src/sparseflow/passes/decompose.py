@@ -3,8 +3,6 @@
 ========================== ==========================================================================
 attention (B, S, H, D)     permute, matmul, softmax, matmul; the scale meets the queries, which are smaller
 matmul · scalar            the scalar meets the smaller operand, where it joins the loops that make it
-adaptive average to 1×1    mean
-take without bounds        take clipped to the bounds: a wrong token id must not read foreign memory
 ========================== ==========================================================================
 """
 
@@ -18,12 +16,15 @@ import tvm
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
+from sparseflow.core.element_type import FLOAT32
+from sparseflow.passes.graph import op_name, scalar
+
 ATTENTION = ("relax.nn.attention", "relax.nn.attention_bias")
 
 
 @tvm.transform.module_pass(opt_level=0, name="Decompose")
 class Decompose:
-    """Rewrites attention, scaled products, global pooling and unchecked takes; all else is kept."""
+    """Rewrites attention and scaled products; all else is kept."""
 
     def transform_module(self, mod: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
         """A new module with the same results to rounding."""
@@ -48,16 +49,12 @@ class _Rewrite(PyExprMutator):
     def visit_call_(self, call: Any) -> Any:
         shared = any(self._uses.get(a, 0) > 1 for a in call.args)
         call = super().visit_call_(call)
-        name = _operator(call)
+        name = op_name(call)
         done = None
         if name in ATTENTION:
             done = self._attention(call)
         elif name in ("relax.multiply", "relax.divide") and not shared:
             done = self._scaled(call, name)
-        elif name == "relax.nn.adaptive_avg_pool2d":
-            done = self._pooled(call)
-        elif name == "relax.take" and str(call.attrs.mode) == "fast":
-            done = relax.op.take(call.args[0], call.args[1], call.attrs.axis, "clip")
         return call if done is None else done
 
     def _attention(self, call: Any) -> Any:
@@ -90,28 +87,21 @@ class _Rewrite(PyExprMutator):
         product, factor = call.args
         if name == "relax.multiply" and isinstance(product, tvm.ir.GenericConst):
             product, factor = factor, product
-        scalar = _scalar(factor)
+        number = scalar(factor)
         made = self.lookup_binding(product) if isinstance(product, tvm.ir.Var) else None
-        if scalar is None or scalar == 0.0 or made is None or _operator(made) != "relax.matmul":
+        if number is None or number == 0.0 or made is None or op_name(made) != "relax.matmul":
             return None
         operands = list(made.args)
         count = [math.prod(s) for s in map(_sizes, (*operands, product)) if s is not None]
         if len(count) < 3 or any(isinstance(a, tvm.ir.GenericConst) for a in operands):
             return None
         side = 0 if count[0] <= count[1] else 1
-        if count[side] >= count[2] or str(product.ty.dtype) != "float32":
+        if count[side] >= count[2] or str(product.ty.dtype) != FLOAT32.name:
             return None
-        value = scalar if name == "relax.multiply" else 1.0 / scalar
+        value = number if name == "relax.multiply" else 1.0 / number
         scaled = relax.op.multiply(operands[side], relax.const(np.float32(value)))
         operands[side] = self.builder_.emit(scaled)
         return relax.op.matmul(*operands, out_dtype=made.attrs.out_dtype)
-
-    def _pooled(self, call: Any) -> Any:
-        sizes = _sizes(call.args[0])
-        out = call.attrs.output_size
-        if sizes is None or call.attrs.layout != "NCHW" or out is None or any(int(d) != 1 for d in out):
-            return None
-        return relax.op.mean(call.args[0], [2, 3], keepdims=True)
 
 
 def _uses(func: relax.Function) -> dict[Any, int]:
@@ -130,22 +120,9 @@ def _uses(func: relax.Function) -> dict[Any, int]:
     return count
 
 
-def _operator(call: Any) -> str:
-    """The name of the operator that is called, or ``""``."""
-    op = getattr(call, "op", None)
-    return str(op.name) if isinstance(op, tvm.ir.Op) else ""
-
-
 def _sizes(expr: Any) -> tuple[int, ...] | None:
     """A tensor's shape if all of it is known."""
     shape = getattr(expr.ty, "shape", None)
     if shape is None or not all(isinstance(d, tvm.tirx.IntImm) for d in shape):
         return None
     return tuple(int(d) for d in shape)
-
-
-def _scalar(expr: Any) -> float | None:
-    """The value of a constant with one element."""
-    if not isinstance(expr, tvm.ir.GenericConst) or _sizes(expr) != ():
-        return None
-    return float(expr.value.numpy())

@@ -32,6 +32,13 @@ def is_constant(expr: Expr) -> bool:
     return isinstance(expr, ir.GenericConst)
 
 
+def scalar(expr: Expr) -> float | None:
+    """The value of a constant of one element, else None."""
+    if not is_constant(expr) or expr.value.numpy().size != 1:
+        return None
+    return float(expr.value.numpy().reshape(()))
+
+
 def shape_of(expr: Expr) -> tuple[int, ...]:
     """The static shape of a tensor expression."""
     return tuple(int(v) for v in expr.ty.shape.values)
@@ -71,6 +78,11 @@ class Graph:
     def value(self, expr: Expr) -> Expr:
         """What a variable is bound to; the expression itself if it is no bound variable."""
         return self.definition.get(expr, expr) if isinstance(expr, ir.Var) else expr
+
+    def only_user(self, var: Expr) -> Expr | None:
+        """The one binding that reads ``var``, once; None if there are more, or if it is a result."""
+        users = self.consumers.get(var, [])
+        return users[0] if len(users) == 1 and self.uses[var] == 1 else None
 
     def resolve(self, var: Expr) -> Expr:
         """Follows bindings of a variable to another variable."""

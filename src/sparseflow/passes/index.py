@@ -5,6 +5,7 @@ What was found is noted beside it.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import tvm
@@ -12,12 +13,13 @@ from tvm import relax
 
 from sparseflow.core.detect import detect
 from sparseflow.core.formats import TapList
-from sparseflow.kernels.workload import Array
+from sparseflow.kernels.weight import LayerWeight
+from sparseflow.kernels.workload import DENSEST_SHARED
 from sparseflow.passes.graph import Rebuild
 from sparseflow.passes.ops import INDEX_ARRAYS, LayerAttrs, constant, is_layer, layer_call, weight_of
+from sparseflow.passes.weights import Weights
 
 Expr = Any
-DENSE_ABOVE = 0.9  # no kernel takes a sparse weight above this density
 
 
 @tvm.transform.module_pass(opt_level=0, name="sparseflow.Index")
@@ -28,12 +30,15 @@ class Index:
     ``tap-list`` where the weight has enough zeros; the structure stands in the attribute ``detection``.
     """
 
+    def __init__(self, weights: Weights | None = None) -> None:
+        self.weights = weights or Weights()
+
     def transform_module(self, mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
         """See the class."""
-        return Rebuild(mod).run(_visit)
+        return Rebuild(mod).run(partial(_visit, self.weights))
 
 
-def _visit(rebuild: Rebuild, _var: Expr, value: Expr) -> Any:
+def _visit(weights: Weights, rebuild: Rebuild, _var: Expr, value: Expr) -> Any:
     if not is_layer(value):
         return None
     attrs = LayerAttrs.of(value)
@@ -48,15 +53,12 @@ def _visit(rebuild: Rebuild, _var: Expr, value: Expr) -> Any:
             "density": float((live != 0).mean()),
         }
     )
-    tensors = value.args[1]
-    if attrs.detection["density"] <= DENSE_ABOVE:
-        attrs = attrs.with_(format="tap-list")
-        tensors = relax.Tuple(index_constants(weight, attrs.name))
+    tensors, kept = value.args[1], LayerWeight(weight, attrs.workload.weight_shape)
+    if attrs.detection["density"] <= DENSEST_SHARED:
+        attrs = attrs.with_(format=TapList.name)
+        index = kept.index(TapList())
+        tensors = relax.Tuple([constant(index.arrays[a], f"{attrs.name}.{a}") for a in INDEX_ARRAYS])
     x, bias, residual = (rebuild.old(value.args[i]) for i in (0, 2, 3))
-    return layer_call(attrs, x, tensors, bias, residual)
-
-
-def index_constants(weight: Array, name: str) -> list[Any]:
-    """The arrays of the weight's tap list as Relax constants."""
-    arrays = TapList(rows=1).encode(weight).arrays
-    return [constant(arrays[a], f"{name}.{a}") for a in INDEX_ARRAYS]
+    call = layer_call(attrs, x, tensors, bias, residual)
+    weights.put(call, kept)
+    return call

@@ -8,19 +8,23 @@ from typing import Any
 
 from tvm import relax
 
-from sparseflow.kernels.attention import Attention
-from sparseflow.kernels.lanes import LaneLayout, canonical
-from sparseflow.kernels.maps import Pool
-from sparseflow.kernels.workload import TEMPLATES, Candidate, Workload
+from sparseflow.core.activations import ACTIVATIONS
+from sparseflow.core.codec import loads
+from sparseflow.core.element_type import FLOAT32
+from sparseflow.kernels.lane.attention import Attention
+from sparseflow.kernels.lane.operators import Pool
+from sparseflow.kernels.layouts.lane import LaneLayout, canonical
+from sparseflow.kernels.template import TEMPLATES, Candidate
+from sparseflow.kernels.workload import Workload
+from sparseflow.ops.binary import binary
+from sparseflow.ops.pool import over_map, window_of
+from sparseflow.passes.activations import lane_function
 from sparseflow.passes.graph import Graph, is_constant, op_name, shape_of
 from sparseflow.passes.map_ops import DENSE_MAP
 from sparseflow.passes.ops import ATTENTION, LayerAttrs, is_layer
 
 Expr = Any
-NON_NEGATIVE = ("relu", "relu6", "fatrelu")
 LANES = "direct"  # the template that takes every layer that fits lanes
-BINARY = ("add", "subtract", "multiply", "maximum", "minimum")
-UNARY = {"relax.nn.relu": "relu", "relax.nn.silu": "silu", "relax.nn.gelu": "gelu"}
 
 
 @dataclass
@@ -54,7 +58,7 @@ class Node:
     non_negative: bool = False
 
 
-def decide_layouts(graph: Graph, lanes: int = 16) -> dict[Expr, Node]:
+def decide_layouts(graph: Graph, lanes: int) -> dict[Expr, Node]:
     """The lane operators of a module, with the halo each has to write for its consumers.
 
     Layers without a kernel yet count as in lanes where lane kernels take them.
@@ -111,11 +115,12 @@ def _node(nodes: dict[Expr, Node], var: Expr, value: Expr, lanes: int) -> Node |
     if not isinstance(value, relax.Call):
         return None
     shape = getattr(var.ty, "shape", None)
-    if shape is None or str(getattr(var.ty, "dtype", "")) != "float32":
+    if shape is None or str(getattr(var.ty, "dtype", "")) != FLOAT32.name:
         return None
     name = op_name(value)
-    if name in ("relax.nn.max_pool2d", "relax.nn.avg_pool2d"):
-        return _pool(nodes, var, value, lanes)
+    window = window_of(name, value)
+    if window is not None:
+        return _pool(nodes, var, value, window, lanes)
     if name in ("relax.mean", "relax.nn.adaptive_avg_pool2d"):
         return _mean(nodes, var, value, lanes)
     if name == "relax.concat":
@@ -139,7 +144,7 @@ def _layer(value: Expr) -> Node | None:
     added = replace(layout, channels=w.residual_channels or w.filters)
     needs = [w.input_layout(layout)] + [added for _ in residual]
     view = "nchw" if w.op == "conv2d" else "matrix"
-    positive = w.activation in NON_NEGATIVE
+    positive = ACTIVATIONS[w.activation].non_negative
     return Node("layer", [value.args[0], *residual], attrs, layout, view, needs, positive)
 
 
@@ -150,38 +155,15 @@ def _takes_lanes(attrs: LayerAttrs) -> bool:
     return TEMPLATES[LANES].rejects(attrs.workload) is None
 
 
-def _pool(nodes: dict[Expr, Node], var: Expr, value: Expr, lanes: int) -> Node | None:
-    a = value.attrs
-    dilated = any(int(d) != 1 for d in a.dilation)
-    if str(a.layout) != "NCHW" or dilated or value.args[0] not in nodes:
+def _pool(nodes: dict[Expr, Node], var: Expr, value: Expr, window: Pool, lanes: int) -> Node | None:
+    if value.args[0] not in nodes:
         return None
-    kind = "max" if op_name(value).endswith("max_pool2d") else "avg"
-    if kind == "avg" and bool(a.ceil_mode):
-        return None
-    window = Pool(
-        kind,
-        (int(a.pool_size[0]), int(a.pool_size[1])),
-        (int(a.strides[0]), int(a.strides[1])),
-        (int(a.padding[0]), int(a.padding[1]), int(a.padding[2]), int(a.padding[3])),
-        bool(a.count_include_pad),
-    )
-    batch, channels, height, width = shape_of(value.args[0])
+    channels, height, width = shape_of(value.args[0])[1:]
     out_height, out_width = shape_of(var)[2:]
     layout = canonical(channels, out_height, out_width, lanes)
-    shaped = Workload(
-        "conv2d",
-        batch,
-        channels,
-        height,
-        width,
-        channels,
-        window.kernel_size,
-        window.stride,
-        window.padding,
-    )
     positive = nodes[value.args[0]].non_negative
-    need = shaped.input_layout(layout)
-    if kind == "max" and not positive:
+    need = layout.read_by((channels, height, width), window.kernel_size, window.stride, window.padding)
+    if window.kind == "max" and not positive:
         need = replace(need, fill=float("-inf"))
     return Node("pool", [value.args[0]], window, layout, "nchw", [need], positive)
 
@@ -191,8 +173,7 @@ def _mean(nodes: dict[Expr, Node], var: Expr, value: Expr, lanes: int) -> Node |
     if source not in nodes or nodes[source].view != "nchw" or len(shape_of(source)) != 4:
         return None
     if op_name(value) == "relax.mean":
-        axes = sorted(int(a) % 4 for a in value.attrs.axis or [])
-        if axes != [2, 3]:
+        if not over_map(value):
             return None
     elif shape_of(var)[2:] != (1, 1):
         return None
@@ -227,16 +208,14 @@ def _attention(var: Expr, value: Expr, lanes: int) -> Node:
     operands = list(value.args[:3])
     needs = [canonical(*logical(shape_of(o), view), lanes) for o in operands]
     layout = canonical(*logical(shape_of(var), view), lanes)
-    return Node("attention", operands, Attention.from_json(str(value.attrs["shape"])), layout, view, needs)
+    return Node("attention", operands, loads(Attention, str(value.attrs["shape"])), layout, view, needs)
 
 
 def _elementwise(nodes: dict[Expr, Node], var: Expr, value: Expr, lanes: int) -> Node | None:
     """An operator that maps zeros to zeros, on tensors of one shape of which all are in lanes already."""
-    name = op_name(value)
-    function = UNARY.get(name) or (
-        name.removeprefix("relax.") if name.removeprefix("relax.") in BINARY else None
-    )
-    operands = list(value.args[: 1 if name in UNARY else 2])
+    unary, two = lane_function(value), binary(op_name(value))
+    function = unary or (None if two is None else two.name)
+    operands = list(value.args[: 1 if unary else 2])
     if function is None or any(is_constant(o) or o not in nodes for o in operands):
         return None
     views = {nodes[o].view for o in operands}
@@ -244,11 +223,11 @@ def _elementwise(nodes: dict[Expr, Node], var: Expr, value: Expr, lanes: int) ->
         return None
     view = views.pop()
     layout = canonical(*logical(shape_of(var), view), lanes)
-    positive = function in NON_NEGATIVE or (
-        function in ("add", "multiply", "maximum") and all(nodes[o].non_negative for o in operands)
+    positive = (unary is not None and ACTIVATIONS[unary].non_negative) or (
+        two is not None and two.non_negative and all(nodes[o].non_negative for o in operands)
     )
     return Node(
-        "unary" if name in UNARY else "binary",
+        "unary" if unary else "binary",
         operands,
         function,
         layout,

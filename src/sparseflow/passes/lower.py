@@ -12,17 +12,21 @@ from typing import Any
 import tvm
 from tvm import relax, tirx
 
-from sparseflow.kernels import maps, relayout
-from sparseflow.kernels.attention import Attention, attention
-from sparseflow.kernels.lanes import LaneLayout
-from sparseflow.kernels.relayout import Strides
-from sparseflow.kernels.target import AVX512, VectorUnit
-from sparseflow.kernels.workload import TEMPLATES, Candidate, Layouts
+from sparseflow.core.element_type import FLOAT32
+from sparseflow.kernels.lane import conversions as relayout
+from sparseflow.kernels.lane import operators as maps
+from sparseflow.kernels.lane.attention import Attention, attention
+from sparseflow.kernels.lane.conversions import Strides
+from sparseflow.kernels.layouts.lane import LaneLayout
+from sparseflow.kernels.target.base import Target
+from sparseflow.kernels.template import TEMPLATES, Candidate
+from sparseflow.kernels.workload import Layouts
 from sparseflow.passes.graph import Rebuild, inputs_of, shape_of
 from sparseflow.passes.layout import Node, decide_layouts, images, logical
 from sparseflow.passes.lower_maps import MapLowering
 from sparseflow.passes.map_kernels import lane_operator
-from sparseflow.passes.ops import LayerAttrs, constant, is_layer, weight_of
+from sparseflow.passes.ops import LayerAttrs, constant, is_layer
+from sparseflow.passes.weights import Weights
 
 Expr = Any
 OPAQUE = 8  # TVM's OpPatternKind: FuseOps leaves the function alone
@@ -32,21 +36,21 @@ OPAQUE = 8  # TVM's OpPatternKind: FuseOps leaves the function alone
 class Lower:
     """Replaces ``sparseflow`` operators, and what can stay in lanes between them, by calls of TIR kernels."""
 
-    def __init__(self, threads: int = 1, vectors: VectorUnit = AVX512) -> None:
-        self.threads, self.vectors = threads, vectors
+    def __init__(self, target: Target, threads: int = 1, weights: Weights | None = None) -> None:
+        self.target, self.threads, self.weights = target, threads, weights or Weights()
 
     def transform_module(self, mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
         """See the class."""
-        return _Lowering(mod, self.threads, self.vectors).run()
+        return _Lowering(mod, self.threads, self.target, self.weights).run()
 
 
 class _Lowering:
     """One run: the layouts, the kernels built so far, and both forms of every tensor."""
 
-    def __init__(self, mod: tvm.IRModule, threads: int, vectors: VectorUnit) -> None:
-        self.rebuild = Rebuild(mod)
-        self.nodes = decide_layouts(self.rebuild.graph, vectors.lanes)
-        self.threads, self.vectors = threads, vectors
+    def __init__(self, mod: tvm.IRModule, threads: int, target: Target, weights: Weights) -> None:
+        self.rebuild, self.weights = Rebuild(mod), weights
+        self.nodes = decide_layouts(self.rebuild.graph, target.vectors.lanes)
+        self.threads, self.vectors = threads, target.vectors
         self.lanes: dict[Expr, Expr] = {}  # old variable → its lane tensor
         self.changed: dict[tuple[Expr, LaneLayout, tuple[int, int]], Expr] = {}
         self.kernels: dict[str, Any] = {}
@@ -121,8 +125,7 @@ class _Lowering:
         kernel = self.kernel(
             f"{workload.op}_{template.name}", key, lambda n: template.build(workload, candidate, layouts, n)
         )
-        weight = weight_of(value).reshape(workload.weight_shape)
-        packed = template.pack(workload, candidate, weight, layouts)
+        packed = self.weights.of(value).packed(template, workload, candidate, layouts)
         constants = [constant(a, f"{attrs.name}.{k}") for k, a in packed.items()]
         return kernel, [*constants, *value.args[2].fields, *value.args[3].fields[1:]]
 
@@ -172,9 +175,7 @@ class _Lowering:
         kernel = self.kernel(
             f"{workload.op}_{template.name}", key, lambda n: template.build(workload, candidate, Layouts(), n)
         )
-        packed = template.pack(
-            workload, candidate, weight_of(value).reshape(workload.weight_shape), Layouts()
-        )
+        packed = self.weights.of(value).packed(template, workload, candidate, Layouts())
         x = self.reshaped(self.rebuild.old(value.args[0]), (workload.width, workload.channels))
         residual = [
             self.reshaped(self.rebuild.old(r), (workload.width, workload.filters))
@@ -265,7 +266,7 @@ class _Lowering:
 
     def _call(self, kernel: Any, tensors: list[Expr], shape: tuple[int, ...]) -> Expr:
         return self.rebuild.emit(
-            relax.call_tir(kernel, relax.Tuple(tensors), relax.TensorType(shape, "float32"))
+            relax.call_tir(kernel, relax.Tuple(tensors), relax.TensorType(shape, FLOAT32.name))
         )
 
     def reshaped(self, tensor: Expr, shape: tuple[int, ...]) -> Expr:

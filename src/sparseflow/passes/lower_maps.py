@@ -7,17 +7,22 @@ from typing import Any, Protocol
 
 from tvm import relax
 
-from sparseflow.kernels import pixel_maps
-from sparseflow.kernels.lanes import LaneLayout
-from sparseflow.kernels.pixels import PixelLayout
-from sparseflow.kernels.relayout import Strides
-from sparseflow.kernels.switch import Spec, Stage, density_switch
-from sparseflow.kernels.workload import TEMPLATES, Array, Candidate, Layouts, natural_layouts
+from sparseflow.core.codec import loads
+from sparseflow.core.element_type import FLOAT32
+from sparseflow.kernels.indexed import operators as pixel_maps
+from sparseflow.kernels.indexed.density_switch import Spec, Stage, density_switch
+from sparseflow.kernels.lane.conversions import Strides
+from sparseflow.kernels.layouts.indexed import PixelLayout
+from sparseflow.kernels.layouts.lane import LaneLayout
+from sparseflow.kernels.template import TEMPLATES, Candidate
+from sparseflow.kernels.weight import LayerWeight
+from sparseflow.kernels.workload import Array, Layouts, natural_layouts
 from sparseflow.passes.graph import Rebuild, op_name, shape_of
 from sparseflow.passes.layout import Node
 from sparseflow.passes.map_kernels import pixel_operator
 from sparseflow.passes.map_ops import DENSE_MAP, INDEX_MAP, MAP_MEAN, MAP_OP, MapOp, MapUse, layouts_of
-from sparseflow.passes.ops import LayerAttrs, constant, is_layer, weight_of
+from sparseflow.passes.ops import LayerAttrs, constant, is_layer
+from sparseflow.passes.weights import Weights
 
 Expr = Any
 
@@ -29,6 +34,7 @@ class Lowering(Protocol):
     nodes: dict[Expr, Node]
     lanes: dict[Expr, Expr]
     threads: int
+    weights: Weights
 
     def kernel(self, name: str, key: str, build: Any) -> Any:
         """The global function of a kernel, built once for each ``key``."""
@@ -66,7 +72,7 @@ class MapLowering:
         return self._operator(value)
 
     def _index(self, value: Expr) -> Expr:
-        x, layout = value.args[0], PixelLayout.from_json(str(value.attrs["layout"]))
+        x, layout = value.args[0], loads(PixelLayout, str(value.attrs["layout"]))
         node = self.all.nodes.get(x)
         batch = int(value.attrs["batch"])
         source: LaneLayout | Strides = Strides.nchw(layout.height, layout.width)
@@ -83,7 +89,7 @@ class MapLowering:
         return _call(kernel, [tensor], layout.tensors(batch))
 
     def _dense(self, var: Expr, value: Expr) -> Any:
-        layout = PixelLayout.from_json(str(value.attrs["layout"]))
+        layout = loads(PixelLayout, str(value.attrs["layout"]))
         shape, node = shape_of(var), self.all.nodes[var]
         readers = self.all.rebuild.graph.consumers.get(var, [])
         to_lanes = any(reader in self.all.nodes for reader in readers)
@@ -96,7 +102,7 @@ class MapLowering:
             repr((shape[0], layout, out)),
             lambda n: pixel_maps.from_pixels(shape[0], layout, out, self.all.threads, n),
         )
-        call = _call(kernel, [self._field(value.args[0], 0)], (((shape[0], size), "float32"),))
+        call = _call(kernel, [self._field(value.args[0], 0)], (((shape[0], size), FLOAT32.name),))
         tensor = self.all.rebuild.emit(call)
         if isinstance(out, LaneLayout):
             self.all.lanes[var] = tensor
@@ -105,18 +111,18 @@ class MapLowering:
         return Rebuild.DROP
 
     def _mean(self, value: Expr, shape: tuple[int, ...]) -> Expr:
-        layout = PixelLayout.from_json(str(value.attrs["layout"]))
+        layout = loads(PixelLayout, str(value.attrs["layout"]))
         kernel = self.all.kernel(
             "map_mean",
             repr((shape[0], layout)),
             lambda n: pixel_maps.global_mean(shape[0], layout, self.all.threads, n),
         )
-        spec = (((shape[0], layout.channels), "float32"),)
+        spec = (((shape[0], layout.channels), FLOAT32.name),)
         mean = self.all.rebuild.emit(_call(kernel, [self._field(value.args[0], 0)], spec))
         return self.all.reshaped(mean, shape)
 
     def _operator(self, value: Expr) -> Expr:
-        what, layouts = MapOp.from_json(str(value.attrs["op"])), layouts_of(value)
+        what, layouts = loads(MapOp, str(value.attrs["op"])), layouts_of(value)
         batch = int(value.attrs["batch"])
         node = Node(what.kind, [], what.window or what.function, None, "nchw")
         build = pixel_operator(node, layouts, what.output, batch, self.all.threads)
@@ -130,7 +136,7 @@ class MapLowering:
         use = attrs.map_use
         if use is None:
             raise ValueError(f"{attrs.name} reads no indexed map")
-        switch = LayerSwitch(attrs, use, weight_of(value))
+        switch = LayerSwitch(attrs, use, self.all.weights.of(value))
         values, bits, count = (self._field(value.args[0], i) for i in range(3))
         given = {"x": values, "x_bits": bits, "count": count}
         if value.args[2].fields:
@@ -152,19 +158,20 @@ class MapLowering:
 class LayerSwitch:
     """The kernel of a layer on indexed maps, with the plain kernel behind the density switch if there is one."""
 
-    def __init__(self, attrs: LayerAttrs, use: MapUse, weight: Array) -> None:
+    def __init__(self, attrs: LayerAttrs, use: MapUse, weight: LayerWeight) -> None:
         self.use, self.workload = use, attrs.workload
         self.sparse = Candidate.from_json(attrs.candidate)
         self.dense = Candidate.from_json(use.fallback) if use.fallback else None
         self.layouts = Layouts(use.input, use.output, use.residual)
         self.plain = natural_layouts(self.workload)
-        weight = weight.reshape(self.workload.weight_shape)
         self.constants = self._packed("s", self.sparse, weight, self.layouts)
         if self.dense is not None:
             self.constants |= self._packed("d", self.dense, weight, self.plain)
 
-    def _packed(self, prefix: str, candidate: Candidate, weight: Array, layouts: Layouts) -> dict[str, Array]:
-        packed = TEMPLATES[candidate.template].pack(self.workload, candidate, weight, layouts)
+    def _packed(
+        self, prefix: str, candidate: Candidate, weight: LayerWeight, layouts: Layouts
+    ) -> dict[str, Array]:
+        packed = weight.packed(TEMPLATES[candidate.template], self.workload, candidate, layouts)
         return {f"{prefix}{key}": array for key, array in packed.items()}
 
     @property
@@ -183,7 +190,7 @@ class LayerSwitch:
         )
         if self.dense is not None:
             for name, layout in self._plain_maps().items():
-                found[name] = ((batch, layout.size), "float32")
+                found[name] = ((batch, layout.size), FLOAT32.name)
         return found
 
     def _plain_maps(self) -> dict[str, LaneLayout]:
@@ -238,7 +245,7 @@ class LayerSwitch:
             "x": values,
             "x_bits": bits,
             "count": count,
-            "bias": ((w.filters,), "float32"),
+            "bias": ((w.filters,), FLOAT32.name),
         }
         if self.use.residual is not None:
             specs["residual"] = self.use.residual.tensors(w.batch)[0]

@@ -7,18 +7,21 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from sparseflow.core.element_type import FLOAT32
 from sparseflow.core.plan import CandidateTime, LayerPlan
-from sparseflow.kernels import pixel_maps
-from sparseflow.kernels.lanes import LaneLayout
-from sparseflow.kernels.map_times import MapTimes
-from sparseflow.kernels.pixels import PixelLayout
-from sparseflow.kernels.relayout import Strides
-from sparseflow.kernels.workload import TEMPLATES, Candidate, Workload
+from sparseflow.kernels.indexed import operators as pixel_maps
+from sparseflow.kernels.lane.conversions import Strides
+from sparseflow.kernels.layouts.indexed import PixelLayout
+from sparseflow.kernels.layouts.lane import LaneLayout
+from sparseflow.kernels.template import TEMPLATES, Candidate
+from sparseflow.kernels.tuning.map_times import MapTimes
+from sparseflow.kernels.workload import Workload
 from sparseflow.passes.graph import Graph, inputs_of, shape_of
 from sparseflow.passes.layout import Node, decide_layouts
 from sparseflow.passes.map_kernels import lane_operator, map_of, pixel_operator
 from sparseflow.passes.min_cut import Edge, Step, choose_indexed, cost_of
-from sparseflow.passes.ops import LayerAttrs, is_layer, weight_of
+from sparseflow.passes.ops import LayerAttrs, is_layer
+from sparseflow.passes.weights import Weights
 
 Expr = Any
 MARGIN = 0.03
@@ -91,7 +94,9 @@ class MapChoice:
     reasons: dict[Expr, str] = field(default_factory=dict)
 
 
-def choose_maps(graph: Graph, plans: tuple[LayerPlan, ...], times: MapTimes, lanes: int) -> MapChoice:
+def choose_maps(
+    graph: Graph, plans: tuple[LayerPlan, ...], times: MapTimes, lanes: int, weights: Weights
+) -> MapChoice:
     """The operators of a planned module that work on indexed maps.
 
     Parameters
@@ -102,8 +107,9 @@ def choose_maps(graph: Graph, plans: tuple[LayerPlan, ...], times: MapTimes, lan
     times : MapTimes
     lanes : int
         float32 elements of a vector.
+    weights : Weights
     """
-    work = _Assessment(graph, times, lanes)
+    work = _Assessment(graph, times, lanes, weights)
     work.read(plans)
     return work.choose()
 
@@ -111,7 +117,8 @@ def choose_maps(graph: Graph, plans: tuple[LayerPlan, ...], times: MapTimes, lan
 class _Assessment:
     """Times of all operators in both forms, and of all conversions."""
 
-    def __init__(self, graph: Graph, times: MapTimes, lanes: int) -> None:
+    def __init__(self, graph: Graph, times: MapTimes, lanes: int, weights: Weights) -> None:
+        self.weights = weights
         self.graph, self.times = graph, times
         self.nodes = decide_layouts(graph, lanes)
         self.steps: dict[Hashable, Step] = {}
@@ -141,7 +148,7 @@ class _Assessment:
         found = [c for c in plan.candidates if TEMPLATES[c.template].layout == "pixels"]
         if not found or attrs.workload.op != "conv2d":
             return
-        workload, weight = attrs.workload, weight_of(value)
+        workload, weight = attrs.workload, self.weights.of(value)
         candidate = Candidate(found[0].template, found[0].parameters)
         dense_s = self.times.layer(workload, candidate, weight, 1.0)
         changes = [self._edge(v).plain_s for v in inputs_of(value)] + [self._edge(var).index_s]
@@ -191,7 +198,7 @@ class _Assessment:
         if var in self.edges:
             return self.edges[var]
         shape = shape_of(var)
-        if len(shape) != 4 or var.ty.dtype != "float32":
+        if len(shape) != 4 or var.ty.dtype != FLOAT32.name:
             return Edge(0.0, 0.0)
         node, batch, threads = self.nodes.get(var), shape[0], self._threads
         plain: LaneLayout | Strides = Strides.nchw(*shape[2:])

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Any
 
 import tvm
 from tvm import relax
 
+from sparseflow.core.codec import dumps
 from sparseflow.core.formats.feature_map import PixelBitmap
 from sparseflow.core.plan import LayerPlan, Plan
-from sparseflow.kernels.map_times import MapTimes
-from sparseflow.kernels.pixels import PixelLayout
-from sparseflow.kernels.select import Choice
-from sparseflow.kernels.workload import TEMPLATES, Candidate
+from sparseflow.kernels.layouts.indexed import PixelLayout
+from sparseflow.kernels.template import TEMPLATES, Candidate
+from sparseflow.kernels.tuning.map_times import MapTimes
+from sparseflow.kernels.tuning.selector import Choice
 from sparseflow.passes.graph import Graph, Rebuild, inputs_of, shape_of
 from sparseflow.passes.layout import Node, decide_layouts
 from sparseflow.passes.map_choice import Indexed, MapChoice, choose_maps, input_layout
 from sparseflow.passes.map_kernels import map_of
 from sparseflow.passes.map_ops import MapOp, MapUse, dense_map, index_map, map_mean, map_op
-from sparseflow.passes.ops import LayerAttrs, is_layer, layer_call, weight_of
+from sparseflow.passes.ops import LayerAttrs, is_layer, layer_call
 from sparseflow.passes.plan import describe, plan_of
+from sparseflow.passes.weights import Weights
 
 Expr = Any
 
@@ -37,18 +38,18 @@ class IndexMaps:
     Parameters
     ----------
     times : MapTimes
-    lanes : int
-        float32 elements of a vector.
+        Of the target.
     """
 
-    def __init__(self, times: MapTimes, lanes: int = 16) -> None:
-        self.times, self.lanes = times, lanes
+    def __init__(self, times: MapTimes, weights: Weights | None = None) -> None:
+        self.times, self.lanes = times, times.selector.target.vectors.lanes
+        self.weights = weights or Weights()
 
     def transform_module(self, mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
         """See the class."""
         graph, plan = Graph(mod), plan_of(mod)
-        choice = choose_maps(graph, plan.layers, self.times, self.lanes)
-        noted = json.dumps(_noted(graph, plan, choice).to_json())
+        choice = choose_maps(graph, plan.layers, self.times, self.lanes, self.weights)
+        noted = dumps(_noted(graph, plan, choice, self.weights))
         if choice.indexed:
             mod = _Rewriting(mod, choice, self.lanes).run()
         return mod.with_attr("sparseflow.plan", noted)
@@ -123,7 +124,7 @@ class _Rewriting:
             found.elements if limit is None else limit,
         )
         candidate = Candidate(found.candidate.template, found.candidate.parameters)
-        attrs = attrs.with_(candidate=candidate.to_json(), maps=use.to_json())
+        attrs = attrs.with_(candidate=candidate.to_json(), maps=dumps(use))
         weight, bias = (self.rebuild.old(value.args[i]) for i in (1, 2))
         others = relax.Tuple([self._indexed(r) for r in residual])
         return layer_call(attrs, self._indexed(x), weight, bias, others)
@@ -136,13 +137,13 @@ class _Rewriting:
         return map_op([self._indexed(v) for v in node.inputs], what, layouts, shape_of(var)[0])
 
 
-def _noted(graph: Graph, plan: Plan, choice: MapChoice) -> Plan:
+def _noted(graph: Graph, plan: Plan, choice: MapChoice, weights: Weights) -> Plan:
     """The plan with what was decided of the maps."""
     layers, carried = [], 0
     values = [(b.var, b.value) for b in graph.bindings if is_layer(b.value)]
     for (var, value), layer in zip(values, plan.layers, strict=True):
         if var in choice.indexed and var in choice.layers:
-            layers.append(_indexed_plan(value, layer, choice.layers[var]))
+            layers.append(_indexed_plan(value, layer, choice.layers[var], weights))
             carried += 1
         else:
             layers.append(replace(layer, map_note=_note(layer, choice.reasons.get(var, ""))))
@@ -167,10 +168,10 @@ def _note(layer: LayerPlan, reason: str) -> str:
     return f"no index: {refused[0].reason if refused else 'no kernel for it was fast enough to be measured'}"
 
 
-def _indexed_plan(value: Expr, layer: LayerPlan, found: Indexed) -> LayerPlan:
+def _indexed_plan(value: Expr, layer: LayerPlan, found: Indexed, weights: Weights) -> LayerPlan:
     """The record of a layer that reads an indexed map."""
     attrs = LayerAttrs.of(value)
-    record = describe(attrs, weight_of(value), Choice(layer.candidates, layer.rejected), found.candidate)
+    record = describe(attrs, weights.of(value), Choice(layer.candidates, layer.rejected), found.candidate)
     shape = input_layout(attrs.workload).tensors(attrs.workload.batch)[1][0]
     switch = None if found.limit is None else found.limit / found.elements
     return replace(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sparseflow.kernels import maps, pixel_maps
-from sparseflow.kernels.lanes import LaneLayout
-from sparseflow.kernels.pixels import PixelLayout
+from sparseflow.kernels.indexed import operators as pixel_maps
+from sparseflow.kernels.lane import operators as maps
+from sparseflow.kernels.layouts.indexed import PixelLayout
+from sparseflow.kernels.layouts.lane import LaneLayout
 from sparseflow.passes.graph import shape_of
 from sparseflow.passes.layout import Node
 

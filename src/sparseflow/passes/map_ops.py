@@ -10,13 +10,15 @@ mean of each channel, a plain tensor.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from tvm import ir, relax
 
-from sparseflow.kernels.maps import Pool
-from sparseflow.kernels.pixels import PixelLayout
+from sparseflow.core.codec import dumps, loads
+from sparseflow.core.element_type import FLOAT32
+from sparseflow.kernels.lane.operators import Pool
+from sparseflow.kernels.layouts.indexed import PixelLayout
 
 INDEX_MAP = "sparseflow.index_map"
 DENSE_MAP = "sparseflow.dense_map"
@@ -45,20 +47,6 @@ class MapUse:
     fallback: str = ""
     limit: int = 0
 
-    def to_json(self) -> str:
-        """A string that `from_json` reads; an attribute in the IR."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> MapUse:
-        """The inverse of `to_json`."""
-        data = json.loads(text)
-        layouts = {
-            key: None if data[key] is None else PixelLayout.from_json(json.dumps(data[key]))
-            for key in ("input", "output", "residual")
-        }
-        return cls(**{**data, **layouts})
-
 
 @dataclass(frozen=True)
 class MapOp:
@@ -80,20 +68,6 @@ class MapOp:
     window: Pool | None
     output: PixelLayout
 
-    def to_json(self) -> str:
-        """A string that `from_json` reads; an attribute in the IR."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> MapOp:
-        """The inverse of `to_json`."""
-        data = json.loads(text)
-        window = data["window"]
-        if window is not None:
-            sizes = {k: tuple(v) for k, v in window.items() if isinstance(v, list)}
-            window = Pool(**{**window, **sizes})
-        return cls(data["kind"], data["function"], window, PixelLayout.from_json(json.dumps(data["output"])))
-
 
 def map_type(layout: PixelLayout, batch: int) -> Any:
     """The Relax type of an indexed map."""
@@ -102,46 +76,44 @@ def map_type(layout: PixelLayout, batch: int) -> Any:
 
 def index_map(x: Expr, layout: PixelLayout, batch: int) -> relax.Call:
     """``(values, bits, count)`` of a plain tensor (N, C, H, W)."""
-    attrs = ir.make_node("ir.DictAttrs", layout=layout.to_json(), batch=batch)
+    attrs = ir.make_node("ir.DictAttrs", layout=dumps(layout), batch=batch)
     return relax.Call(ir.Op.get(INDEX_MAP), [x], attrs)
 
 
 def dense_map(x: Expr, layout: PixelLayout, shape: tuple[int, ...], positive: bool) -> relax.Call:
     """The plain tensor of an indexed map; ``positive`` if no value is negative."""
-    attrs = ir.make_node(
-        "ir.DictAttrs", layout=layout.to_json(), out_shape=json.dumps(shape), positive=positive
-    )
+    attrs = ir.make_node("ir.DictAttrs", layout=dumps(layout), out_shape=json.dumps(shape), positive=positive)
     return relax.Call(ir.Op.get(DENSE_MAP), [x], attrs)
 
 
 def map_mean(x: Expr, layout: PixelLayout, shape: tuple[int, ...]) -> relax.Call:
     """The mean over each channel of an indexed map, a plain tensor of ``shape``."""
-    attrs = ir.make_node("ir.DictAttrs", layout=layout.to_json(), out_shape=json.dumps(shape))
+    attrs = ir.make_node("ir.DictAttrs", layout=dumps(layout), out_shape=json.dumps(shape))
     return relax.Call(ir.Op.get(MAP_MEAN), [x], attrs)
 
 
 def map_op(operands: list[Expr], what: MapOp, layouts: list[PixelLayout], batch: int) -> relax.Call:
     """An operator without weights on indexed maps of ``layouts``."""
-    inputs = json.dumps([asdict(layout) for layout in layouts])
-    attrs = ir.make_node("ir.DictAttrs", op=what.to_json(), inputs=inputs, batch=batch)
+    inputs = dumps(layouts)
+    attrs = ir.make_node("ir.DictAttrs", op=dumps(what), inputs=inputs, batch=batch)
     return relax.Call(ir.Op.get(MAP_OP), [relax.Tuple(operands)], attrs)
 
 
 def layouts_of(call: relax.Call) -> list[PixelLayout]:
     """The layouts of a `map_op` call's operands."""
-    return [PixelLayout.from_json(json.dumps(d)) for d in json.loads(str(call.attrs["inputs"]))]
+    return loads(list[PixelLayout], str(call.attrs["inputs"]))
 
 
 def _infer_index(call: relax.Call, _builder: Any) -> Any:
-    return map_type(PixelLayout.from_json(str(call.attrs["layout"])), int(call.attrs["batch"]))
+    return map_type(loads(PixelLayout, str(call.attrs["layout"])), int(call.attrs["batch"]))
 
 
 def _infer_dense(call: relax.Call, _builder: Any) -> Any:
-    return relax.TensorType(tuple(json.loads(str(call.attrs["out_shape"]))), "float32")
+    return relax.TensorType(tuple(json.loads(str(call.attrs["out_shape"]))), FLOAT32.name)
 
 
 def _infer_op(call: relax.Call, _builder: Any) -> Any:
-    return map_type(MapOp.from_json(str(call.attrs["op"])).output, int(call.attrs["batch"]))
+    return map_type(loads(MapOp, str(call.attrs["op"])).output, int(call.attrs["batch"]))
 
 
 for _name, _infer in (

@@ -18,8 +18,10 @@ import numpy as np
 import tvm
 from tvm import ir, relax
 
-from sparseflow.core.formats import KernelIndex, TapList
-from sparseflow.kernels.attention import Attention
+from sparseflow.core.codec import dumps, loads
+from sparseflow.core.element_type import FLOAT32
+from sparseflow.core.formats import FORMATS, KernelIndex
+from sparseflow.kernels.lane.attention import Attention
 from sparseflow.kernels.workload import Array, Workload
 from sparseflow.passes.map_ops import MapUse, map_type
 
@@ -88,7 +90,7 @@ class LayerAttrs:
     @property
     def map_use(self) -> MapUse | None:
         """How it works on indexed maps; None if it does not."""
-        return MapUse.from_json(self.maps) if self.maps else None
+        return loads(MapUse, self.maps) if self.maps else None
 
     def with_(self, **changes: Any) -> LayerAttrs:
         """A copy with some fields changed."""
@@ -112,7 +114,7 @@ def attention_call(
     shape: Attention, operands: list[relax.Expr], mask: relax.Tuple, out_shape: tuple[int, ...]
 ) -> relax.Call:
     """A call of the attention operator on q, k and v."""
-    attrs = ir.make_node("ir.DictAttrs", shape=shape.to_json(), out_shape=json.dumps(out_shape))
+    attrs = ir.make_node("ir.DictAttrs", shape=dumps(shape), out_shape=json.dumps(out_shape))
     return relax.Call(ir.Op.get(ATTENTION), [*operands, mask], attrs)
 
 
@@ -138,15 +140,19 @@ def constant_name(expr: ir.GenericConst) -> str:
 
 def weight_of(call: relax.Call) -> Array:
     """The dense weight of a layer call (OIHW, or (out, in) of a linear layer), decoded if it is an index."""
+    stored = stored_weight(call)
+    return stored.decode() if isinstance(stored, KernelIndex) else stored
+
+
+def stored_weight(call: relax.Call) -> Array | KernelIndex:
+    """The weight of a layer call as the IR holds it."""
     attrs = LayerAttrs.of(call)
     arrays = [item.value.numpy() for item in call.args[1].fields]
     shape = attrs.workload.weight_shape if attrs.workload.op == "conv2d" else attrs.workload.weight_shape[:2]
     if attrs.format == "dense":
         return np.asarray(arrays[0]).reshape(shape)
-    index = KernelIndex(
-        TapList(rows=1), shape, np.dtype(np.float32), dict(zip(INDEX_ARRAYS, arrays, strict=True))
-    )
-    return np.asarray(index.format.decode(index))
+    named = dict(zip(INDEX_ARRAYS, arrays, strict=True))
+    return KernelIndex(FORMATS[attrs.format](), shape, named["data"].dtype, named)
 
 
 INDEX_ARRAYS = ("indptr", "indices", "data")
@@ -157,7 +163,7 @@ def _infer(call: relax.Call, _builder: Any) -> Any:
         attrs = LayerAttrs.of(call)
         if attrs.map_use is not None:
             return map_type(attrs.map_use.output, attrs.workload.batch)
-    return relax.TensorType(tuple(json.loads(str(call.attrs["out_shape"]))), "float32")
+    return relax.TensorType(tuple(json.loads(str(call.attrs["out_shape"]))), FLOAT32.name)
 
 
 for _name in (CONV2D, LINEAR, ATTENTION):

@@ -9,11 +9,11 @@ from typing import Any
 import tvm
 from tvm import relax
 
+from sparseflow.core.element_type import FLOAT32, ElementType
 from sparseflow.core.map_profile import MapProfile
-from sparseflow.kernels.dense_matmul import legalize_matmul, tile_rows
-from sparseflow.kernels.map_times import MapTimes
-from sparseflow.kernels.select import Selector
-from sparseflow.kernels.target import vector_unit
+from sparseflow.kernels.cpu_rules.dense_matmul import legalize_matmul
+from sparseflow.kernels.tuning.map_times import MapTimes
+from sparseflow.kernels.tuning.selector import Selector
 from sparseflow.passes.attention import FuseAttention
 from sparseflow.passes.canonicalise import Canonicalise
 from sparseflow.passes.comparisons import KEEP_NAN
@@ -26,33 +26,41 @@ from sparseflow.passes.plan import PlanKernels
 from sparseflow.passes.propagate import Propagate
 from sparseflow.passes.schedule_rest import ScheduleRest
 from sparseflow.passes.watch import Say, watched
+from sparseflow.passes.weights import Weights
 
 Observer = Callable[[str, Any], None]
 
 
-def phases(selector: Selector, threads: int = 1, profile: MapProfile | None = None) -> dict[str, list[Any]]:
+def phases(
+    selector: Selector,
+    threads: int = 1,
+    profile: MapProfile | None = None,
+    weights: ElementType = FLOAT32,
+) -> dict[str, list[Any]]:
     """The passes of each phase, in order.
 
     Parameters
     ----------
     selector : Selector
-        Chooses the kernels in the phase ``plan``; its target says which vector registers there are.
+        Chooses the kernels in the phase ``plan``; its target is that of all passes.
     threads : int
     profile : MapProfile, optional
         How dense the feature maps are; with it they may carry an index.
+    weights : ElementType
+        Weights are rounded to it, and kernels may store them in it.
     """
-    vectors = vector_unit(selector.target)
-    rows = tile_rows(vectors.registers)
-    matmul = partial(legalize_matmul, lanes=vectors.lanes, threads=threads, rows=rows)
+    target = selector.target
+    kept = Weights()
+    matmul = partial(legalize_matmul, vectors=target.vectors, threads=threads)
     return {
-        "canonicalise": [Canonicalise(threads, vectors)],
+        "canonicalise": [Canonicalise(target, threads, weights)],
         "propagate": [Propagate()],
-        "index": [Index(), *([WriteDensities(profile)] if profile is not None else [])],
+        "index": [Index(kept), *([WriteDensities(profile)] if profile is not None else [])],
         "plan": [
-            PlanKernels(selector, threads, vectors),
-            *([IndexMaps(MapTimes(selector, threads), vectors.lanes)] if profile is not None else []),
+            PlanKernels(selector, threads, kept),
+            *([IndexMaps(MapTimes(selector, threads), kept)] if profile is not None else []),
         ],
-        "lower": [FuseAttention(), Lower(threads, vectors)],
+        "lower": [FuseAttention(), Lower(target, threads, kept)],
         "finish": [
             relax.transform.DecomposeOpsForInference(),
             Decompose(),
@@ -62,7 +70,7 @@ def phases(selector: Selector, threads: int = 1, profile: MapProfile | None = No
             relax.transform.FuseOps(),
             relax.transform.FuseTIR(),
             relax.transform.DeadCodeElimination(),
-            ScheduleRest(vectors.lanes, threads),
+            ScheduleRest(target, threads),
         ],
     }
 
@@ -74,21 +82,22 @@ def run(
     observe: Observer | None = None,
     profile: MapProfile | None = None,
     say: Say | None = None,
+    weights: ElementType = FLOAT32,
 ) -> tvm.IRModule:
     """The module after all phases.
 
     Parameters
     ----------
     mod : tvm.IRModule
-    selector, threads, profile
+    selector, threads, profile, weights
         As for `phases`.
     observe : callable, optional
         Called as ``observe(phase, module)`` after each phase, to look or to dump.
     say : callable, optional
         Told which pass runs long; without it that is a warning.
     """
-    with selector.target:
-        for name, passes in phases(selector, threads, profile).items():
+    with selector.target.tvm:
+        for name, passes in phases(selector, threads, profile, weights).items():
             for step in passes:
                 with watched(f"{name}: pass {step.info.name}", say):
                     mod = step(mod)

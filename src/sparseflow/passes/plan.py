@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import tvm
 
+from sparseflow.core.codec import dumps, loads
 from sparseflow.core.plan import CandidateTime, LayerPlan, Plan
 from sparseflow.errors import CompileError
-from sparseflow.kernels.cold import rounded
-from sparseflow.kernels.select import Choice, Selector, layouts_for
-from sparseflow.kernels.target import AVX512, VectorUnit
-from sparseflow.kernels.workload import TEMPLATES, Array, Candidate, Workload
+from sparseflow.kernels.template import TEMPLATES, Candidate
+from sparseflow.kernels.tuning.cold_weights import rounded
+from sparseflow.kernels.tuning.selector import Choice, Selector, layouts_for
+from sparseflow.kernels.weight import LayerWeight
+from sparseflow.kernels.workload import Workload
 from sparseflow.passes.graph import Graph, Rebuild
 from sparseflow.passes.layout import Node, decide_layouts
-from sparseflow.passes.ops import LayerAttrs, is_layer, layer_call, weight_of
+from sparseflow.passes.ops import LayerAttrs, is_layer, layer_call
+from sparseflow.passes.weights import Weights
 
 Expr = Any
 
@@ -33,32 +34,34 @@ class PlanKernels:
         Set when the pass has run: every layer with its candidates' times and the reasons of the rejected.
     """
 
-    def __init__(self, selector: Selector, threads: int = 1, vectors: VectorUnit = AVX512) -> None:
-        self.selector, self.threads, self.vectors = selector, threads, vectors
+    def __init__(self, selector: Selector, threads: int = 1, weights: Weights | None = None) -> None:
+        self.selector, self.threads, self.weights = selector, threads, weights or Weights()
         self.plan: Plan | None = None
 
     def transform_module(self, mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
         """See the class."""
         layers = []
         graph = Graph(mod)
-        nodes = decide_layouts(graph, self.vectors.lanes)
-        self.selector.between = rounded(weight_bytes(graph))
+        nodes = decide_layouts(graph, self.selector.target.vectors.lanes)
+        self.selector.between = rounded(weight_bytes(graph, self.weights), self.selector.target.caches)
 
         def visit(rebuild: Rebuild, var: Expr, value: Expr) -> Any:
             if not is_layer(value):
                 return None
             attrs = _with_halo(LayerAttrs.of(value), nodes.get(var))
-            weight = weight_of(value)
+            weight = self.weights.of(value)
             choice = self.selector.choose(attrs.workload, weight, attrs.name)
             best = without_map_index(choice)
             layers.append(describe(attrs, weight, choice, best))
             chosen = attrs.with_(candidate=Candidate(best.template, best.parameters).to_json())
-            return layer_call(chosen, *(rebuild.old(a) for a in value.args))
+            call = layer_call(chosen, *(rebuild.old(a) for a in value.args))
+            self.weights.put(call, weight)
+            return call
 
         mod = Rebuild(mod).run(visit)
         chosen = self.selector
         self.plan = Plan(tuple(layers), str(chosen.target), self.threads, chosen.measure, exact=chosen.exact)
-        return mod.with_attr("sparseflow.plan", json.dumps(self.plan.to_json()))
+        return mod.with_attr("sparseflow.plan", dumps(self.plan))
 
 
 def _with_halo(attrs: LayerAttrs, node: Node | None) -> LayerAttrs:
@@ -68,15 +71,15 @@ def _with_halo(attrs: LayerAttrs, node: Node | None) -> LayerAttrs:
     return attrs.with_(workload=replace(attrs.workload, halo=node.layout.halo))
 
 
-def weight_bytes(graph: Graph) -> int:
+def weight_bytes(graph: Graph, weights: Weights) -> int:
     """Bytes of all weights other than zero: what a call of the network reads between two calls of one layer."""
     layers = [b.value for b in graph.bindings if is_layer(b.value)]
-    return sum(4 * int(np.count_nonzero(weight_of(layer))) for layer in layers)
+    return sum(LayerAttrs.of(v).workload.weights.nbytes * weights.of(v).nonzeros for v in layers)
 
 
 def plan_of(mod: tvm.IRModule) -> Plan:
     """The plan that `PlanKernels` left in the module."""
-    return Plan.from_json(json.loads(str(mod.attrs["sparseflow.plan"])))
+    return loads(Plan, str(mod.attrs["sparseflow.plan"]))
 
 
 def without_map_index(choice: Choice) -> CandidateTime:
@@ -93,23 +96,21 @@ def without_map_index(choice: Choice) -> CandidateTime:
     return plain[0]
 
 
-def describe(attrs: LayerAttrs, weight: Array, choice: Choice, best: CandidateTime) -> LayerPlan:
+def describe(attrs: LayerAttrs, weight: LayerWeight, choice: Choice, best: CandidateTime) -> LayerPlan:
     """The record of one decision, ``best`` being the chosen candidate."""
     workload, candidate = attrs.workload, Candidate(best.template, best.parameters)
     template = TEMPLATES[best.template]
     rows = best.parameters.get("R", 1)
-    live = weight[: workload.blocks(rows) * rows] if template.unions else weight
+    live = weight.dense[: workload.blocks(rows) * rows] if template.unions else weight.dense
     density = float((live != 0).mean())
     columns = math.prod(workload.weight_shape[1:])
     total = math.ceil(workload.filters / rows) * columns
     positions = workload.batch * workload.out_height * workload.out_width
     if template.format == "dense":
         computed = math.ceil(len(live) / rows) * columns
-        value_bytes, index_bytes = live.size * 4, 0
+        value_bytes, index_bytes = live.size * template.stored(workload, candidate).nbytes, 0
     else:
-        packed = template.pack(
-            workload, candidate, weight.reshape(workload.weight_shape), layouts_for(template, workload)
-        )
+        packed = weight.packed(template, workload, candidate, layouts_for(template, workload))
         computed = min(packed["data"].size // rows, total)
         value_bytes = packed["data"].nbytes
         index_bytes = sum(a.nbytes for a in packed.values()) - value_bytes
@@ -119,7 +120,7 @@ def describe(attrs: LayerAttrs, weight: Array, choice: Choice, best: CandidateTi
     return LayerPlan(
         name=attrs.name,
         op=workload.op,
-        weight_shape=tuple(weight.shape),
+        weight_shape=weight.shape if workload.op == "conv2d" else weight.shape[:2],
         output_shape=attrs.out_shape,
         structure=str(attrs.detection.get("structure", "Dense")),
         density=density,
@@ -130,7 +131,7 @@ def describe(attrs: LayerAttrs, weight: Array, choice: Choice, best: CandidateTi
         tiles_computed=computed,
         macs_dense=workload.macs,
         macs_computed=positions * computed * rows
-        if rows * total == weight.size
+        if rows * total == weight.dense.size
         else round(workload.macs * computed / total),
         map_density=workload.map_density if workload.map_density < 1.0 else None,
         chosen=best,

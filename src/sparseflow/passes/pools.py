@@ -9,12 +9,10 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from sparseflow.passes.activations import single_activation, spread_activation
+from sparseflow.passes.activations import activation_of
 from sparseflow.passes.graph import Graph, Rebuild, is_constant, op_name
 
 Expr = Any
-MONOTONE = ("relu", "relu6", "fatrelu")
-"""Activations that never fall: the largest of a window stays the largest."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +80,9 @@ def _commuting(graph: Graph, pooled: dict[Expr, _Pooled], var: Expr) -> tuple[Ex
     for start in _operands(value):
         if start not in pooled:
             continue
-        single = single_activation(value)
-        if single is not None and single.kind in MONOTONE and graph.uses[start] == 1:
-            return start, [var]
-        spread = spread_activation(graph, start)
-        if spread is not None and spread.result == var and spread.activation.kind in MONOTONE:
-            return start, [*spread.inside[1:], var]
+        found = activation_of(graph, start)
+        if found is not None and found.result == var and found.activation.monotone:
+            return start, [*found.inside[1:], var]
     return None
 
 

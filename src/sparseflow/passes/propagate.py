@@ -8,15 +8,15 @@ each of its channels where the residual has it.
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import tvm
 from tvm import relax
 
+from sparseflow.core.codec import dumps, loads
 from sparseflow.core.plan import Cut
 from sparseflow.kernels.workload import Array, Workload
 from sparseflow.passes.channels import Channels, Layer
@@ -44,7 +44,7 @@ class Propagate:
 def cuts_of(mod: tvm.IRModule) -> tuple[Cut, ...]:
     """What `Propagate` took from the layers of a module that it has gone over."""
     text = (mod.attrs or {}).get("sparseflow.cuts")
-    return tuple(Cut.from_json(d) for d in json.loads(str(text))) if text else ()
+    return loads(tuple[Cut, ...], str(text)) if text else ()
 
 
 class _Cutting:
@@ -63,7 +63,7 @@ class _Cutting:
         if not self.cuts:
             return self.mod
         mod = relax.transform.DeadCodeElimination()(mod)
-        return mod.with_attr("sparseflow.cuts", json.dumps([asdict(c) for c in self.cuts]))
+        return mod.with_attr("sparseflow.cuts", dumps(self.cuts))
 
     def _visit(self, rebuild: Rebuild, var: Expr, value: Expr) -> Any:
         if var in self.channels.layers:
@@ -221,5 +221,5 @@ def _record(layer: Layer, call: Expr, after: Workload | None, rows: Array | None
 
 
 def _nbytes(w: Workload) -> int:
-    """Bytes of the dense float32 weight of the filters that have weights."""
-    return 4 * w.live * math.prod(w.weight_shape[1:])
+    """Bytes of the dense weight of the filters that have weights."""
+    return w.weights.nbytes * w.live * math.prod(w.weight_shape[1:])

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 import tvm
 from tvm import tirx
 
-from sparseflow.kernels.cpu_rules import RULES, Cpu, Rule, Unsuitable
+from sparseflow.kernels.cpu_rules import RULES, Resources, Rule, Unsuitable
+from sparseflow.kernels.target.base import Target
 
 SCHEDULED = "tirx.is_scheduled"
 """TVM's mark of a function that schedule passes leave alone."""
 
 
 def schedule(
-    func: tirx.PrimFunc, cpu: Cpu, rules: Sequence[Rule] = RULES
+    func: tirx.PrimFunc, cpu: Resources, rules: Sequence[Rule] = RULES
 ) -> tuple[tirx.PrimFunc, tuple[str, ...]]:
     """The first rule's schedule that fits, and why the rules before it did not.
 
@@ -40,14 +41,13 @@ class ScheduleRest:
 
     Parameters
     ----------
-    vector_lanes : int
-        float32 elements of a vector register of the target.
+    target : Target
     threads : int
         Threads the engine will run with.
     """
 
-    def __init__(self, vector_lanes: int = 16, threads: int = 1) -> None:
-        self.cpu = Cpu(vector_lanes, threads)
+    def __init__(self, target: Target, threads: int = 1) -> None:
+        self.cpu = Resources(target.vectors.lanes, threads)
 
     def transform_module(self, mod: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
         """A new module with the schedules."""

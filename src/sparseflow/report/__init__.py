@@ -1,4 +1,4 @@
-"""Reports: results in, HTML, Markdown, JSON and PNG out. Nothing is measured or derived here."""
+"""Reports: results in, HTML, Markdown, JSON, PNG and SVG out. Nothing is measured or derived here."""
 
 from sparseflow.report.document import REPORTS, Document
 from sparseflow.report.render import build_document, read_results, render_run

@@ -1,7 +1,7 @@
 """A report before it has a file format: a headline and sections of a few kinds of block.
 
 The builders in `sparseflow.report.kinds` make a `Document` of a result, the renderers (`html`, `markdown`,
-`png`, `terminal`) draw any `Document`. Neither knows the other.
+`images`, `terminal`) draw any `Document`. Neither knows the other.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from sparseflow.errors import SparseflowError
 from sparseflow.registry import Registry
 
 SERIES = ("neutral", "peer", "s1", "s2", "s3", "s4", "index")
-"""Colour roles; the renderers map each to a colour of their own."""
+"""Colour roles; `sparseflow.report.colours` has the colours."""
+
+Values = npt.NDArray[np.float32]
 
 
 def _check_series(series: str) -> None:
@@ -244,13 +246,15 @@ class Picture:
 
     Attributes
     ----------
-    pixels : ndarray of uint8, (height, width)
-        0 gap, 1 weight that is zero, 2 weight that is kept; from 3 on the shades of `sparseflow.report.pixels.shades`.
+    alt : str
+        The picture in words.
+    values : ndarray of float32, (height, width)
+        0 (faint) to 1 (full colour); NaN where nothing is drawn.
     """
 
     title: str
     alt: str
-    pixels: npt.NDArray[np.uint8]
+    values: Values
     series: str
 
     def __post_init__(self) -> None:
@@ -259,7 +263,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures side by side (``wide``: one below the other)."""
+    """Pictures side by side (``wide``: one below the other), with a scale from 0 to 1 if it has a name."""
 
     kind: ClassVar[str] = "pictures"
     name: str
@@ -267,6 +271,12 @@ class Pictures:
     pictures: tuple[Picture, ...]
     caption: str = ""
     wide: bool = False
+    scale: str = ""
+
+    @property
+    def alt(self) -> str:
+        """The figure in words."""
+        return f"{self.title}: " + "; ".join(picture.alt for picture in self.pictures)
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from importlib import resources
 
-from markupsafe import Markup
-
 from sparseflow.errors import SparseflowError
-from sparseflow.report.document import Bars, Document
-from sparseflow.report.pixels import COLOURS, data_uri
-from sparseflow.report.svg import lines, scatter
+from sparseflow.report.colours import COLOURS
+from sparseflow.report.document import Document
+from sparseflow.report.images import inline_svg
 
 
 def to_html(document: Document) -> str:
@@ -18,10 +16,11 @@ def to_html(document: Document) -> str:
     Raises
     ------
     SparseflowError
-        If jinja2 is not installed.
+        If jinja2 or matplotlib is not installed.
     """
     try:
         import jinja2
+        from markupsafe import Markup
     except ImportError as error:
         raise SparseflowError(
             "report: jinja2 is not installed; install it with: pip install 'sparseflow[report]'"
@@ -33,8 +32,8 @@ def to_html(document: Document) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters.update(scatter=scatter, lines=lines, data_uri=data_uri, share=_share)
-    environment.globals["colours"] = {name: f"#{bytes(rgb).hex()}" for name, rgb in COLOURS.items()}
+    environment.filters["svg"] = lambda figure: Markup(inline_svg(figure))
+    environment.globals["colours"] = COLOURS
     return environment.get_template("report.html.j2").render(
         document=document, style=Markup(_packaged("style.css"))
     )
@@ -42,8 +41,3 @@ def to_html(document: Document) -> str:
 
 def _packaged(name: str) -> str:
     return resources.files("sparseflow.report").joinpath("templates", name).read_text(encoding="utf-8")
-
-
-def _share(value: float, figure: Bars) -> str:
-    """A place on the figure's scale as a percentage, for CSS; what is beyond the scale is at its end."""
-    return f"{100 * min(value / figure.longest, 1.0):.2f}%"

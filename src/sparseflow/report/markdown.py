@@ -9,7 +9,6 @@ from sparseflow.report.document import (
     Block,
     Cards,
     Document,
-    Figure,
     Fold,
     Ledger,
     Lines,
@@ -67,7 +66,7 @@ def _block(block: Block, figures: str) -> Iterator[str]:
         case Table():
             yield from _table(block)
         case Bars() | Scatter() | Lines() | Panels() | Pictures():
-            yield f"![{_plain(_alt(block))}]({figures}/{block.name}.png)"
+            yield f"![{_plain(block.alt)}]({figures}/{block.name}.png)"
             if block.caption:
                 yield ""
                 yield f"*{_plain(block.caption)}*"
@@ -75,10 +74,6 @@ def _block(block: Block, figures: str) -> Iterator[str]:
             yield f"### {_plain(title)}"
             yield ""
             yield from _blocks(inner, figures)
-
-
-def _alt(figure: Figure) -> str:
-    return figure.title if isinstance(figure, Pictures) else figure.alt
 
 
 def _table(table: Table) -> Iterator[str]:

@@ -1,19 +1,18 @@
-"""From the folder of a run to its report: HTML, Markdown and the figures as PNG."""
+"""From the folder of a run to its report: HTML, Markdown and the figures as PNG and SVG."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from sparseflow.core.files import atomic_write, write_json
 from sparseflow.errors import SparseflowError
 from sparseflow.report import kinds as kinds  # registers the builders
 from sparseflow.report.document import REPORTS, Document
 from sparseflow.report.html import to_html
+from sparseflow.report.images import to_png, to_svg
 from sparseflow.report.markdown import to_markdown
-from sparseflow.report.png import to_png
 
 RESULTS = "results.json"
 
@@ -27,7 +26,7 @@ def render_run(run_dir: str | Path, out: str | Path | None = None) -> Path:
         A folder with a ``results.json`` (or that file itself), as the commands write it.
     out : path, optional
         The HTML file to write, or a folder for it; ``run_dir`` when not given. ``report.md``, ``report.json``
-        (the results, so that the report can be moved whole) and ``figures/*.png`` go beside it.
+        (the results, so that the report can be moved whole) and ``figures/*.png`` and ``*.svg`` go beside it.
 
     Raises
     ------
@@ -42,7 +41,7 @@ def render_run(run_dir: str | Path, out: str | Path | None = None) -> Path:
         page = page / "report.html"
     write_document(document, page)
     if page.with_suffix(".json").resolve() != Path(where).resolve():
-        _write(page.with_suffix(".json"), (json.dumps(data, indent=1) + "\n").encode("utf-8"))
+        write_json(page.with_suffix(".json"), data)
     return page
 
 
@@ -101,20 +100,7 @@ def write_document(document: Document, page: Path) -> None:
         raise SparseflowError(f"report {document.title!r}: two figures are named {', '.join(sorted(twice))}")
     figures = page.parent / "figures"
     for figure in document.figures():
-        _write(figures / f"{figure.name}.png", to_png(figure))
-    _write(page.with_suffix(".md"), to_markdown(document, figures.name).encode("utf-8"))
-    _write(page, html.encode("utf-8"))
-
-
-def _write(path: Path, content: bytes) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content)
-        os.replace(part, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise SparseflowError(
-            f"report: cannot write {path} ({error.strerror}); choose another folder"
-        ) from error
+        atomic_write(figures / f"{figure.name}.png", to_png(figure))
+        atomic_write(figures / f"{figure.name}.svg", to_svg(figure))
+    atomic_write(page.with_suffix(".md"), to_markdown(document, figures.name))
+    atomic_write(page, html)

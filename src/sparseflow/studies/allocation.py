@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 
+from sparseflow.core.files import write_json
 from sparseflow.core.plan import Measurement
 from sparseflow.core.structures import parse_structure
 from sparseflow.engine.compile import compile
-from sparseflow.engine.machine import machine_name
-from sparseflow.studies.stages import write_json
+from sparseflow.engine.target.machine import machine_name
 from sparseflow.train import parse_recipe
 from sparseflow.train.allocation import Assigned, LatencyAware, Problem, slots_of
-from sparseflow.train.methods import Magnitude, MaskedWeights
-from sparseflow.train.run import load_weights
-from sparseflow.train.sources import Sources
+from sparseflow.train.checkpoint import load_weights
+from sparseflow.train.methods import ByScores, MaskedWeights
+from sparseflow.train.recipe.sources import Sources
 
 Content = dict[str, Any]
 STEPS = 5
@@ -74,7 +74,7 @@ class Subject:
     def latency(self, assigned: Sequence[Assigned]) -> Measurement:
         """Time of a call with one image of the network pruned as decided."""
         model = copy.deepcopy(self.model)
-        MaskedWeights(model, Magnitude(model, [a.rule() for a in assigned]).finish())
+        MaskedWeights(model, ByScores(model, [a.rule() for a in assigned]).finish())
         x = next(iter(self.sources.test()))[0][:1]
         engine = compile(model.eval(), (x,), measure=self.measure)
         return engine.measure(x, repeats=self.repeats, warmup=20)

@@ -1,15 +1,38 @@
-"""The files of the kernel benchmarks, and reading them back."""
+"""The files of the kernel benchmarks, and what is read off them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from itertools import pairwise
+from typing import Literal
 
-from pydantic import TypeAdapter
-
-from sparseflow.core.kernel_speed import KernelRun, Limits, PublishedPoint, SpeedPoint
+from sparseflow.core.kernel_speed import KernelRun, Limits, SpeedPoint
 from sparseflow.core.map_speed import MapRun
-from sparseflow.studies.results import read
+
+
+@dataclass(frozen=True)
+class PublishedPoint:
+    """A speed-up over dense that was published for a layer, beside ours.
+
+    Attributes
+    ----------
+    source : str
+        The pull request.
+    published : float or None
+        None where our notes hold no figure.
+    network : str
+        Where the layer is one of many that were published together; empty for a layer alone.
+    layers : int
+        How many times the layer stands in that network.
+    """
+
+    source: str
+    sparsity: float
+    published: float | None
+    ours: SpeedPoint
+    network: str = ""
+    layers: int = 1
 
 
 @dataclass(frozen=True)
@@ -53,27 +76,22 @@ class FeatureMapResults:
     kind: Literal["feature-maps"] = "feature-maps"
 
 
-Results = KernelResults | BreakEvenResults | PublishedResults | FeatureMapResults
-_ADAPTERS: dict[str, TypeAdapter[Any]] = {
-    "kernels": TypeAdapter(KernelResults),
-    "break-even": TypeAdapter(BreakEvenResults),
-    "published": TypeAdapter(PublishedResults),
-    "feature-maps": TypeAdapter(FeatureMapResults),
-}
+def break_even_sparsity(points: Iterable[SpeedPoint]) -> float | None:
+    """The least sparsity from which on the sparse kernel is never slower, between measured points by a straight line.
 
-
-def to_json(results: Any) -> dict[str, Any]:
-    """Results, or one record of them, as a JSON object."""
-    data: dict[str, Any] = TypeAdapter(type(results)).dump_python(results, mode="json")
-    return data
-
-
-def from_json(kind: str, data: object, where: str) -> Any:
-    """The inverse of `to_json` for a whole file.
-
-    Raises
-    ------
-    SparseflowError
-        With the path of the first wrong entry.
+    None if the sparsest point is slower; the sparsity of the densest point if none is.
     """
-    return read(_ADAPTERS[kind], data, where)
+    ordered = sorted(points, key=lambda p: p.sparsity, reverse=True)
+    if not ordered or ordered[0].speedup < 1.0:
+        return None
+    for above, below in pairwise(ordered):
+        if below.speedup < 1.0:
+            share = (1.0 - below.speedup) / (above.speedup - below.speedup)
+            return below.sparsity + share * (above.sparsity - below.sparsity)
+    return ordered[-1].sparsity
+
+
+def network_speedup(points: Iterable[PublishedPoint]) -> float:
+    """Dense time / sparse time, each summed over the layers of a network."""
+    taken = list(points)
+    return sum(p.ours.dense_s * p.layers for p in taken) / sum(p.ours.sparse_s * p.layers for p in taken)

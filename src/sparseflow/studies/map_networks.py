@@ -12,17 +12,17 @@ import numpy as np
 import numpy.typing as npt
 
 from sparseflow.core.plan import Measurement
-from sparseflow.engine.bench import interleave, max_relative_error, pinned
 from sparseflow.engine.build import Build
 from sparseflow.engine.calibrate import profile_maps
 from sparseflow.engine.compile import compile as compile_model
-from sparseflow.engine.importer import Imported, import_model
-from sparseflow.engine.machine import machine_name
-from sparseflow.engine.peers import PEERS
-from sparseflow.engine.peers.base import Subject, torch_inputs
-from sparseflow.engine.runtime import Engine
-from sparseflow.engine.targets import resolve
-from sparseflow.errors import CompileError, SparseflowError
+from sparseflow.engine.frontends.importer import Imported, import_model
+from sparseflow.engine.measure.bench import interleave, max_relative_error, pinned
+from sparseflow.engine.measure.peers import PEERS
+from sparseflow.engine.measure.peers.base import Subject, torch_inputs
+from sparseflow.engine.runtime.engine import Engine
+from sparseflow.engine.target.machine import machine_name
+from sparseflow.engine.target.targets import resolve
+from sparseflow.errors import CompileError, SparseflowError, first_line
 
 Array = npt.NDArray[Any]
 Run = Callable[[Sequence[Array]], Sequence[Array]]
@@ -169,7 +169,7 @@ def _peers(subject: Subjects, options: Options, folder: Path) -> dict[str, Run]:
         try:
             found[name] = PEERS[name].make(given, options.threads, folder)
         except (SparseflowError, RuntimeError) as error:
-            options.say(f"{name} left out: {str(error).strip().splitlines()[0]}")
+            options.say(f"{name} left out: {first_line(error)}")
     return found
 
 

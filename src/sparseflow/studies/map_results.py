@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import TypeAdapter
-
+from sparseflow.core.element_type import FLOAT32
 from sparseflow.core.formats import FeatureMapIndex, PixelBitmap
 from sparseflow.core.map_profile import MapDensity
-from sparseflow.studies.results import read
 
 VARIANTS = ("dense", "weights", "maps", "both")
 """Which zeros a kernel leaves out: none, those of the weights, those of the maps, both."""
@@ -58,7 +56,7 @@ class MapLayer:
         shape = self.map.shape
         if len(shape) != 4:  # a row of features is a pixel
             shape = (math.prod(shape[:-1]), shape[-1], 1, 1)
-        return FeatureMapIndex(PixelBitmap(), shape, "float32", shape[1])
+        return FeatureMapIndex(PixelBitmap(), shape, FLOAT32.name, shape[1])
 
     def macs(self, variant: str) -> float:
         """Multiply-accumulates left; for both, zeros of weights and maps are taken to fall independently."""
@@ -109,23 +107,3 @@ class MapResults:
         first, *rest = self.layers
         alone = "weights" if variant in ("weights", "both") else "dense"
         return first.macs(alone) + sum(layer.macs(variant) for layer in rest)
-
-
-_ADAPTER = TypeAdapter(MapResults)
-
-
-def to_json(results: MapResults) -> dict[str, Any]:
-    """Results as a JSON object."""
-    data: dict[str, Any] = _ADAPTER.dump_python(results, mode="json")
-    return data
-
-
-def from_json(data: object, where: str) -> MapResults:
-    """The inverse of `to_json`.
-
-    Raises
-    ------
-    SparseflowError
-        With the path of the first wrong entry.
-    """
-    return read(_ADAPTER, data, where)

@@ -11,10 +11,10 @@ import numpy.typing as npt
 from sparseflow.core.map_profile import MapProfile
 from sparseflow.engine.build import Build, build
 from sparseflow.engine.calibrate import batches, profile_maps
-from sparseflow.engine.importer import Imported
-from sparseflow.engine.layer_work import fastest_by_zeros, layer_work
-from sparseflow.engine.machine import machine_name
-from sparseflow.engine.targets import resolve
+from sparseflow.engine.frontends.importer import Imported
+from sparseflow.engine.measure.layer_work import fastest_by_zeros, layer_work
+from sparseflow.engine.target.machine import machine_name
+from sparseflow.engine.target.targets import resolve
 from sparseflow.studies.map_results import MapLayer, MapResults
 
 Array = npt.NDArray[Any]

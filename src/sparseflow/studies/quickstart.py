@@ -7,7 +7,6 @@ interleaved with others.
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import importlib.metadata
 import platform
@@ -23,15 +22,17 @@ import torch
 from torch import nn
 
 import sparseflow
+from sparseflow.core.codec import decode, encode
+from sparseflow.core.files import write_json
 from sparseflow.core.plan import Measurement, Plan
 from sparseflow.core.storage import storage_table
 from sparseflow.data import Batches, ImageData, load_data
-from sparseflow.engine.bench import interleave, max_relative_error, pinned
-from sparseflow.engine.machine import machine_name
-from sparseflow.engine.peers import PEERS, Subject
-from sparseflow.engine.runtime import Engine
-from sparseflow.engine.threads import checked_threads
-from sparseflow.errors import CompileError, InputError, SparseflowError
+from sparseflow.engine.measure.bench import interleave, max_relative_error, pinned
+from sparseflow.engine.measure.peers import PEERS, Subject
+from sparseflow.engine.runtime.engine import Engine
+from sparseflow.engine.runtime.threads import checked_threads
+from sparseflow.engine.target.machine import machine_name
+from sparseflow.errors import CompileError, InputError, SparseflowError, first_line
 from sparseflow.studies.results import (
     DENSE,
     OURS,
@@ -42,13 +43,14 @@ from sparseflow.studies.results import (
     Timing,
     Variant,
 )
-from sparseflow.studies.stages import StageEvent, Stages, write_json
+from sparseflow.studies.stages import StageEvent, Stages
+from sparseflow.train.checkpoint import load_weights
 from sparseflow.train.models import MODELS
 from sparseflow.train.progress import TrainEvent
 from sparseflow.train.quickstart import TITLES, quickstart_recipe
-from sparseflow.train.recipe import Recipe, parse_recipe
+from sparseflow.train.recipe.recipe import Recipe, parse_recipe
+from sparseflow.train.recipe.run import run_recipe
 from sparseflow.train.rules import weight_of
-from sparseflow.train.run import load_weights, run_recipe
 
 Array = np.ndarray[Any, Any]
 Progress = Callable[[StageEvent | TrainEvent], None]
@@ -135,7 +137,7 @@ class _Quickstart:
         key = {
             "threads": threads,
             "seed": seed,
-            "settings": dataclasses.asdict(settings),
+            "settings": encode(settings),
             "versions": versions(),
             "machine": machine_name(),
             "recipes": {name: recipe.model_dump(mode="json") for name, recipe in self.recipes.items()},
@@ -160,20 +162,15 @@ class _Quickstart:
                 accuracy_torch=trained[name]["accuracy"],
                 accuracy_engine=compiled[name]["accuracy"],
                 max_relative_error=compiled[name]["max_relative_error"],
-                storage=tuple(FormatBytes(**entry) for entry in stored[name]["storage"]),
-                plan=Plan.from_json(compiled[name]["plan"]),
+                storage=decode(tuple[FormatBytes, ...], stored[name]["storage"]),
+                plan=decode(Plan, compiled[name]["plan"]),
             )
             for name, structure in self.structures.items()
         )
         result = QuickstartResult(
             variants=variants,
-            timings=tuple(
-                Timing(t["engine"], t["variant"], Measurement(**t["measurement"])) for t in timed["timings"]
-            ),
-            masks=tuple(
-                MaskPicture(m["layer"], m["variant"], tuple(m["shape"]), m["bits"])
-                for m in (stored[name]["mask"] for name in self.structures)
-            ),
+            timings=decode(tuple[Timing, ...], timed["timings"]),
+            masks=tuple(decode(MaskPicture, stored[name]["mask"]) for name in self.structures),
             environment=self._environment(timed["created"]),
             data="MNIST-5k",
             train_images=len(data.train_images),
@@ -181,7 +178,7 @@ class _Quickstart:
             stage_seconds=dict(self.stages.seconds),
             notes=tuple(timed["notes"]),
         )
-        write_json(self.out / "results.json", result.to_json())
+        write_json(self.out / "results.json", encode(result))
         return result
 
     # ------------------------------------------------------------------ training
@@ -232,8 +229,8 @@ class _Quickstart:
             return {
                 "total": sum(w.size for w in weights.values()),
                 "kept": sum(int(np.count_nonzero(w)) for w in weights.values()),
-                "storage": [dataclasses.asdict(entry) for entry in stored_bytes(list(weights.values()))],
-                "mask": dataclasses.asdict(MaskPicture.of(largest, name, weights[largest] != 0)),
+                "storage": encode(stored_bytes(list(weights.values()))),
+                "mask": encode(MaskPicture.of(largest, name, weights[largest] != 0)),
             }
 
         found: dict[str, Any] = self.stages.do(f"store-{name}", work, after=(f"train-{name}",))
@@ -265,7 +262,7 @@ class _Quickstart:
                     f"more than {TOLERANCE:g}; nothing was timed: please report this"
                 )
             accuracy = float(np.mean(outputs.argmax(1) == labels))
-            return {"plan": engine.plan.to_json(), "accuracy": accuracy, "max_relative_error": error}
+            return {"plan": encode(engine.plan), "accuracy": accuracy, "max_relative_error": error}
 
         found: dict[str, Any] = self.stages.do(
             f"compile-{name}", work, after=(f"train-{name}",), files=(path,)
@@ -295,7 +292,7 @@ class _Quickstart:
             {
                 "engine": engine,
                 "variant": variant,
-                "measurement": dataclasses.asdict(Measurement.of(taken, self.threads, machine_name())),
+                "measurement": encode(Measurement.of(taken, self.threads, machine_name())),
             }
             for (engine, variant), taken in zip(runs, samples, strict=True)
         ]
@@ -319,7 +316,7 @@ class _Quickstart:
             try:
                 peer = PEERS[name].make(subject, self.threads, folder)
             except (SparseflowError, RuntimeError) as error:
-                notes.append(f"{name} was not timed: {str(error).strip().splitlines()[0]}")
+                notes.append(f"{name} was not timed: {first_line(error)}")
                 continue
             error_found = max_relative_error(peer(subject.inputs), expected)
             if error_found <= 10 * TOLERANCE:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sparseflow.core.files import atomic_write
 from sparseflow.errors import SparseflowError
 
 Case = tuple[str, Callable[[], dict[str, Any]]]
@@ -77,11 +77,8 @@ class Records:
         return {**self.head, "cases": self.cases}
 
     def write(self) -> None:
-        """One line a case, under a temporary name, then renamed: a stopped run leaves whole files only."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+        """One line a case; a stopped run leaves whole files only."""
         cases = ",\n".join(f"  {json.dumps(name)}: {json.dumps(case)}" for name, case in self.cases.items())
         head = json.dumps(self.head | {"cases": None}, indent=1)
         text = head.replace('"cases": null', f'"cases": {{\n{cases}\n }}')
-        part.write_text(text + "\n", encoding="utf-8")
-        os.replace(part, self.path)
+        atomic_write(self.path, text + "\n")

@@ -9,14 +9,14 @@ from __future__ import annotations
 import base64
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import TypeAdapter, ValidationError
 
+from sparseflow.core.codec import decode
 from sparseflow.core.plan import Measurement, Plan
-from sparseflow.errors import SparseflowError
+from sparseflow.errors import FormatError, SparseflowError
 
 DENSE = "dense"
 OURS = "sparseflow"
@@ -243,33 +243,15 @@ class QuickstartResult:
         """Accuracy of the dense engine minus the variant's, in percentage points."""
         return 100.0 * (self.variant(DENSE).accuracy_engine - self.variant(name).accuracy_engine)
 
-    def to_json(self) -> dict[str, Any]:
-        """A dictionary that `from_json` reads back."""
-        data: dict[str, Any] = _ADAPTER.dump_python(self, mode="json")
-        return data
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any], where: str = "results.json") -> QuickstartResult:
-        """The inverse of `to_json`.
+def read(cls: type[T], data: object, where: str | Path, partial: bool = False) -> T:
+    """``data`` as an object of ``cls``, or a `SparseflowError` that names the first wrong entry.
 
-        Raises
-        ------
-        SparseflowError
-            With the path of the first wrong entry.
-        """
-        return read(_ADAPTER, data, where)
-
-
-def read(adapter: TypeAdapter[T], data: object, where: str | Path) -> T:
-    """``data`` as the adapter's type, or a `SparseflowError` that names the first wrong entry."""
+    ``partial`` passes over keys that ``cls`` does not have.
+    """
     try:
-        return adapter.validate_python(data)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        path = ".".join(str(part) for part in first["loc"]) or "the whole"
+        return decode(cls, data, partial)
+    except FormatError as error:
         raise SparseflowError(
-            f"{where}: {path}: {first['msg'].lower()}; the file is of another version or damaged: run again"
+            f"{where}: {error}; the file is of another version or damaged: run again"
         ) from error
-
-
-_ADAPTER = TypeAdapter(QuickstartResult)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparseflow.errors import SparseflowError
+from sparseflow.core.files import write_json
 
 
 @dataclass(frozen=True)
@@ -122,22 +121,3 @@ def _size(path: Path) -> int | None:
     if path.is_dir():
         return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
     return path.stat().st_size if path.is_file() else None
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write ``content`` so that ``path`` always holds a complete file.
-
-    Raises
-    ------
-    SparseflowError
-        If it cannot be written.
-    """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        raise SparseflowError(
-            f"{path}: cannot be written ({error.strerror}); choose another folder"
-        ) from error

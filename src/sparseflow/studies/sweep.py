@@ -16,21 +16,23 @@ from typing import Any
 import joblib
 
 from sparseflow.core.checks import whole_number
+from sparseflow.core.codec import encode
+from sparseflow.core.files import write_json
 from sparseflow.core.plan import Measurement
-from sparseflow.engine.bench import interleave, pinned
-from sparseflow.engine.machine import machine_name
-from sparseflow.engine.runtime import Engine
-from sparseflow.engine.threads import checked_threads
-from sparseflow.errors import InputError, SparseflowError
+from sparseflow.engine.measure.bench import interleave, pinned
+from sparseflow.engine.runtime.engine import Engine
+from sparseflow.engine.runtime.threads import checked_threads
+from sparseflow.engine.target.machine import machine_name
+from sparseflow.errors import InputError, SparseflowError, first_line
 from sparseflow.studies.quickstart import versions
 from sparseflow.studies.results import DENSE, Environment
-from sparseflow.studies.stages import StageEvent, Stages, write_json
+from sparseflow.studies.stages import StageEvent, Stages
 from sparseflow.studies.sweep_engine import compile_and_check, test_arrays
 from sparseflow.studies.sweep_plan import Cell, Sweep
 from sparseflow.studies.sweep_results import CellResult, EngineFigures, SweepResult
 from sparseflow.train.progress import LogProgress, TrainEvent
-from sparseflow.train.recipe import Recipe, parse_recipe
-from sparseflow.train.run import run_recipe
+from sparseflow.train.recipe.recipe import Recipe, parse_recipe
+from sparseflow.train.recipe.run import run_recipe
 
 Progress = Callable[[StageEvent | TrainEvent], None]
 
@@ -149,7 +151,7 @@ def run_sweep(
         recipes |= {cell.name: (cell.recipe, folders[cell.name]) for cell in done}
         engines = _measure(recipes, options, tell)
     result = _result(sweep, out, done, engines, options)
-    write_json(out / "results.json", result.to_json())
+    write_json(out / "results.json", encode(result))
     return result
 
 
@@ -186,7 +188,7 @@ def _executor(options: SweepOptions) -> Any:
     try:
         ray.init(address=options.ray, ignore_reinit_error=True, log_to_driver=False)
     except (ConnectionError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise InputError(f"sweep: no Ray cluster at {options.ray!r} ({reason}); start one first") from error
     register_ray()
     return joblib.parallel_config(backend="ray")

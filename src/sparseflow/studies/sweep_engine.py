@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 import sparseflow
-from sparseflow.engine.bench import max_relative_error, pinned
+from sparseflow.engine.measure.bench import max_relative_error, pinned
 from sparseflow.errors import CompileError
-from sparseflow.train.recipe import Recipe
-from sparseflow.train.sources import Sources
+from sparseflow.train.recipe.recipe import Recipe
+from sparseflow.train.recipe.sources import Sources
 
 Array = np.ndarray[Any, Any]
 

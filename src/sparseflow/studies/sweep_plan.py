@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sparseflow.errors import RecipeError
-from sparseflow.train.reading import describe, read_toml
-from sparseflow.train.recipe import Recipe, parse_recipe
+from sparseflow.train.recipe.reading import describe, read_toml
+from sparseflow.train.recipe.recipe import Recipe, parse_recipe
 
 _STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from pydantic import TypeAdapter
+from typing import Literal
 
 from sparseflow.core.plan import Measurement
-from sparseflow.studies.results import Environment, read
+from sparseflow.studies.results import Environment
 
 
 @dataclass(frozen=True)
@@ -118,25 +116,6 @@ class SweepResult:
                 front.append(cell)
         return tuple(front)
 
-    def to_json(self) -> dict[str, Any]:
-        """A dictionary that `from_json` reads back."""
-        data: dict[str, Any] = _ADAPTER.dump_python(self, mode="json")
-        return data
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any], where: str = "results.json") -> SweepResult:
-        """The inverse of `to_json`.
-
-        Raises
-        ------
-        SparseflowError
-            With the path of the first wrong entry.
-        """
-        return read(_ADAPTER, data, where)
-
 
 def _latency(cell: CellResult) -> float:
     return cell.engine.latency.median_s if cell.engine is not None else float("inf")
-
-
-_ADAPTER = TypeAdapter(SweepResult)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sparseflow.core.codec import encode
 from sparseflow.core.latency_table import KIND, LatencyTable
-from sparseflow.engine.layer_times import LayerTimer, prunings
+from sparseflow.engine.measure.layer_times import LayerTimer, prunings
 from sparseflow.errors import SparseflowError
 from sparseflow.studies.records import Records
 
@@ -74,7 +75,7 @@ def tune(
     records.write()
 
     def case(name: str) -> dict[str, Any]:
-        return {k: v for k, v in asdict(timer.times(name, wanted)).items() if k != "name"}
+        return dict(encode(timer.times(name, wanted)))
 
     failed = records.run([(name, partial(case, name)) for name in request.layers], say)
     if failed:

@@ -1,24 +1,27 @@
 """Sparsity training: methods for a loop of one's own, a trainer, strict recipes. Needs torch, not TVM."""
 
-from sparseflow.train.methods import ADMM, METHODS, AdmmSettings, Magnitude, MaskedWeights, Method
+from sparseflow.train.criteria import CRITERIA, Criterion
+from sparseflow.train.methods import ADMM, METHODS, AdmmSettings, ByScores, MaskedWeights, Method
 from sparseflow.train.models import MODELS
 from sparseflow.train.progress import LogProgress, RichProgress, TrainEvent
-from sparseflow.train.recipe import Recipe, load_recipe, parse_recipe
+from sparseflow.train.recipe.recipe import Recipe, load_recipe, parse_recipe
+from sparseflow.train.recipe.run import run_recipe
+from sparseflow.train.recipe.sources import Workspace
 from sparseflow.train.results import LayerSparsity, PruneResult
 from sparseflow.train.rules import Rule
-from sparseflow.train.run import run_recipe
 from sparseflow.train.settings import TrainSettings
-from sparseflow.train.sources import Workspace
 from sparseflow.train.trainer import Session, Trainer, evaluate
 
 __all__ = [
     "ADMM",
+    "CRITERIA",
     "METHODS",
     "MODELS",
     "AdmmSettings",
+    "ByScores",
+    "Criterion",
     "LayerSparsity",
     "LogProgress",
-    "Magnitude",
     "MaskedWeights",
     "Method",
     "PruneResult",

@@ -1,21 +1,19 @@
-"""Checkpoints that are whole or not there, and that restore the random generators too."""
+"""Checkpoints, weights and exported models as files that are whole or not there; the random generators' state."""
 
 from __future__ import annotations
 
-import json
-import os
 import pickle
 import random
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
-from sparseflow.errors import CheckpointError
+from sparseflow.core.files import complete_file
+from sparseflow.errors import CheckpointError, first_line
 
 _MAGIC = "sparseflow checkpoint 1"
 BROKEN_FILE = (
@@ -30,23 +28,6 @@ BROKEN_FILE = (
     zipfile.BadZipFile,
 )
 """What torch raises for a file that is no checkpoint."""
-
-
-@contextmanager
-def complete_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` to write to; renamed to ``path`` at the end, removed on an error.
-
-    What is found under ``path`` is therefore always complete, even after a kill.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    try:
-        yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -68,19 +49,41 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint; start the training first") from None
     except BROKEN_FILE as e:
-        reason = (str(e) or type(e).__name__).splitlines()[0]
         raise CheckpointError(
-            f"{path}: truncated or not a checkpoint ({reason}); delete it to start again"
+            f"{path}: truncated or not a checkpoint ({first_line(e)}); delete it to start again"
         ) from e
     if not isinstance(state, dict) or state.get("magic") != _MAGIC:
         raise CheckpointError(f"{path}: not a sparseflow checkpoint; delete it or choose another folder")
     return state
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write ``content`` as JSON so that ``path`` always holds a complete file."""
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write a plain state dictionary (contiguous, on the CPU), complete or not at all."""
     with complete_file(path) as partial:
-        partial.write_text(json.dumps(content, indent=2) + "\n")
+        torch.save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, partial)
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Load a plain state dictionary; nothing but tensors is admitted.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing or truncated, or does not fit the model.
+    """
+    try:
+        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except BROKEN_FILE as error:
+        raise CheckpointError(
+            f"{path}: no weights for this model ({first_line(error)}); give another file"
+        ) from error
+
+
+def export_model(model: nn.Module, example_inputs: tuple[Tensor, ...], path: Path) -> None:
+    """Export with `torch.export`, in evaluation mode, for the example's shape; complete or not at all."""
+    program = torch.export.export(model.eval(), example_inputs)
+    with complete_file(path) as partial:
+        torch.export.save(program, partial)
 
 
 def random_state() -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sparseflow.train.recipe import Recipe, parse_recipe
+from sparseflow.train.recipe.recipe import Recipe, parse_recipe
 
 SPARSITY = 0.88
 """Of every pruned layer: with the dense stem counted in, 8 times fewer convolution weights."""

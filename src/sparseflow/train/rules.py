@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseflow.core.arrays import Array
+from sparseflow.core.roles import ROLES, roles_of
 from sparseflow.core.structures import (
     Filter,
     GroupStructure,
@@ -22,7 +23,6 @@ from sparseflow.core.structures import (
 from sparseflow.errors import StructureError
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-ROLES = ("stem", "depthwise", "classifier")
 
 
 @dataclass(frozen=True)
@@ -111,17 +111,11 @@ def weight_of(model: nn.Module, name: str) -> nn.Parameter:
     return weight
 
 
-def role_of(model: nn.Module, name: str) -> str | None:
-    """ "stem" (the first layer), "depthwise", "classifier" (the last layer, if linear), or None."""
+def role_of(model: nn.Module, name: str) -> str:
+    """The role of a layer as `roles_of` says; the layers are taken in the order of their definition."""
     layers = layers_of(model)
-    names = list(layers)
-    module = layers[name]
-    groups = getattr(module, "groups", 1)
-    if groups > 1 and groups == getattr(module, "in_channels", 0):
-        return "depthwise"
-    if name == names[-1] and isinstance(module, nn.Linear) and len(names) > 1:
-        return "classifier"
-    return "stem" if name == names[0] and len(names) > 1 else None
+    shapes = [(tuple(layer.weight.shape), getattr(layer, "groups", 1)) for layer in layers.values()]
+    return dict(zip(layers, roles_of(shapes), strict=True))[name]
 
 
 def select_targets(model: nn.Module, rules: tuple[Rule, ...]) -> tuple[Target, ...]:
@@ -159,7 +153,7 @@ def rule_for(model: nn.Module, name: str, rules: tuple[Rule, ...]) -> Rule | Non
         if rule.layers == name:
             return rule
         if fnmatchcase(name, rule.layers):
-            return rule if role is None or role in rule.include else None
+            return rule if not role or role in rule.include else None
     return None
 
 
@@ -183,6 +177,13 @@ def with_chosen_libraries(model: nn.Module, targets: tuple[Target, ...]) -> tupl
         replace(t, structure=with_library(t.structure, scores_of(weight_of(model, t.name), 2)))
         for t in targets
     )
+
+
+def array_of(scores: Tensor) -> Array:
+    """Scores on the CPU, as float64 if they are, float32 otherwise."""
+    dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
+    array: Array = scores.detach().to("cpu", dtype).contiguous().numpy()
+    return array
 
 
 def scores_of(weight: Tensor, power: int = 1, dtype: torch.dtype = torch.float32) -> Array:

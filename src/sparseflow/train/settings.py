@@ -3,16 +3,54 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sparseflow.errors import SparseflowError
 
-PRECISIONS = ("fp32", "bf16", "fp16")
+STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
+"""Unknown keys are errors, and so are values of another type."""
 
 
-@dataclass(frozen=True)
-class TrainSettings:
-    """How one stage is trained.
+class Settings(BaseModel):
+    """Base of settings that are made in Python: strict, frozen.
+
+    Raises
+    ------
+    SparseflowError
+        For an unknown name or a value that is not allowed, in one line.
+    """
+
+    model_config = STRICT
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            detail = error.errors(include_url=False)[0]
+            place = ".".join(str(part) for part in detail["loc"])
+            known = ", ".join(type(self).model_fields) or "none"
+            raise SparseflowError(
+                f"{type(self).__name__}: {place}: found {detail['input']!r}; {detail['msg']}; settings: {known}"
+            ) from None
+
+
+class StageKeys(BaseModel):
+    """What every stage of a training has.
+
+    Parameters
+    ----------
+    recalibrate : int
+        Training batches from which batch norms estimate their statistics anew at the end; 0 turns it off.
+    """
+
+    model_config = STRICT
+    recalibrate: int = Field(default=0, ge=0)
+
+
+class TrainKeys(StageKeys):
+    """What a stage of gradient descent has, in a recipe and in Python.
 
     Parameters
     ----------
@@ -43,8 +81,6 @@ class TrainSettings:
         Share of the loss that comes from the teacher's outputs; 0 turns distillation off.
     temperature : float
         Of the distillation's softmax.
-    recalibrate : int
-        Training batches from which batch norms estimate their statistics anew at the end; 0 turns it off.
     clip : float
         Largest norm of the gradient, penalty included; 0 turns clipping off.
 
@@ -55,41 +91,32 @@ class TrainSettings:
     arXiv 1503.02531, section 2.
     """
 
-    epochs: int
-    learning_rate: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    warmup: float = 0.0
-    final: float = 0.0
-    label_smoothing: float = 0.0
-    mixup: float = 0.0
-    precision: str = "fp32"
+    epochs: int = Field(ge=1)
+    learning_rate: float = Field(default=0.1, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=5e-4, ge=0)
+    warmup: float = Field(default=0.0, ge=0)
+    final: float = Field(default=0.0, ge=0, le=1)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    mixup: float = Field(default=0.0, ge=0)
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
-    evaluate_every: int = 1
-    freeze: tuple[str, ...] = ()
-    ema: float = 0.0
-    distill: float = 0.0
-    temperature: float = 4.0
-    recalibrate: int = 0
-    clip: float = 0.0
+    evaluate_every: int = Field(default=1, ge=1)
+    freeze: tuple[str, ...] = Field(default=(), strict=False)
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    distill: float = Field(default=0.0, ge=0, le=1)
+    temperature: float = Field(default=4.0, gt=0)
+    clip: float = Field(default=0.0, ge=0)
 
-    def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise SparseflowError(f"precision: found {self.precision!r}; {', '.join(PRECISIONS)} are allowed")
-        if self.epochs < 0 or self.learning_rate <= 0 or not 0 <= self.warmup <= max(self.epochs, 0):
-            raise SparseflowError(
-                f"training settings: found epochs {self.epochs}, learning_rate {self.learning_rate}, warmup "
-                f"{self.warmup}; epochs >= 0, a positive rate and warmup <= epochs are allowed"
-            )
-        if not (0 <= self.ema < 1 and 0 <= self.distill <= 1 and self.temperature > 0):
-            raise SparseflowError(
-                f"training settings: found ema {self.ema}, distill {self.distill}, temperature "
-                f"{self.temperature}; ema in [0, 1), distill in [0, 1] and a positive temperature are allowed"
-            )
-        if self.recalibrate < 0 or self.clip < 0:
-            raise SparseflowError(
-                f"training settings: found recalibrate {self.recalibrate}, clip {self.clip}; 0 or more is allowed"
-            )
+    @model_validator(mode="after")
+    def _warm_in_time(self) -> TrainKeys:
+        if self.warmup > self.epochs:
+            raise ValueError(f"warmup is {self.warmup} epochs, but the stage has {self.epochs}")
+        return self
+
+
+class TrainSettings(Settings, TrainKeys):
+    """How one stage is trained; the keys are those of `TrainKeys`."""
 
     def rate(self, step: int, steps_per_epoch: int) -> float:
         """Learning rate of the given step (from 0): linear warm-up, then half a cosine."""

@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from sparseflow.errors import CheckpointError, SparseflowError
+from sparseflow.errors import CheckpointError, SparseflowError, first_line
 from sparseflow.train import parallel
 from sparseflow.train.aids import Average, Objective, recalibrate_batch_norm
 from sparseflow.train.checkpoint import load_checkpoint, random_state, restore_random_state, save_checkpoint
@@ -299,9 +299,8 @@ class Trainer:
             restore_random_state(self._own_random(state["random"]))
             self.epoch, self.history = state["epoch"], state["history"]
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise CheckpointError(
-                f"{path}: does not fit this model ({reason}); choose another folder or delete it"
+                f"{path}: does not fit this model ({first_line(error)}); choose another folder or delete it"
             ) from error
 
     @staticmethod

@@ -13,7 +13,7 @@ from sparseflow.cli.models import ModelRequest, load_model
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from sparseflow.engine.bench import BenchResult
+    from sparseflow.engine.measure.bench import BenchResult
 
 
 def register(app: typer.Typer) -> None:
@@ -58,8 +58,8 @@ def command(
         sparseflow bench runs/cifar10-maps/model.pt2 --calibrate cifar10 --tolerance 0.1
         sparseflow bench zoo:bert_base --sparsify block:4x1@0.9 --json bert.json
     """
-    from sparseflow.engine.bench import BenchOptions, bench
-    from sparseflow.engine.peers import Subject
+    from sparseflow.engine.measure.bench import BenchOptions, bench
+    from sparseflow.engine.measure.peers import Subject
 
     shapes = options.parse_shapes(shape)
     with output.progress("bench") as say:

@@ -11,6 +11,8 @@ import typer
 from sparseflow.cli import options, output
 from sparseflow.cli.calibration import calibration_calls
 from sparseflow.cli.models import ModelRequest, load_model
+from sparseflow.core.codec import encode
+from sparseflow.core.element_type import FLOAT32
 
 
 def register(app: typer.Typer) -> None:
@@ -30,6 +32,7 @@ def command(
     threads: options.ThreadsOption = 1,
     no_measure: options.NoMeasureOption = False,
     exact: options.ExactOption = False,
+    weights: options.WeightsOption = FLOAT32.name,
     calibrate: options.CalibrateOption = None,
     samples: options.SamplesOption = 32,
     target: Annotated[
@@ -56,15 +59,16 @@ def command(
         sparseflow compile pruned.pt2 -o pruned.engine
         sparseflow compile model.onnx --shape input=1,3,224,224 --threads 2 -o model.engine
         sparseflow compile zoo:resnet50 --sparsify block:4x1@0.9 -o resnet50.engine
+        sparseflow compile zoo:vgg16 --sparsify block:4x1@0.9 --weights bfloat16 -o vgg16.engine
         sparseflow compile runs/cifar10-maps/model.pt2 --calibrate cifar10 -o maps.engine
         sparseflow compile pruned.pt2 --target neon -o pruned-arm.engine
     """
     from sparseflow import compile as compile_model
     from sparseflow.cli.commands.explain import layer_table
-    from sparseflow.engine.targets import architecture, linker, resolve
+    from sparseflow.engine.target.targets import linker, resolve
 
     shapes = options.parse_shapes(shape)
-    linker(architecture(resolve(target)), cxx)  # a missing compiler is told now, not after minutes
+    linker(resolve(target).architecture, cxx)  # a missing compiler is told now, not after minutes
     start = time.perf_counter()
     with output.progress("compile") as say:
         loaded = load_model(ModelRequest(model, sparsify, tuple(include or ()), shapes, batch))
@@ -74,6 +78,7 @@ def command(
             threads=threads,
             measure=not no_measure,
             exact=exact,
+            weights=weights,
             calibration=calibration_calls(calibrate, imported.inputs, samples),
             target=target,
             sparsify=loaded.sparsified.label if loaded.sparsified is not None else "",
@@ -82,7 +87,7 @@ def command(
         )
         engine.save(out, cxx)
     seconds = time.perf_counter() - start
-    data = {"model": model, "engine": str(out), "seconds": seconds, "plan": engine.plan.to_json()}
+    data = {"model": model, "engine": str(out), "seconds": seconds, "plan": encode(engine.plan)}
     if output.write_json(data, json):
         return
     console = output.stdout()

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sparseflow.cli import options, output
+from sparseflow.core.codec import encode
+from sparseflow.core.element_type import FLOAT32
+from sparseflow.core.plan import Cut, LayerPlan, OperatorTime, Plan
 from sparseflow.errors import InputError
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-    from sparseflow.core.plan import Cut, LayerPlan, OperatorTime, Plan
 
 
 def register(app: typer.Typer) -> None:
@@ -40,14 +41,14 @@ def command(
         sparseflow explain resnet50.engine --layer layer1.0.conv2.weight
         sparseflow explain resnet50.engine --profile
     """
-    from sparseflow.engine.manifest import read_manifest
+    from sparseflow.engine.runtime.manifest import read_manifest
 
     plan = read_manifest(engine).plan
     operators = _profile(engine) if profile else []
     chosen = _find(plan, layer, engine) if layer is not None else None
-    data: dict[str, Any] = plan.to_json()
+    data: dict[str, Any] = encode(plan)
     if operators:
-        data["operators"] = [vars(operator) for operator in operators]
+        data["operators"] = encode(operators)
     if output.write_json(data, json):
         return
     console = output.stdout()
@@ -70,6 +71,8 @@ def layer_table(plan: Plan) -> Table:
     title = f"{len(plan.layers)} layers with weights, {plan.threads} thread(s), {how} on {plan.target}"
     if plan.exact:
         title += ", --exact"
+    if plan.weights != FLOAT32.name:
+        title += f", weights {plan.weights}"
     if plan.sparsify:
         title += f"\nsparsified: {plan.sparsify}"
     columns = ("layer", "weight", "structure", "density", "kernel", "values", "index", "tiles", "ms")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,6 +11,7 @@ from sparseflow.cli import options, output
 from sparseflow.cli.commands.explain import brief, cut_table
 from sparseflow.cli.maps import MapRequest, inspect_maps
 from sparseflow.cli.models import ModelRequest, load_model
+from sparseflow.core.codec import encode
 from sparseflow.errors import InputError
 
 if TYPE_CHECKING:
@@ -112,10 +113,10 @@ def command(
         "model": model,
         "weights": loaded.weights,
         "sparsify": loaded.sparsified.label if loaded.sparsified is not None else None,
-        "layers": [asdict(one) for one in layers],
+        "layers": encode(layers),
     }
     if cut:
-        content["cuts"] = [asdict(one) for one in cuts]
+        content["cuts"] = encode(cuts)
     chosen = _find(layers, layer, model) if layer is not None else None
     if output.write_json(content, json):
         return

@@ -49,8 +49,8 @@ def command(
     try:
         from sparseflow.cli.training import log_files, training_progress
         from sparseflow.train.progress import TrainEvent
-        from sparseflow.train.recipe import load_recipe
-        from sparseflow.train.run import run_recipe
+        from sparseflow.train.recipe.recipe import load_recipe
+        from sparseflow.train.recipe.run import run_recipe
     except ModuleNotFoundError as error:
         raise RecipeError(
             f"{recipe}: training needs torch: python -m pip install 'sparseflow[train]'"

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from sparseflow.cli import options, output
+from sparseflow.core.codec import encode
 from sparseflow.errors import RecipeError
 
 
@@ -78,7 +79,7 @@ def command(
     )
     with training_progress() as progress:
         result = run_sweep(load_sweep(sweep), out, reuse=reuse or (), options=how, progress=progress)
-    data = result.to_json()
+    data = encode(result)
     if output.write_json(data, json):
         return
     console = output.stdout()

@@ -53,7 +53,7 @@ def command(
         sparseflow tune runs/dense/model.pt2 -o table.json
         sparseflow tune zoo:resnet18 --structures block:4x1 --densities 0.5,0.2,0.1 -o table.json
     """
-    from sparseflow.engine.layer_times import LayerTimer
+    from sparseflow.engine.measure.layer_times import LayerTimer
     from sparseflow.engine.weights import weighted_layers
     from sparseflow.studies import tune as study
 
@@ -76,13 +76,13 @@ def times_table(table: LatencyTable) -> Table:
     ms = output.milliseconds(table.network_s)
     title = f"{table.model} · {table.threads} thread(s) · dense {ms} ms\n{table.machine}"
     drawn = output.table(title, "layer", "weight", "dense ms", *structures, numbers=("dense ms",))
-    for layer in table.layers.values():
+    for name, layer in table.layers.items():
         cells = []
         for structure in structures:
             found = [o for o in layer.options if o.structure == structure]
             best: Any = min(found, key=lambda o: o.time_s) if found else None
             cells.append(f"{output.milliseconds(best.time_s)} at {best.density:g}" if best else "–")
-        drawn.add_row(layer.name, output.dims(layer.shape), output.milliseconds(layer.dense.time_s), *cells)
+        drawn.add_row(name, output.dims(layer.shape), output.milliseconds(layer.dense.time_s), *cells)
     return drawn
 
 

@@ -20,7 +20,7 @@ from sparseflow.engine.frontends.constants import check_dtype, named_constant
 from sparseflow.engine.frontends.onnx_fold import Arrays, fold
 from sparseflow.engine.frontends.onnx_resize import resize_axes
 from sparseflow.engine.frontends.resample import pad, resample
-from sparseflow.engine.importer import Shapes, check_shapes, fit_shape
+from sparseflow.engine.frontends.shapes import Shapes, check_shapes, fit_shape
 from sparseflow.errors import ImportModelError
 
 
@@ -96,8 +96,13 @@ def _bound_shape(value: Any, wanted: Sequence[int] | None) -> list[int]:
     return [pairs.get(i, d if isinstance(d, int) else 0) for i, d in enumerate(declared)]
 
 
+def operators() -> set[str]:
+    """The operators that can be imported, by TVM or by this project."""
+    return {*onnx_frontend._get_convert_map(), *HIGH_LEVEL, "If", "Constant"}
+
+
 def _check_operators(graph: Any) -> None:
-    known = {*onnx_frontend._get_convert_map(), *_HIGH_LEVEL, "If", "Constant"}
+    known = operators()
     for node in graph.node:
         if node.op_type not in known:
             name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
@@ -124,7 +129,7 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
             self._nodes[name] = named_constant(array, labels[name])
 
     def _convert_operator(self, op_name: str, inputs: Any, attrs: dict[str, Any], opset: int) -> Any:
-        convert = _HIGH_LEVEL.get(op_name)
+        convert = HIGH_LEVEL.get(op_name)
         try:
             expr = convert(self.bb, inputs, attrs) if convert is not None else None
             if expr is None:
@@ -224,7 +229,7 @@ def _maybe(expr: Any) -> np.ndarray[Any, Any] | None:
     return None if expr is None else _array(expr)
 
 
-_HIGH_LEVEL: dict[str, Callable[[Any, Any, dict[str, Any]], Any]] = {
+HIGH_LEVEL: dict[str, Callable[[Any, Any, dict[str, Any]], Any]] = {
     "Celu": _celu,
     "Clip": _clip,
     "Dropout": _dropout,
@@ -233,3 +238,4 @@ _HIGH_LEVEL: dict[str, Callable[[Any, Any, dict[str, Any]], Any]] = {
     "Resize": _resize,
     "Upsample": _resize,
 }
+"""Operators that this project translates; one that gives None is left to TVM."""

@@ -18,19 +18,20 @@ import tvm
 from tvm import relax
 from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
+from sparseflow.core.activations import ACTIVATIONS
 from sparseflow.engine.frontends import torch_resample
 from sparseflow.engine.frontends.constants import check_dtype, close_blocks, named_constant
-from sparseflow.engine.memory import weight_tensor
+from sparseflow.engine.runtime.memory import weight_tensor
 from sparseflow.errors import ImportModelError, first_line
 
 Converter = Callable[[Any], Any]
 """torch.fx node → Relax expression."""
 
 KEPT_WHOLE = (
-    "linear", "matmul", "conv1d", "conv2d", "max_pool1d", "max_pool2d", "hardswish", "silu", "hardsigmoid", "relu6",
-    "leaky_relu", "layer_norm", "group_norm", "scaled_dot_product_attention",
+    "linear", "matmul", "conv1d", "conv2d", "max_pool1d", "max_pool2d", "layer_norm", "group_norm",
+    "scaled_dot_product_attention",
 )  # fmt: skip
-"""Overloads ``aten.NAME.default`` that stay one operator."""
+"""Overloads ``aten.NAME.default`` that stay one operator, as do activations that say so (`Activation.whole`)."""
 
 
 def export_module(module: torch.nn.Module, example_inputs: tuple[Any, ...]) -> Any:
@@ -96,7 +97,7 @@ def program_to_relax(program: Any) -> tuple[Any, list[str], list[str]]:
     for name, tensor in program.named_parameters():
         check_dtype(name, str(tensor.dtype).removeprefix("torch."))
     table = torch.export.default_decompositions()
-    for name in KEPT_WHOLE:
+    for name in (*KEPT_WHOLE, *(op for a in ACTIVATIONS.values() if a.whole for op in a.torch)):
         table.pop(getattr(torch.ops.aten, name).default, None)
     for operator in torch_resample.named(table):
         table.pop(operator)
@@ -107,17 +108,8 @@ def program_to_relax(program: Any) -> tuple[Any, list[str], list[str]]:
         except Exception as error:
             raise ImportModelError(f"torch.export program: cannot decompose: {first_line(error)}") from error
         tensors = {**dict(program.constants), **dict(program.state_dict)}
-        importer = _Importer(tensors)
-        known = {
-            **importer.create_convert_map(),
-            "scaled_dot_product_attention.default": _attention(importer),
-            "group_norm.default": _group_norm(importer),
-            "layer_norm.default": _layer_norm(importer),
-            "elu.default": _elu(importer),
-            "amax.default": _extremum(importer, relax.op.max),
-            "amin.default": _extremum(importer, relax.op.min),
-            **torch_resample.converters(importer),
-        }
+        importer = Importer(tensors)
+        known = converters(importer)
         _check_operators(program, known)
         guarded = {name: _guard(convert) for name, convert in known.items()}
         try:
@@ -128,6 +120,20 @@ def program_to_relax(program: Any) -> tuple[Any, list[str], list[str]]:
     inputs = [str(name) for name in program.graph_signature.user_inputs]
     outputs = [str(spec.arg.name) for spec in program.graph_signature.output_specs if _is_user_output(spec)]
     return _name_constants(mod, importer.names), inputs, outputs
+
+
+def converters(importer: Any) -> dict[str, Converter]:
+    """The translation of each operator (``aten`` name and overload) that can be imported, by TVM or by this project."""
+    return {
+        **importer.create_convert_map(),
+        "scaled_dot_product_attention.default": _attention(importer),
+        "group_norm.default": _group_norm(importer),
+        "layer_norm.default": _layer_norm(importer),
+        "elu.default": _elu(importer),
+        "amax.default": _extremum(importer, relax.op.max),
+        "amin.default": _extremum(importer, relax.op.min),
+        **torch_resample.converters(importer),
+    }
 
 
 def _is_user_output(spec: Any) -> bool:
@@ -166,7 +172,7 @@ def _guard(convert: Converter) -> Callable[[Any, Any], Any]:
     return guarded
 
 
-class _Importer(ExportedProgramImporter):
+class Importer(ExportedProgramImporter):
     """TVM's importer, which reads memory as it stands: it gets each tensor's values in plain memory.
 
     Attributes

@@ -31,9 +31,13 @@ from typing import Any
 from tvm import ir, tirx
 from tvm.ir.prim import expr as prim
 
+from sparseflow.core.element_type import FLOAT32
+from sparseflow.kernels.ir.math import LN2_HIGH, LN2_LOW
+from sparseflow.kernels.ir.math import exp as vector_exp
+
 from .expr import Expr, const, dtype_of, rewrite, walk
 
-F32 = "float32"
+F32 = FLOAT32.name
 
 
 def _f(value: float) -> Expr:
@@ -54,33 +58,20 @@ def horner(coefficients: Sequence[float], x: Expr) -> Expr:
     return total
 
 
-_EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
-_LOG2E, _LN2_HI, _LN2_LO = 1.44269504088896341, 0.693359375, -2.12194440e-4
-
-
 def exp(x: Expr) -> Expr:
-    """e**x = 2**n · e**r with r in ±ln(2)/2.
+    """e**x of one element; see `sparseflow.kernels.ir.math.exp`. NaN passes."""
+    bound: list[tuple[Any, Expr]] = []
 
-    Clipped so that 2**(n-1), made from bits, is zero at the low and infinity at the high end; NaN passes.
-    """
+    def once(value: Expr) -> Expr:
+        bound.append((tirx.Var("t", dtype_of(value)), value))
+        return bound[-1][0]
 
-    def reduced(n: Expr, clipped: Expr) -> Expr:
-        def scaled(r: Expr) -> Expr:
-            series = horner(_EXP, r) * (r * r) + r + _f(1.0)
-            power = tirx.reinterpret(F32, (prim.Cast("int32", n) + const(126, "int32")) << const(23, "int32"))
-            return series * power * _f(2.0)
-
-        return _let(clipped - n * _f(_LN2_HI) - n * _f(_LN2_LO), scaled)
-
-    def ranged(c: Expr) -> Expr:
-        # not nearbyint, which TVM does not vectorise
-        return _let(tirx.floor(c * _f(_LOG2E) + _f(0.5)), lambda n: reduced(n, c))
-
-    def clip(v: Expr) -> Expr:
-        low, high = _f(-87.3), _f(89.4)
-        return _let(prim.Select(v > high, high, v), lambda u: prim.Select(u < low, low, u))
-
-    return _let(_let(x, clip), ranged)
+    x = once(x)
+    result = vector_exp(x, 1, once)
+    result = prim.Select(x <= _f(float("inf")), result, x)
+    for var, value in reversed(bound):
+        result = prim.Let(var, value, result)
+    return result
 
 
 def sigmoid(x: Expr) -> Expr:
@@ -128,11 +119,11 @@ def log(x: Expr) -> Expr:
 
         def series(m: Expr, e: Expr) -> Expr:
             z = m * m
-            body = horner(_LOG, m) * z * m + e * _f(_LN2_LO) - _f(0.5) * z
+            body = horner(_LOG, m) * z * m + e * _f(LN2_LOW) - _f(0.5) * z
             special = prim.Select(v > _f(0.0), v, _f(float("nan")))
             special = prim.Select(tirx.EQ(v, _f(0.0)), _f(float("-inf")), special)
             finite = tirx.And(v > _f(0.0), v < _f(float("inf")))
-            return prim.Select(finite, m + body + e * _f(_LN2_HI), special)
+            return prim.Select(finite, m + body + e * _f(LN2_HIGH), special)
 
         def halved(m: Expr) -> Expr:
             small = m < _f(0.707106781186547524)

@@ -23,8 +23,8 @@ NEAR = 4
 
 
 @dataclass(frozen=True)
-class Cpu:
-    """What the rules need to know of the machine.
+class Resources:
+    """Vectors and threads that a schedule may use.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ class Cpu:
     threads : int
     """
 
-    vector_lanes: int = 16
+    vector_lanes: int
     threads: int = 1
 
     def threads_for(self, size: int) -> int:
@@ -44,7 +44,7 @@ class Cpu:
 class Rule(Protocol):
     """One way to schedule a function."""
 
-    def apply(self, func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc:
+    def apply(self, func: tirx.PrimFunc, cpu: Resources) -> tirx.PrimFunc:
         """The scheduled function, or ``Unsuitable`` with a reason."""
 
 
@@ -98,7 +98,7 @@ def shared_rows(program: Program, lanes: int) -> int:
 class ReshapeRule:
     """A plain reshape: kept, for Relax then makes it a view that copies nothing."""
 
-    def apply(self, func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc:
+    def apply(self, func: tirx.PrimFunc, cpu: Resources) -> tirx.PrimFunc:
         try:
             keeps = relax.analysis.has_reshape_pattern(func)
         except tvm.error.TVMError as error:
@@ -114,7 +114,7 @@ class RowsRule:
     Softmax, normalisation, pooling with its padding, reductions with what follows them.
     """
 
-    def apply(self, func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc:
+    def apply(self, func: tirx.PrimFunc, cpu: Resources) -> tirx.PrimFunc:
         program = inlined(parse(func))
         if len(program.stages) == 1:
             raise Unsuitable("there is one stage only")
@@ -148,7 +148,7 @@ class RowsRule:
 class StagesRule:
     """Any number of stages, one after the other, each with its own loops."""
 
-    def apply(self, func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc:
+    def apply(self, func: tirx.PrimFunc, cpu: Resources) -> tirx.PrimFunc:
         program = inlined(parse(func))
         views = Views(program, 0)
         done = []

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from sparseflow.core.plan import Plan
 from sparseflow.report import words
 from sparseflow.report.document import REPORTS, Bar, Bars, Block, Cell, Column, Document, Section, Table
@@ -59,10 +57,7 @@ class BenchResult:
     best_peer: str | None = None
     machine: str = ""
     versions: dict[str, str] = field(default_factory=dict)
-    plan: dict[str, Any] | None = None
-
-
-_ADAPTER = TypeAdapter(BenchResult)
+    plan: Plan | None = None
 
 
 @REPORTS.register("bench")
@@ -74,11 +69,11 @@ def build(data: dict[str, Any], where: str) -> Document:
     SparseflowError
         If ``data`` is not what `sparseflow bench` writes.
     """
-    result = read(_ADAPTER, data, where)
+    result = read(BenchResult, data, where, partial=True)
     ours = next((r for r in result.results if r.engine == OURS), None)
     sections: list[Section] = []
     if result.plan:
-        plan = Plan.from_json(result.plan)
+        plan = result.plan
         blocks: list[Block] = [layer_table(plan, "What the compiler found and chose"), candidates(plan)]
         blocks += [cuts(plan)] if plan.cuts else []
         blocks += [maps(plan)] if plan.maps is not None else []

@@ -8,7 +8,9 @@ from typing import Any
 from sparseflow.core.map_speed import BOTH, DIRECT, MAP, WEIGHTS, WINOGRAD, MapRun
 from sparseflow.report import words
 from sparseflow.report.document import REPORTS, Cell, Column, Document, Section, Table, Text
-from sparseflow.studies.kernel_results import FeatureMapResults, from_json
+from sparseflow.studies.goals import map_goal
+from sparseflow.studies.kernel_results import FeatureMapResults
+from sparseflow.studies.results import read
 
 
 @REPORTS.register("feature-maps")
@@ -20,9 +22,9 @@ def feature_maps(data: dict[str, Any], where: str) -> Document:
     SparseflowError
         If ``data`` is not what it writes.
     """
-    results: FeatureMapResults = from_json("feature-maps", data, where)
+    results = read(FeatureMapResults, data, where)
     runs = tuple(results.cases.values())
-    judged = [run for run in runs if run.goal is not None]
+    judged = [run for run in runs if map_goal(run) is not None]
     alone = [r for r in runs if r.judged == MAP and r.layer.op == "conv2d"]
     maps = _maps([r for r in alone if r.tiles == 1.0])
     both = _both([r for r in runs if r.judged == BOTH])
@@ -45,16 +47,16 @@ def feature_maps(data: dict[str, Any], where: str) -> Document:
 
 
 def _reached(run: MapRun) -> bool:
-    speedup = run.speedup(DIRECT)
-    return run.goal is not None and speedup is not None and speedup >= run.goal
+    speedup, goal = run.speedup(DIRECT), map_goal(run)
+    return goal is not None and speedup is not None and speedup >= goal
 
 
 def _over_direct(run: MapRun) -> Cell:
-    text = words.times(run.speedup(DIRECT))
-    if run.goal is None:
+    text, goal = words.times(run.speedup(DIRECT)), map_goal(run)
+    if goal is None:
         return Cell(text)
     reached = _reached(run)
-    return Cell(f"{text} {'✓' if reached else '✗'} (≥ {words.times(run.goal)})", strong=reached)
+    return Cell(f"{text} {'✓' if reached else '✗'} (≥ {words.times(goal)})", strong=reached)
 
 
 def _time(run: MapRun, use: str) -> Cell:

@@ -5,14 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
-from sparseflow.core.kernel_speed import (
-    KernelRun,
-    Limits,
-    PublishedPoint,
-    SpeedPoint,
-    break_even_sparsity,
-    network_speedup,
-)
+from sparseflow.core.kernel_speed import KernelRun, Limits, SpeedPoint
 from sparseflow.report import words
 from sparseflow.report.document import (
     REPORTS,
@@ -26,7 +19,16 @@ from sparseflow.report.document import (
     Table,
     Text,
 )
-from sparseflow.studies.kernel_results import BreakEvenResults, KernelResults, PublishedResults, from_json
+from sparseflow.studies.goals import efficiency_goal
+from sparseflow.studies.kernel_results import (
+    BreakEvenResults,
+    KernelResults,
+    PublishedPoint,
+    PublishedResults,
+    break_even_sparsity,
+    network_speedup,
+)
+from sparseflow.studies.results import read
 
 _SERIES = ("s1", "s2", "s3", "s4", "index", "peer")
 _EXPECTED = (0.5, 0.7, 0.8, 0.9, 0.95)
@@ -42,13 +44,13 @@ def kernels(data: dict[str, Any], where: str) -> Document:
     SparseflowError
         If ``data`` is not what it writes.
     """
-    results: KernelResults = from_json("kernels", data, where)
+    results = read(KernelResults, data, where)
     runs = tuple(results.cases.values())
-    judged = [run for run in runs if run.target is not None]
-    reached = sum(run.efficiency >= (run.target or 0.0) for run in judged)
+    goals = [(run, goal) for run in runs if (goal := efficiency_goal(run)) is not None]
+    reached = sum(run.efficiency >= goal for run, goal in goals)
     return Document(
         "sparseflow kernels",
-        f"{reached} of {len(judged)} kernel efficiency targets reached",
+        f"{reached} of {len(goals)} kernel efficiency goals reached",
         f"One thread, fp32, random weights; {results.machine}.",
         (_limits(results.limits), _efficiency(runs)),
         (
@@ -70,7 +72,7 @@ def break_even(data: dict[str, Any], where: str) -> Document:
     SparseflowError
         If ``data`` is not what it writes.
     """
-    results: BreakEvenResults = from_json("break-even", data, where)
+    results = read(BreakEvenResults, data, where)
     points = tuple(results.cases.values())
     return Document(
         "sparseflow break-even",
@@ -95,7 +97,7 @@ def published(data: dict[str, Any], where: str) -> Document:
     SparseflowError
         If ``data`` is not what it writes.
     """
-    results: PublishedResults = from_json("published", data, where)
+    results = read(PublishedResults, data, where)
     points = tuple(results.cases.values())
     alone = [p for p in points if p.network == ""]
     network = [p for p in points if p.network]
@@ -131,17 +133,22 @@ def _limits(limits: Limits) -> Table:
 
 
 def _efficiency(runs: Sequence[KernelRun]) -> Table:
-    structures = [s for s in _distinct(r.structure for r in runs) if _any_target(runs, s)]
+    structures = [
+        s
+        for s in _distinct(r.structure for r in runs)
+        if any(efficiency_goal(r) for r in runs if r.structure == s)
+    ]
     by = {(r.layer.name, r.structure): r for r in runs}
 
     def cell(run: KernelRun | None) -> Cell:
         if run is None:
             return Cell("–")
         share = words.percent(run.efficiency, 0)
-        if run.target is None:
+        goal = efficiency_goal(run)
+        if goal is None:
             return Cell(share)
-        reached = run.efficiency >= run.target
-        return Cell(f"{share} {'✓' if reached else '✗'} (≥ {words.percent(run.target, 0)})", strong=reached)
+        reached = run.efficiency >= goal
+        return Cell(f"{share} {'✓' if reached else '✗'} (≥ {words.percent(goal, 0)})", strong=reached)
 
     columns = (Column("Layer", number=False), *(Column(s) for s in (*structures, "dense")))
     rows = tuple(
@@ -149,15 +156,11 @@ def _efficiency(runs: Sequence[KernelRun]) -> Table:
         for name in _distinct(r.layer.name for r in runs)
     )
     return Table(
-        "Useful FLOPs (non-zero weights) over the FMA peak of the same run; ✓ target reached, ✗ missed. "
+        "Useful FLOPs (non-zero weights) over the FMA peak of the same run; ✓ goal reached, ✗ missed. "
         "Above 100 % where Winograd saves multiplications",
         columns,
         rows,
     )
-
-
-def _any_target(runs: Sequence[KernelRun], structure: str) -> bool:
-    return any(r.structure == structure and r.target is not None for r in runs)
 
 
 def _all_runs(runs: Sequence[KernelRun], limits: Limits) -> Table:

@@ -22,8 +22,8 @@ from sparseflow.report.document import (
     Table,
     Text,
 )
-from sparseflow.report.pixels import shades
-from sparseflow.studies.map_results import VARIANTS, MapLayer, MapResults, from_json
+from sparseflow.studies.map_results import VARIANTS, MapLayer, MapResults
+from sparseflow.studies.results import read
 
 _NAMES = {"dense": "no zeros", "weights": "zero weights", "maps": "zero activations", "both": "both"}
 
@@ -37,7 +37,7 @@ def build(data: dict[str, Any], where: str) -> Document:
     SparseflowError
         If ``data`` is not what `sparseflow inspect --data --json` writes.
     """
-    results = from_json(data, where)
+    results = read(MapResults, data, where)
     sections = [
         Section("How dense the maps are", (_densities(results), _table(results))),
         Section("Where they are dense", (_places(results),)),
@@ -112,16 +112,14 @@ def _table(results: MapResults) -> Table:
 
 def _places(results: MapResults) -> Pictures:
     pictures = tuple(_place(layer) for layer in results.layers if len(layer.map.shape) == 4)
-    caption = (
-        "Mean over samples and channels; from none (faint) to all (full colour) of the elements not zero."
-    )
-    return Pictures("map-places", "Density over the map", pictures, caption)
+    caption = "Mean over samples and channels of the elements that are not zero, in at most 8×8 cells."
+    return Pictures("map-places", "Density over the map", pictures, caption, scale="density")
 
 
 def _place(layer: MapLayer) -> Picture:
-    density = np.array(layer.map.spatial)
+    density = np.array(layer.map.spatial, np.float32)
     alt = f"{layer.name}: {words.percent(float(density.min()))} to {words.percent(float(density.max()))}"
-    return Picture(layer.name, alt, shades(density), "s1")
+    return Picture(layer.name, alt, density, "s1")
 
 
 def _work(results: MapResults) -> Table:

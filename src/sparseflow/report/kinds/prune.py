@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from sparseflow.report import words
 from sparseflow.report.document import (
     REPORTS,
@@ -90,9 +88,6 @@ class PruneReport:
         return sum(layer.total for layer in self.layers)
 
 
-_ADAPTER = TypeAdapter(PruneReport)
-
-
 @REPORTS.register("prune")
 def build(data: dict[str, Any], where: str) -> Document:
     """The document of a recipe's results.
@@ -102,7 +97,7 @@ def build(data: dict[str, Any], where: str) -> Document:
     SparseflowError
         If ``data`` is not what `sparseflow prune` writes.
     """
-    result = read(_ADAPTER, data, where)
+    result = read(PruneReport, data, where, partial=True)
     structures = ", ".join(result.structures) or "nothing pruned"
     headline = (
         f"{structures}: {words.times(result.conv_compression)} fewer convolution weights, "

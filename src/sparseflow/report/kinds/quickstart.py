@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sparseflow.report import pixels, words
+from sparseflow.report import masks, words
 from sparseflow.report.document import (
     REPORTS,
     Bar,
@@ -24,7 +24,7 @@ from sparseflow.report.document import (
     Text,
 )
 from sparseflow.report.kinds.layers import candidates, cuts, layer_table
-from sparseflow.studies.results import DENSE, OURS, QuickstartResult, Timing, Variant
+from sparseflow.studies.results import DENSE, OURS, QuickstartResult, Timing, Variant, read
 
 _SERIES = ("neutral", "s1", "s2", "s3", "s4")
 
@@ -38,7 +38,7 @@ def build(data: dict[str, Any], where: str) -> Document:
     SparseflowError
         If ``data`` is not a `QuickstartResult`.
     """
-    result = QuickstartResult.from_json(data, where)
+    result = read(QuickstartResult, data, where)
     pruned = [v for v in result.variants if v.name != DENSE]
     sections = (
         Section("Latency", (_latency(result),)),
@@ -305,17 +305,17 @@ def _work(result: QuickstartResult) -> tuple[Block, ...]:
 def _masks(result: QuickstartResult) -> tuple[Block, ...]:
     blocks: list[Block] = []
     for layer in dict.fromkeys(mask.layer for mask in result.masks):
-        masks = [m for m in result.masks if m.layer == layer]
-        shape = words.shape(masks[0].shape)
+        found = [m for m in result.masks if m.layer == layer]
+        shape = words.shape(found[0].shape)
         grids, strips = [], []
-        for mask in masks:
+        for mask in found:
             variant, keep = result.variant(mask.variant), mask.keep()
             series, title = _series(result, mask.variant), _title(variant)
             kept = words.percent(float(keep.mean()))
             alt = f"Mask of {layer} pruned to {title}: {kept} of the weights kept"
             if keep.ndim == 4:
-                grids.append(Picture(f"{title}, {kept} kept", alt, pixels.kernels(keep), series))
-            strips.append(Picture(f"{title}, {kept} kept", alt, pixels.matrix(keep), series))
+                grids.append(Picture(f"{title}, {kept} kept", alt, masks.kernels(keep), series))
+            strips.append(Picture(f"{title}, {kept} kept", alt, masks.matrix(keep), series))
         number = len(blocks)
         if grids:
             caption = (

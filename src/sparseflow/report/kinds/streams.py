@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sparseflow.core.stream_speed import StreamRun
 from sparseflow.report import words
 from sparseflow.report.document import REPORTS, Cell, Column, Document, Section, Table, Text
-from sparseflow.studies.stream_results import StreamResults, from_json
+from sparseflow.studies.results import read
+from sparseflow.studies.stream_results import StreamResults, StreamRun
 
 SHOWN = 0.1  # the changed fraction of which every layer is shown
 
@@ -22,7 +22,7 @@ def streams(data: dict[str, Any], where: str) -> Document:
     SparseflowError
         If ``data`` is not what it writes.
     """
-    results: StreamResults = from_json(data, where)
+    results = read(StreamResults, data, where)
     runs = sorted(results.cases.values(), key=lambda r: (r.place, r.threshold, r.fraction))
     shown = [r for r in runs if r.fraction == SHOWN and r.threshold == 0.0]
     best = max((r.speedup for r in shown), default=0.0)

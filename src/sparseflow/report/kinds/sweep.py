@@ -17,7 +17,7 @@ from sparseflow.report.document import (
     Table,
     Text,
 )
-from sparseflow.studies.results import DENSE
+from sparseflow.studies.results import DENSE, read
 from sparseflow.studies.sweep_results import CellResult, SweepResult
 
 _SERIES = ("s1", "s2", "s3", "s4", "index")
@@ -32,7 +32,7 @@ def build(data: dict[str, Any], where: str) -> Document:
     SparseflowError
         If ``data`` is not a `SweepResult`.
     """
-    result = SweepResult.from_json(data, where)
+    result = read(SweepResult, data, where)
     judged = [cell for cell in result.cells if result.reached(cell) is not None]
     kept = sum(bool(result.reached(cell)) for cell in judged)
     headline = (

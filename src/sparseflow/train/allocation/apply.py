@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import nn
 
+from sparseflow.core.files import write_json
 from sparseflow.core.structures import parse_structure
 from sparseflow.train.allocation.base import Assigned, Problem, Strategy, slots_of
-from sparseflow.train.checkpoint import write_json
 from sparseflow.train.rules import Rule
 from sparseflow.train.trainer import Loader
 

@@ -31,12 +31,24 @@ class CoupledChannels:
 
     @classmethod
     def chosen(
-        cls, model: nn.Module, rules: Sequence[Rule], example_inputs: tuple[Tensor, ...]
+        cls,
+        model: nn.Module,
+        rules: Sequence[Rule],
+        example_inputs: tuple[Tensor, ...],
+        scores: Mapping[str, Array] | None = None,
     ) -> CoupledChannels:
-        """The units of the largest magnitudes, in every set of layers whose rules say so.
+        """The units of the highest scores, in every set of layers whose rules say so.
 
-        A unit's magnitude is the mean over its filters, each layer's taken relative to that layer's mean. A set is
+        A unit's score is the mean over its filters, each layer's taken relative to that layer's mean. A set is
         pruned only if a coupled rule prunes each of its layers, depthwise ones excepted, which follow.
+
+        Parameters
+        ----------
+        model : nn.Module
+        rules : sequence of Rule
+        example_inputs : tuple of Tensor
+        scores : mapping, optional
+            Of single weights by layer, as `Method.scores` gives them; magnitudes for layers without.
 
         Raises
         ------
@@ -52,7 +64,7 @@ class CoupledChannels:
         for layers in wiring.sets():
             density = _density(model, rules, wiring, layers)
             if density is not None:
-                kept &= _kept(model, wiring, layers, density)
+                kept &= _kept(model, wiring, layers, density, scores or {})
         if kept.all():
             raise StructureError(
                 "coupled rules: no set of layers is pruned; every layer of a set has to be in a coupled rule; the sets "
@@ -143,13 +155,15 @@ def _density(model: nn.Module, rules: Sequence[Rule], wiring: Wiring, layers: Se
     return densities.pop() if densities else None
 
 
-def _kept(model: nn.Module, wiring: Wiring, layers: Sequence[str], density: float) -> Array:
+def _kept(
+    model: nn.Module, wiring: Wiring, layers: Sequence[str], density: float, given: Mapping[str, Array]
+) -> Array:
     """bool (units,): False for the units of this set that go."""
     total, count = np.zeros(wiring.units), np.zeros(wiring.units)
     for name in layers:
-        scores = scores_of(weight_of(model, name))
-        magnitude = scores.reshape(len(scores), -1).mean(axis=1, dtype=np.float64)
-        np.add.at(total, wiring.layers[name].outputs, magnitude / max(float(magnitude.mean()), 1e-30))
+        scores = given[name] if name in given else scores_of(weight_of(model, name))
+        score = scores.reshape(len(scores), -1).mean(axis=1, dtype=np.float64)
+        np.add.at(total, wiring.layers[name].outputs, score / max(float(score.mean()), 1e-30))
         np.add.at(count, wiring.layers[name].outputs, 1.0)
     mine = np.flatnonzero(count)
     free = mine[~wiring.pinned[mine]]

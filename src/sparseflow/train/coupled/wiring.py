@@ -7,33 +7,36 @@ Units that meet an operator which is not known here, or leave the network, stay.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import networkx
 import numpy as np
 import torch
+from networkx.utils import UnionFind
 from torch import Tensor, nn
 from torch.fx import Node
 
+from sparseflow.core.activations import keeping_zero
 from sparseflow.core.arrays import Array
 
 aten = torch.ops.aten
 CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
-KEEPS_ZERO = (
-    aten.relu.default, aten.relu_.default, aten.leaky_relu.default, aten.leaky_relu_.default, aten.silu.default,
-    aten.silu_.default, aten.gelu.default, aten.hardswish.default, aten.hardswish_.default, aten.hardtanh.default,
-    aten.hardtanh_.default, aten.relu6.default, aten.relu6_.default, aten.tanh.default, aten.max_pool2d.default,
-    aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.adaptive_max_pool2d.default, aten.dropout.default,
-    aten.dropout_.default, aten.clone.default, aten.contiguous.default, aten.detach.default,
-)  # fmt: skip
+
+
+def _overloads(names: Iterable[str]) -> tuple[Any, ...]:
+    """``aten.NAME.default`` and its in-place form."""
+    found = [getattr(aten, n + end, None) for n in names for end in ("", "_")]
+    return tuple(operator.default for operator in found if operator is not None)
+
+
+KEEPS_ZERO = _overloads((
+    *keeping_zero(True), "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "dropout", "clone",
+    "contiguous", "detach",
+))  # fmt: skip
 """Operators on single channels that make zeros of zeros."""
-LOSES_ZERO = (
-    aten.sigmoid.default,
-    aten.sigmoid_.default,
-    aten.hardsigmoid.default,
-    aten.hardsigmoid_.default,
-)
+LOSES_ZERO = _overloads(keeping_zero(False))
 """Operators on single channels that make something else of zeros."""
 SUMS = (aten.add.Tensor, aten.add_.Tensor, aten.sub.Tensor, aten.maximum.default, aten.minimum.default)
 PRODUCTS = (aten.mul.Tensor, aten.mul_.Tensor)
@@ -81,20 +84,13 @@ class Wiring:
 
     def sets(self) -> list[tuple[str, ...]]:
         """Layers that share a unit of their filters, directly or through others, in the order in which they run."""
-        owner: dict[int, int] = {}
-        found: list[set[str]] = []
+        shared = networkx.Graph()
         for name, ports in self.layers.items():
-            mine = {name}
-            for i in {owner[u] for u in ports.outputs.tolist() if u in owner}:
-                mine |= found[i]
-                found[i] = set()
-            found.append(mine)
-            for layer in mine:
-                owner |= dict.fromkeys(self.layers[layer].outputs.tolist(), len(found) - 1)
-        order = list(self.layers)
-        return sorted(
-            (tuple(sorted(s, key=order.index)) for s in found if s), key=lambda s: order.index(s[0])
-        )
+            shared.add_edges_from((name, unit) for unit in ports.outputs.tolist())
+        groups = networkx.connected_components(shared)
+        order = {name: i for i, name in enumerate(self.layers)}
+        found = [tuple(sorted(group & order.keys(), key=order.__getitem__)) for group in groups]
+        return sorted(found, key=lambda layers: order[layers[0]])
 
 
 @dataclass(frozen=True)
@@ -133,7 +129,8 @@ class _Reading:
 
     def __init__(self, program: Any) -> None:
         self.program = program
-        self.parent: list[int] = []
+        self.same = UnionFind()
+        self.count = 0
         self.pins: set[int] = set()
         self.tensors: dict[Node, _Tensor] = {}
         self.layers: dict[str, tuple[Array, Array, int]] = {}
@@ -148,27 +145,20 @@ class _Reading:
                 self._visit(node)
             elif node.op == "output":
                 self._pin_inputs(node)
-        roots = [self._find(i) for i in range(len(self.parent))]
-        values, units = np.unique(np.array(roots, np.int64), return_inverse=True)
-        pinned = np.isin(values, [self._find(i) for i in self.pins])
+        number: dict[int, int] = {}  # of each set, in the order of its first channel
+        units = np.array([number.setdefault(self.same[i], len(number)) for i in range(self.count)], np.int64)
+        pinned = np.isin(np.arange(len(number)), units[sorted(self.pins)])
         layers = {n: Ports(units[o], units[i], g) for n, (o, i, g) in self.layers.items()}
         return Wiring(layers, {n: units[ids] for n, ids in self.norms.items()}, pinned)
 
     # ------------------------------------------------------------------ numbers
     def _new(self, count: int) -> Array:
-        first = len(self.parent)
-        self.parent.extend(range(first, first + count))
-        return np.arange(first, first + count)
-
-    def _find(self, i: int) -> int:
-        while self.parent[i] != i:
-            self.parent[i] = self.parent[self.parent[i]]
-            i = self.parent[i]
-        return i
+        self.count += count
+        return np.arange(self.count - count, self.count)
 
     def _unite(self, a: Array, b: Array) -> None:
         for x, y in zip(a.tolist(), b.tolist(), strict=True):
-            self.parent[self._find(y)] = self._find(x)
+            self.same.union(x, y)
 
     def _pin(self, ids: Array) -> None:
         self.pins.update(ids.tolist())

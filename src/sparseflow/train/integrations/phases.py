@@ -10,7 +10,7 @@ from torch import nn
 
 from sparseflow.core.mask import Mask
 from sparseflow.core.structures import parse_structure
-from sparseflow.errors import SparseflowError
+from sparseflow.errors import SparseflowError, first_line
 from sparseflow.train import parallel
 from sparseflow.train.methods import InTraining, MaskedWeights, Method
 
@@ -104,7 +104,7 @@ class Phases:
                 )
             self.hook.load_state_dict(state["hook"])
         except (KeyError, ValueError, TypeError, AttributeError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise SparseflowError(
                 f"sparsity callback: the checkpoint does not fit the method ({reason}); resume with the same rules"
             ) from error

@@ -12,30 +12,30 @@ from sparseflow.train.methods.base import (
     OneShot,
     TrainingSettings,
 )
-from sparseflow.train.methods.gradual import Gradual
+from sparseflow.train.methods.gradual import Gradual, GradualSettings
 from sparseflow.train.methods.group_lasso import GroupLasso, GroupLassoSettings
 from sparseflow.train.methods.hoyer import Hoyer, HoyerSettings
-from sparseflow.train.methods.magnitude import Magnitude
 from sparseflow.train.methods.movement import Movement, MovementSettings
+from sparseflow.train.methods.one_shot import ByScores, ByScoresSettings, method_of
 from sparseflow.train.methods.ramp import RampSettings
 from sparseflow.train.methods.rigl import RigL, RigLSettings
 from sparseflow.train.methods.second_order import SecondOrder, SecondOrderSettings
 from sparseflow.train.methods.sr_ste import SrSte, SrSteSettings
-from sparseflow.train.methods.taylor import Taylor
-from sparseflow.train.methods.wanda import Wanda, WandaSettings
 
 __all__ = [
     "ADMM",
     "METHODS",
     "AdmmSettings",
+    "ByScores",
+    "ByScoresSettings",
     "CalibrationSettings",
     "Gradual",
+    "GradualSettings",
     "GroupLasso",
     "GroupLassoSettings",
     "Hoyer",
     "HoyerSettings",
     "InTraining",
-    "Magnitude",
     "MaskedWeights",
     "Method",
     "MethodSettings",
@@ -50,8 +50,6 @@ __all__ = [
     "SecondOrderSettings",
     "SrSte",
     "SrSteSettings",
-    "Taylor",
     "TrainingSettings",
-    "Wanda",
-    "WandaSettings",
+    "method_of",
 ]

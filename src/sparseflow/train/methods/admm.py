@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sparseflow.core.mask import Mask
 from sparseflow.train.methods.base import METHODS, InTraining, TrainingSettings
-from sparseflow.train.rules import Rule, Target, scores_of, with_chosen_libraries
+from sparseflow.train.rules import Rule, Target, scores_of
 
 
 class AdmmSettings(TrainingSettings):
@@ -100,6 +100,7 @@ class ADMM(InTraining):
 
     Settings = AdmmSettings
     settings: AdmmSettings
+    by_layer = ("removed", "z", "u")
     when: ClassVar[str] = "the most accuracy at high sparsity, in any structure, when there is time to train"
 
     def __init__(
@@ -109,7 +110,6 @@ class ADMM(InTraining):
         self.rho = settings.rho
         self.updates = self.part = 0
         self.removed: dict[str, Tensor] = {}
-        self.targets = with_chosen_libraries(model, self.targets)
         self.z: dict[str, Tensor] = {}
         self.u: dict[str, Tensor] = {}
         for target in self.targets:
@@ -175,35 +175,12 @@ class ADMM(InTraining):
         return {t.name: t.structure.mask(scores_of(self.weight(t), 2), t.density) for t in self.targets}
 
     def state_dict(self) -> dict[str, Any]:
-        """ρ, Z, U, the number of updates and the structures with their libraries."""
-        return {
-            "rho": self.rho,
-            "updates": self.updates,
-            "part": self.part,
-            "removed": dict(self.removed),
-            "structures": {t.name: str(t.structure) for t in self.targets},
-            "z": dict(self.z),
-            "u": dict(self.u),
-        }
+        """ρ, the numbers of updates and of the part too."""
+        return super().state_dict() | {"rho": self.rho, "updates": self.updates, "part": self.part}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`.
-
-        Raises
-        ------
-        ValueError
-            If it is of other layers.
-        """
-        shapes = {name: tuple(z.shape) for name, z in self.z.items()}
-        if {name: tuple(z.shape) for name, z in state["z"].items()} != shapes or set(state["u"]) != set(
-            shapes
-        ):
-            raise ValueError("its ADMM variables are of other layers")
-        self.targets = tuple(t.restored(state["structures"][t.name]) for t in self.targets)
-        for name, z in self.z.items():
-            self.z[name] = state["z"][name].to(z.device, copy=True)
-            self.u[name] = state["u"][name].to(z.device, copy=True)
-        self.removed = {n: r.to(self.z[n].device, copy=True) for n, r in state["removed"].items()}
+        """Continue from `state_dict`."""
+        super().load_state_dict(state)
         self.rho, self.updates, self.part = float(state["rho"]), int(state["updates"]), int(state["part"])
 
     def _next_part(self) -> None:

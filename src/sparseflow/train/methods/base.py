@@ -8,45 +8,29 @@ from enum import StrEnum
 from typing import Any, ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 from torch import Tensor, nn
 
+from sparseflow.core.arrays import Array
 from sparseflow.core.mask import Mask
 from sparseflow.core.structures import Structure
-from sparseflow.errors import SparseflowError, StructureError
+from sparseflow.errors import StructureError
 from sparseflow.registry import Registry
-from sparseflow.train.rules import Rule, Target, select_targets, weight_of
+from sparseflow.train.rules import Rule, Target, select_targets, weight_of, with_chosen_libraries
+from sparseflow.train.settings import Settings
 
 
 class Need(StrEnum):
     """What a method uses besides the weights."""
 
     NOTHING = "nothing"
+    CRITERION = "what its criterion reads"
     CALIBRATION = "calibration data"
     TRAINING = "training"
 
 
-class MethodSettings(BaseModel):
-    """Base of the methods' settings: strict, frozen; each field is a key of the method's stage in a recipe.
-
-    Raises
-    ------
-    SparseflowError
-        For an unknown name or a value that is not allowed, in one line.
-    """
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            detail = error.errors(include_url=False)[0]
-            place = ".".join(str(part) for part in detail["loc"])
-            known = ", ".join(type(self).model_fields) or "none"
-            raise SparseflowError(
-                f"{type(self).__name__}: {place}: found {detail['input']!r}; {detail['msg']}; settings: {known}"
-            ) from None
+class MethodSettings(Settings):
+    """Base of the methods' settings; each field is a key of the method's stage in a recipe."""
 
 
 class CalibrationSettings(MethodSettings):
@@ -132,6 +116,10 @@ class Method(ABC):
         """The target's weight, shape (out, in, *kernel)."""
         return weight_of(self.model, target.name)
 
+    def scores(self, target: Target) -> Array | None:
+        """What each weight of a layer counts, shape of the weight; None if the method has no criterion for it."""
+        return None
+
     @abstractmethod
     def finish(self) -> dict[str, Mask]:
         """The masks by layer name; `MaskedWeights` applies them."""
@@ -152,10 +140,20 @@ class InTraining(Method):
     The order of calls is ``begin_epoch``, then for each batch ``penalty`` (added to the loss), ``backward``,
     ``before_step``, the optimiser's step, ``after_step``; then ``after_epoch``. Between batches the model's
     weights are those to evaluate.
+
+    Attributes
+    ----------
+    by_layer : tuple of str
+        Names of the attributes that are the method's state: tensors of the weights' shapes by layer.
     """
 
     needs: ClassVar[Need] = Need.TRAINING
     Settings: ClassVar[type[MethodSettings]] = TrainingSettings
+    by_layer: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, model: nn.Module, rules: tuple[Rule, ...] | list[Rule], settings: Any = None) -> None:
+        super().__init__(model, rules, settings)
+        self.targets = with_chosen_libraries(model, self.targets)
 
     def begin_epoch(self, epoch: int, steps: int) -> None:
         """Call before each epoch with the number of completed ones and the number of batches in this one."""
@@ -176,10 +174,29 @@ class InTraining(Method):
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed training needs, as tensors and plain containers."""
-        return {}
+        if not self.by_layer:
+            return {}
+        structures = {t.name: str(t.structure) for t in self.targets}  # with their libraries
+        return {part: dict(getattr(self, part)) for part in self.by_layer} | {"structures": structures}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` returned."""
+        """Continue from what `state_dict` returned.
+
+        Raises
+        ------
+        ValueError
+            If it is of other layers.
+        """
+        if not self.by_layer:
+            return
+        weights = {t.name: self.weight(t) for t in self.targets}
+        tensors = [item for part in self.by_layer for item in state[part].items()]
+        if set(state["structures"]) != set(weights) or any(t.shape != weights[n].shape for n, t in tensors):
+            raise ValueError("its state is of other layers")
+        self.targets = tuple(t.restored(state["structures"][t.name]) for t in self.targets)
+        for part in self.by_layer:
+            here = {n: t.to(weights[n].device, copy=True) for n, t in state[part].items()}
+            setattr(self, part, here)
 
 
 METHODS: Registry[type[Method]] = Registry("method")

@@ -1,22 +1,36 @@
-"""Gradual magnitude pruning: the smallest weights are removed little by little while the network is trained."""
+"""Gradual pruning: the weights of the lowest scores are removed little by little while the network is trained."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sparseflow.core.arrays import Array
 from sparseflow.core.mask import Mask
 from sparseflow.core.structures import Structure
-from sparseflow.train.methods.base import METHODS, InTraining
+from sparseflow.train.methods.base import METHODS
 from sparseflow.train.methods.ramp import RampSettings, no_ramp, on_the_ramp
-from sparseflow.train.rules import Rule, scores_of, with_chosen_libraries
+from sparseflow.train.methods.scored import ScoredTraining, TrainedCriterion
+from sparseflow.train.rules import Rule, Target
+
+
+class GradualSettings(RampSettings):
+    """The ramp, and what the weights are judged by.
+
+    Parameters
+    ----------
+    criterion : str
+    """
+
+    criterion: TrainedCriterion = "magnitude"
 
 
 @METHODS.register("gradual")
-class Gradual(InTraining):
-    """Keeps the largest magnitudes at a density that falls as ``d_f + (1 − d_f)(1 − t)³``.
+class Gradual(ScoredTraining):
+    """Keeps the highest scores by a criterion, at a density that falls as ``d_f + (1 − d_f)(1 − t)³``.
 
     What is removed stays at zero, so the masks are nested. N:M falls from M over M − 1, … to N of M.
 
@@ -26,26 +40,19 @@ class Gradual(InTraining):
     arXiv 1710.01878, section 3, equation 1.
     """
 
-    Settings = RampSettings
-    settings: RampSettings
+    Settings = GradualSettings
+    settings: GradualSettings
+    by_layer = ("removed",)
     when = "a good result for little effort; few settings, one training"
 
-    def __init__(
-        self, model: nn.Module, rules: tuple[Rule, ...] | list[Rule], settings: RampSettings
-    ) -> None:
+    def __init__(self, model: nn.Module, rules: tuple[Rule, ...] | list[Rule], settings: Any = None) -> None:
         super().__init__(model, rules, settings)
-        self.targets = with_chosen_libraries(model, self.targets)
         self.removed: dict[str, Tensor] = {}
-        self.steps, self.step = 1, 0
 
     @classmethod
     def refuses(cls, structure: Structure, layer: nn.Module) -> str | None:
         """Structures of fixed density except N:M have no ramp."""
         return no_ramp(structure)
-
-    def begin_epoch(self, epoch: int, steps: int) -> None:
-        """Take note of where the training is."""
-        self.steps, self.step = steps, epoch * steps
 
     def after_step(self) -> None:
         """Make the masks anew if it is time; set removed weights to zero."""
@@ -63,36 +70,23 @@ class Gradual(InTraining):
 
     def finish(self) -> dict[str, Mask]:
         """The masks at the density of the rules, inside of those that were there."""
-        return {t.name: t.structure.mask(scores_of(self.weight(t)), t.density) for t in self.targets}
+        return {t.name: t.structure.mask(self.scores(t), t.density) for t in self.targets}
 
-    def state_dict(self) -> dict[str, Any]:
-        """The removed positions and the structures with their libraries."""
-        return {
-            "removed": dict(self.removed),
-            "structures": {t.name: str(t.structure) for t in self.targets},
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`.
-
-        Raises
-        ------
-        ValueError
-            If it is of other layers.
-        """
-        if set(state["structures"]) != {t.name for t in self.targets}:
-            raise ValueError("its masks are of other layers")
-        self.targets = tuple(t.restored(state["structures"][t.name]) for t in self.targets)
-        devices = {t.name: self.weight(t).device for t in self.targets}
-        self.removed = {name: r.to(devices[name], copy=True) for name, r in state["removed"].items()}
+    def scores(self, target: Target) -> Array:
+        """The criterion's scores; 0 only of what is removed, so that masks are nested."""
+        scores = super().scores(target)
+        removed = self.removed.get(target.name)
+        if removed is None:
+            return scores
+        kept: Array = np.where(removed.cpu().numpy(), 0, scores + np.finfo(scores.dtype).tiny)
+        return kept
 
     def _remove(self, progress: float) -> None:
         for target in self.targets:
             density = self.settings.density(target.density, progress)
             structure, density = on_the_ramp(target.structure, density)
-            weight = self.weight(target)
-            keep = structure.mask(scores_of(weight), density).keep
-            self.removed[target.name] = torch.from_numpy(~keep).to(weight.device)
+            keep = structure.mask(self.scores(target), density).keep
+            self.removed[target.name] = torch.from_numpy(~keep).to(self.weight(target).device)
 
     def _apply(self) -> None:
         with torch.no_grad():

@@ -7,47 +7,12 @@ A layer's weights are W (rows, n), its inputs X (samples, n), and ``H = XᵀX + 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 _ROUNDS = 64
 """In how many rounds at most `eliminate` removes units; within a round their order is not refined."""
-
-
-@dataclass(frozen=True)
-class Curvature:
-    """H and what is derived from it.
-
-    Parameters
-    ----------
-    hessian : Tensor, shape (n, n)
-        ``XᵀX + λI``, positive definite.
-    inverse : Tensor, shape (n, n)
-    factor : Tensor, shape (n, n)
-        Upper triangular U with ``inverse = Uᵀ U``; ``U[j:, j:]`` factors the inverse of H without its first j
-        rows and columns.
-    """
-
-    hessian: Tensor
-    inverse: Tensor
-    factor: Tensor
-
-    @classmethod
-    def of(cls, gram: Tensor, damping: float) -> Curvature:
-        """From ``XᵀX``, with ``λ = damping · mean(diag)``.
-
-        References
-        ----------
-        E. Frantar, D. Alistarh, "SparseGPT", ICML 2023, section 3.4 (damping, Cholesky factor).
-        """
-        mean = float(gram.diagonal().mean())
-        hessian = gram.double() + (damping * mean if mean > 0 else 1.0) * torch.eye(
-            len(gram), dtype=torch.float64, device=gram.device
-        )
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
-        return cls(hessian, inverse, torch.linalg.cholesky(inverse, upper=True))
 
 
 def error(weight: Tensor, pruned: Tensor, hessian: Tensor) -> float:
@@ -81,17 +46,6 @@ def aim(weight: Tensor, gram: Tensor, cross: Tensor, ridge: float) -> Tensor:
     damped = strength * torch.eye(len(gram), dtype=torch.float64, device=gram.device)
     factor = torch.linalg.cholesky(gram.double() + damped)
     return torch.cholesky_solve((weight @ (cross.double() + damped)).T, factor).T
-
-
-def saliency(weight: Tensor, curvature: Curvature) -> Tensor:
-    """``w² / [H⁻¹]_jj``: the error of removing each weight alone, the rest of its row adjusted at best.
-
-    References
-    ----------
-    B. Hassibi, D. Stork, "Second order derivatives for network pruning: optimal brain surgeon", NIPS 1992,
-    equation 5.
-    """
-    return weight.square() / curvature.inverse.diagonal()
 
 
 def sweep(

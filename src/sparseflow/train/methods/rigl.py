@@ -10,10 +10,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from sparseflow.core.arrays import Array
 from sparseflow.core.mask import Mask
 from sparseflow.core.structures import Structure
-from sparseflow.train.methods.base import METHODS, InTraining, TrainingSettings
-from sparseflow.train.rules import Rule, Target, scores_of, with_chosen_libraries
+from sparseflow.train.methods.base import METHODS, TrainingSettings
+from sparseflow.train.methods.scored import ScoredTraining, TrainedCriterion
+from sparseflow.train.rules import Rule, Target, scores_of
 
 
 class RigLSettings(TrainingSettings):
@@ -29,12 +31,15 @@ class RigLSettings(TrainingSettings):
         Fraction of the training after which the masks stay.
     start : {"magnitude", "random"}
         The first masks: the largest weights of a trained network, or random ones to train from scratch.
+    criterion : str
+        By which weights are dropped; they always grow by their gradient.
     """
 
     fraction: float = Field(default=0.3, gt=0, le=1)
     update_every: int = Field(default=100, ge=1)
     end: float = Field(default=0.75, gt=0, le=1)
     start: Literal["magnitude", "random"] = "magnitude"
+    criterion: TrainedCriterion = "magnitude"
 
     def replaced(self, progress: float) -> float:
         """``α/2 (1 + cos(π t))``, where t runs from 0 to 1 at ``end``; 0 afterwards."""
@@ -43,8 +48,8 @@ class RigLSettings(TrainingSettings):
 
 
 @METHODS.register("rigl")
-class RigL(InTraining):
-    """Keeps the density from the first step; drops the smallest magnitudes and grows the largest gradients.
+class RigL(ScoredTraining):
+    """Keeps the density from the first step; drops the lowest scores and grows the largest gradients.
 
     Grown weights start from zero. At the end the masks have moved to where the gradient asked for weights.
 
@@ -55,20 +60,18 @@ class RigL(InTraining):
 
     Settings = RigLSettings
     settings: RigLSettings
+    by_layer = ("keep",)
     when = 'training at a fixed, small number of weights all along; from scratch with start = "random"'
 
-    def __init__(
-        self, model: nn.Module, rules: tuple[Rule, ...] | list[Rule], settings: RigLSettings
-    ) -> None:
+    def __init__(self, model: nn.Module, rules: tuple[Rule, ...] | list[Rule], settings: Any = None) -> None:
         super().__init__(model, rules, settings)
-        self.targets = with_chosen_libraries(model, self.targets)
         self.keep: dict[str, Tensor] = {}
         self._fresh: dict[str, Tensor] = {}
         for target in self.targets:
             weight = self.weight(target)
-            first = weight if settings.start == "magnitude" else torch.rand(weight.shape)
+            first = weight if self.settings.start == "magnitude" else torch.rand(weight.shape)
             self._set(target, target.structure.mask(scores_of(first), target.density))
-        self.steps, self.step, self.moved = 1, 0, 0
+        self.moved = 0
         self._apply()
 
     @classmethod
@@ -80,12 +83,9 @@ class RigL(InTraining):
             "every group keeps the same number of weights, so there are no units to drop and grow; use sr_ste"
         )
 
-    def begin_epoch(self, epoch: int, steps: int) -> None:
-        """Take note of where the training is."""
-        self.steps, self.step = steps, epoch * steps
-
     def before_step(self) -> None:
         """Replace units if it is time; then only weights that stay kept follow the gradient."""
+        super().before_step()
         progress = (self.step + 1) / (self.steps * self.settings.epochs)
         replaced = self.settings.replaced(progress)
         due = (self.step + 1) % self.settings.update_every == 0 and replaced > 0
@@ -111,11 +111,16 @@ class RigL(InTraining):
         fraction : float
         """
         keep = self.keep[target.name].cpu().numpy()
-        tiny = np.finfo(np.float32).tiny  # a kept weight that is still zero ranks above a removed one
-        magnitudes = np.where(keep, scores_of(self.weight(target)) + tiny, 0)
-        survive = target.structure.mask(magnitudes, target.density * (1 - fraction)).keep & keep
+        survive = target.structure.mask(self.scores(target), target.density * (1 - fraction)).keep & keep
         highest = 2 * float(gradient.max()) + 1
         return target.structure.mask(np.where(survive, highest, gradient), target.density)
+
+    def scores(self, target: Target) -> Array:
+        """The criterion's scores; 0 of what is removed only: a kept weight that is still zero ranks above it."""
+        scores = super().scores(target)
+        keep = self.keep[target.name].cpu().numpy()
+        kept: Array = np.where(keep, scores + np.finfo(scores.dtype).tiny, 0)
+        return kept
 
     def after_step(self) -> None:
         """Set removed weights to zero, and grown ones, whatever momentum they had before."""
@@ -136,24 +141,12 @@ class RigL(InTraining):
         return {t.name: Mask(self.keep[t.name].cpu().numpy(), t.structure) for t in self.targets}
 
     def state_dict(self) -> dict[str, Any]:
-        """Masks, the number of grown weights, and the structures with their libraries."""
-        structures = {t.name: str(t.structure) for t in self.targets}
-        return {"keep": dict(self.keep), "moved": self.moved, "structures": structures}
+        """Masks and the number of grown weights too."""
+        return super().state_dict() | {"moved": self.moved}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`.
-
-        Raises
-        ------
-        ValueError
-            If it is of other layers.
-        """
-        shapes = {name: tuple(keep.shape) for name, keep in self.keep.items()}
-        if {name: tuple(keep.shape) for name, keep in state["keep"].items()} != shapes:
-            raise ValueError("its masks are of other layers")
-        self.targets = tuple(t.restored(state["structures"][t.name]) for t in self.targets)
-        for name, keep in self.keep.items():
-            self.keep[name] = state["keep"][name].to(keep.device, copy=True)
+        """Continue from `state_dict`."""
+        super().load_state_dict(state)
         self.moved = int(state["moved"])
         self._apply()
 

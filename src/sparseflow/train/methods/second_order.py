@@ -5,22 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
-from sparseflow.core.arrays import Keep
+from sparseflow.core.arrays import Array, Keep
 from sparseflow.core.mask import Mask
 from sparseflow.core.structures import Structure
 from sparseflow.errors import SparseflowError
+from sparseflow.train.criteria.base import Reads, Scores, readable
+from sparseflow.train.criteria.second_order import Curvature, saliency
 from sparseflow.train.methods.base import METHODS, CalibrationSettings, Need, OneShot
-from sparseflow.train.methods.least_squares import Curvature, aim, eliminate, refit, saliency, sweep
+from sparseflow.train.methods.least_squares import aim, eliminate, refit, sweep
 from sparseflow.train.methods.observe import input_rows, observing, take
 from sparseflow.train.methods.selection import channels_at_once, density_of, shared_columns, spans_columns
-from sparseflow.train.rules import Rule, Target, scores_of, with_library
+from sparseflow.train.rules import Rule, Target, array_of, scores_of, with_library
 
 
 class SecondOrderSettings(CalibrationSettings):
@@ -47,6 +49,9 @@ class SecondOrderSettings(CalibrationSettings):
     ridge : float
         With ``against_dense``: what holds a layer's aim to its weights, as a fraction of the mean of the
         Hessian's diagonal.
+    criterion : str
+        What is removed: by its own one a weight is judged as it is when its turn comes; by any other all weights
+        are judged once, before the first is removed.
     """
 
     positions: int = Field(default=256, ge=1)
@@ -56,6 +61,7 @@ class SecondOrderSettings(CalibrationSettings):
     refit: int = Field(default=10, ge=0)
     against_dense: bool = False
     ridge: float = Field(default=0.05, gt=0)
+    criterion: Annotated[str, AfterValidator(readable(Reads.WEIGHTS, Reads.INPUTS))] = "second_order"
 
 
 @dataclass(frozen=True)
@@ -100,12 +106,15 @@ class SecondOrder(OneShot):
     def __init__(self, model: nn.Module, rules: tuple[Rule, ...] | list[Rule], settings: Any = None) -> None:
         super().__init__(model, rules, settings)
         self.masks: dict[str, Mask] = {}
+        self.other: Scores | None = None
+        if self.settings.criterion != "second_order":
+            self.other = Scores(self.settings.criterion)
 
     @classmethod
     def refuses(cls, structure: Structure, layer: nn.Module) -> str | None:
         """Grouped convolutions have a Hessian for each group."""
         if getattr(layer, "groups", 1) > 1:
-            return "a grouped convolution's filters do not share their inputs; use wanda or magnitude"
+            return "a grouped convolution's filters do not share their inputs; use one_shot"
         return None
 
     def calibrate(self, batches: Iterable[Any]) -> None:
@@ -154,6 +163,8 @@ class SecondOrder(OneShot):
             if dense is not None:
                 before = input_rows(layer, unpruned[name].pop(0))[0][chosen]
                 crosses[name] = (before.T @ rows).double() + crosses.get(name, 0)
+            if self.other is not None and self.other.reads is Reads.INPUTS:
+                self.other.add(name, layer.weight, rows[None])
             counts[name] = len(rows) + counts.get(name, 0)
 
         runs = [observing(self.model, names, add, inputs)]
@@ -181,7 +192,7 @@ class SecondOrder(OneShot):
             weight = aim(weight, gram, moments.cross.to(weight.device), self.settings.ridge)
         curvature = Curvature.of(gram, self.settings.damping)
         units = shared_columns(target.structure, shape)
-        if units is not None:
+        if units is not None and self.other is None:
             labels = torch.tensor(units, device=weight.device)
             count = int(units.max()) + 1
             remove = count - kept_units(target, shape)
@@ -198,14 +209,10 @@ class SecondOrder(OneShot):
     def _sweep(
         self, target: Target, shape: tuple[int, ...], weight: Tensor, curvature: Curvature
     ) -> tuple[Tensor, Tensor, Structure]:
-        first = saliency(weight, curvature)
-        if spans_columns(target.structure, shape):
-            energy = ((weight @ curvature.hessian) * weight).sum(1, keepdim=True)
-            first = energy.clamp_min(0).expand_as(weight)
-        scores = scores_of(first.reshape(shape), dtype=torch.float64)
+        scores = self._first_scores(target, shape, weight, curvature)
         structure = with_library(target.structure, scores)
         keep = structure.mask(scores, target.density).keep
-        channels = channels_at_once(structure, shape)
+        channels = channels_at_once(structure, shape) if self.other is None else None
         positions = int(np.prod(shape[2:]))
 
         def select(now: Tensor, start: int, stop: int) -> Tensor:
@@ -220,6 +227,16 @@ class SecondOrder(OneShot):
             chunk = channels or 1
         pruned, kept = sweep(weight, curvature.factor, select, chunk * positions, self.settings.block)
         return pruned, kept, structure
+
+    def _first_scores(
+        self, target: Target, shape: tuple[int, ...], weight: Tensor, curvature: Curvature
+    ) -> Array:
+        if self.other is not None:
+            return array_of(self.other.of(target.name, weight.reshape(shape)))
+        if not spans_columns(target.structure, shape):
+            return array_of(saliency(weight, curvature).reshape(shape))
+        energy = ((weight @ curvature.hessian) * weight).sum(1, keepdim=True)
+        return array_of(energy.clamp_min(0).expand_as(weight).reshape(shape))
 
 
 def kept_units(target: Target, shape: tuple[int, ...]) -> int:

@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 from sparseflow.core.mask import Mask
 from sparseflow.train.methods.base import METHODS, TrainingSettings
+from sparseflow.train.methods.scored import TrainedCriterion
 from sparseflow.train.methods.straight_through import StraightThrough
-from sparseflow.train.rules import scores_of
 
 
 class SrSteSettings(TrainingSettings):
-    """The pull on removed weights.
+    """The pull on removed weights, and what they are judged by.
 
     Parameters
     ----------
@@ -20,17 +20,20 @@ class SrSteSettings(TrainingSettings):
         λ_W of the paper; 0 gives the plain straight-through estimator.
     update_every : int
         Steps between two masks; the paper makes them anew at each step.
+    criterion : str
+        The paper takes magnitudes.
     """
 
     decay: float = Field(default=2e-4, ge=0)
     update_every: int = Field(default=1, ge=1)
+    criterion: TrainedCriterion = "magnitude"
 
 
 @METHODS.register("sr_ste")
 class SrSte(StraightThrough):
     """Sparse-refined straight-through estimator: ``W ← W − γ(∇L(W̃) + λ (1 − M) ⊙ W)``, where ``W̃ = M ⊙ W``.
 
-    M keeps the largest latent magnitudes in the structure's form, anew at every step, so that weights can
+    M keeps the latent weights of the highest scores in the structure's form, anew at every step, so that weights can
     come back. The pull λ shrinks the removed ones, which keeps the masks from flipping back and forth. The
     paper does it for N:M; nothing in it depends on that.
 
@@ -45,12 +48,12 @@ class SrSte(StraightThrough):
     when = "N:M, from scratch or from a dense network; any other structure too"
 
     def masks_now(self) -> dict[str, Mask] | None:
-        """The masks of the largest latent magnitudes, every ``update_every`` steps."""
+        """The masks of the highest scores, every ``update_every`` steps."""
         return self.final_masks() if self.step % self.settings.update_every == 0 else None
 
     def final_masks(self) -> dict[str, Mask]:
-        """The masks of the largest latent magnitudes."""
-        return {t.name: t.structure.mask(scores_of(self.latent[t.name]), t.density) for t in self.targets}
+        """The masks of the highest scores."""
+        return {t.name: t.structure.mask(self.scores(t), t.density) for t in self.targets}
 
     def shape_gradient(self, weight: nn.Parameter, latent: Tensor, keep: Tensor, name: str) -> None:
         """Add ``λ (1 − M) ⊙ W`` to the gradient."""

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from sparseflow.core.mask import Mask
-from sparseflow.train.methods.base import InTraining
-from sparseflow.train.rules import Rule, with_chosen_libraries
+from sparseflow.train.methods.scored import ScoredTraining
+from sparseflow.train.rules import Rule, Target
 
 
-class StraightThrough(InTraining):
+class StraightThrough(ScoredTraining):
     """Base of methods whose gradient is taken at the masked weights and applied to the latent ones.
 
     The model holds the masked weights except between `before_step` and `after_step`, so that what is
@@ -24,6 +24,7 @@ class StraightThrough(InTraining):
     model : nn.Module
     rules : sequence of Rule
     settings : TrainingSettings
+        With a ``criterion``, which sees latent weights and the gradients at the masked ones.
 
     References
     ----------
@@ -31,15 +32,15 @@ class StraightThrough(InTraining):
     section 4 (the straight-through estimator).
     """
 
+    by_layer = ("latent", "keep")
+
     def __init__(self, model: nn.Module, rules: tuple[Rule, ...] | list[Rule], settings: Any = None) -> None:
         super().__init__(model, rules, settings)
-        self.targets = with_chosen_libraries(model, self.targets)
         self.latent: dict[str, Tensor] = {}
         self.keep: dict[str, Tensor] = {}
         for target in self.targets:
             self.latent[target.name] = self.weight(target).detach().clone()
             self.keep[target.name] = torch.ones_like(self.latent[target.name], dtype=torch.bool)
-        self.steps, self.step = 1, 0
 
     def masks_now(self) -> dict[str, Mask] | None:
         """The masks that the next batch sees, or None to leave them."""
@@ -55,11 +56,12 @@ class StraightThrough(InTraining):
 
     def begin_epoch(self, epoch: int, steps: int) -> None:
         """Take note of where the training is, and mask the weights if it is time."""
-        self.steps, self.step = steps, epoch * steps
+        super().begin_epoch(epoch, steps)
         self._mask()
 
     def before_step(self) -> None:
         """Put the latent weights into the model, for the optimiser to change."""
+        super().before_step()
         with torch.no_grad():
             for target in self.targets:
                 weight, latent = self.weight(target), self.latent[target.name]
@@ -90,33 +92,13 @@ class StraightThrough(InTraining):
                 self.weight(target).copy_(self.latent[target.name])
         return masks
 
+    def judged(self, target: Target) -> Tensor:
+        """The latent weights."""
+        return self.latent[target.name]
+
     def final_masks(self) -> dict[str, Mask]:
         """The masks at the density of the rules."""
         raise NotImplementedError
-
-    def state_dict(self) -> dict[str, Any]:
-        """Latent weights, masks and the structures with their libraries."""
-        return {
-            "latent": dict(self.latent),
-            "keep": dict(self.keep),
-            "structures": {t.name: str(t.structure) for t in self.targets},
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`.
-
-        Raises
-        ------
-        ValueError
-            If it is of other layers.
-        """
-        shapes = {name: tuple(latent.shape) for name, latent in self.latent.items()}
-        if {name: tuple(latent.shape) for name, latent in state["latent"].items()} != shapes:
-            raise ValueError("its latent weights are of other layers")
-        self.targets = tuple(t.restored(state["structures"][t.name]) for t in self.targets)
-        for name in self.latent:
-            self.latent[name] = state["latent"][name].to(self.latent[name].device, copy=True)
-            self.keep[name] = state["keep"][name].to(self.latent[name].device, copy=True)
 
     def _mask(self) -> None:
         masks = self.masks_now()

@@ -1,0 +1,21 @@
+"""The `HardTanh` activation."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sparseflow.core.activations.base import Activation, register
+from sparseflow.core.arrays import Array
+
+
+@register
+class HardTanh(Activation):
+    """min(max(x, -1), 1)."""
+
+    name = "hardtanh"
+    forms = ("clip(x, -1, 1)",)
+    torch = ("hardtanh",)
+    monotone = True
+
+    def numpy(self, x: Array, t: float) -> Array:
+        return np.clip(x, -1.0, 1.0)

@@ -1,0 +1,124 @@
+"""Element types: how numbers are stored and in which type their products are summed. One instance a type."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sparseflow.core.arrays import Array
+from sparseflow.errors import ElementTypeError
+from sparseflow.registry import Registry
+
+
+@dataclass(frozen=True)
+class ElementType:
+    """A type of the elements of weights or feature maps.
+
+    Invariant: ``decode(encode(x))`` differs from ``x`` by at most `step` · \\|x\\|, or by `tiny` where that is larger.
+
+    Attributes
+    ----------
+    name : str
+    bits : int
+        Of one stored element.
+    storage : str
+        NumPy's and TVM's name of the type that holds the stored bits.
+    accumulator : str
+        Name of the type of sums of products.
+    largest : float
+        Magnitude of the largest finite number.
+    step : float
+        Relative rounding error: half a unit in the last place.
+    tiny : float
+        Absolute rounding error near zero, where numbers are subnormal.
+    zero : float
+        The number that is left out when a tensor is sparse.
+    """
+
+    name: str
+    bits: int
+    storage: str
+    accumulator: str
+    largest: float
+    step: float
+    tiny: float
+    zero: float = 0.0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one element."""
+        return self.bits // 8
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The NumPy type that holds the stored bits."""
+        return np.dtype(self.storage)
+
+    def encode(self, values: Array) -> Array:
+        """``values`` rounded to the nearest number of this type, ties to even, as `storage`; same shape.
+
+        Raises
+        ------
+        ElementTypeError
+            If a finite value lies outside of the type's range.
+        """
+        values = np.asarray(values, np.float32)
+        stored = self._stored(values)
+        lost = np.isfinite(values) & ~np.isfinite(self.decode(stored))
+        if lost.any():
+            raise ElementTypeError(
+                f"{self.name}: found a value of magnitude {float(np.abs(values[lost]).max()):.4g}; allowed: up to "
+                f"{self.largest:.4g}; keep such weights in float32 or scale them down"
+            )
+        return stored
+
+    def decode(self, stored: Array) -> Array:
+        """The float32 numbers that ``stored`` holds; same shape, exact.
+
+        Raises
+        ------
+        ElementTypeError
+            If it is not an array of `storage`.
+        """
+        if stored.dtype != self.dtype:
+            raise ElementTypeError(f"{self.name}: found an array of {stored.dtype}; allowed: {self.storage}")
+        return self._values(stored)
+
+    def _stored(self, values: Array) -> Array:
+        with np.errstate(over="ignore"):
+            return values.astype(self.dtype)
+
+    def _values(self, stored: Array) -> Array:
+        return stored.astype(np.float32)
+
+    def rounded(self, values: Array) -> Array:
+        """``values`` as float32 numbers that this type holds exactly."""
+        return self.decode(self.encode(values))
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class UpperHalf(ElementType):
+    """The upper half of a float32, whose bits travel as ``uint16``: NumPy has no such type."""
+
+    def _stored(self, values: Array) -> Array:
+        bits = np.ascontiguousarray(values).view(np.uint32).reshape(values.shape)
+        nearest = (bits + (0x7FFF + ((bits >> 16) & 1)).astype(np.uint32)) >> 16
+        # a NaN whose mantissa is rounded up would become an infinity: keep its upper half and set the quiet bit
+        return np.where(np.isnan(values), (bits >> 16) | 0x40, nearest).astype(np.uint16)
+
+    def _values(self, stored: Array) -> Array:
+        return (stored.astype(np.uint32) << 16).view(np.float32)
+
+
+FLOAT32 = ElementType("float32", 32, "float32", "float32", 3.4028235e38, 2.0**-24, 0.0)
+FLOAT16 = ElementType("float16", 16, "float16", "float32", 65504.0, 2.0**-11, 2.0**-25)
+BFLOAT16 = UpperHalf("bfloat16", 16, "uint16", "float32", 3.3895314e38, 2.0**-8, 2.0**-134)
+
+ELEMENT_TYPES: Registry[ElementType] = Registry("element type")
+for _element in (FLOAT32, FLOAT16, BFLOAT16):
+    ELEMENT_TYPES.register(_element.name)(_element)

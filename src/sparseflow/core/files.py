@@ -1,0 +1,62 @@
+"""Files that are whole or not there: written under another name in the same folder, then renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from sparseflow.errors import SparseflowError
+
+
+@contextmanager
+def complete_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` to write to; renamed to ``path`` at the end, removed on an error.
+
+    What is found under ``path`` is therefore always complete, even after a kill or while another process writes.
+
+    Raises
+    ------
+    SparseflowError
+        If the disk refuses.
+    """
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.{threading.get_ident()}.part{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise SparseflowError(f"{path}: cannot be written ({reason}); choose another folder") from error
+    finally:
+        with suppress(OSError):
+            partial.unlink()
+
+
+def atomic_write(path: Path, content: str | bytes) -> None:
+    """Write ``content``, text as UTF-8, so that ``path`` always holds a complete file.
+
+    Raises
+    ------
+    SparseflowError
+        If it cannot be written.
+    """
+    with complete_file(path) as partial:
+        partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """`atomic_write` of ``content`` as JSON.
+
+    Raises
+    ------
+    SparseflowError
+        If it cannot be written.
+    """
+    atomic_write(path, json.dumps(content, indent=1) + "\n")

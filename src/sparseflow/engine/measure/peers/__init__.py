@@ -1,0 +1,11 @@
+"""Other engines, each at its best settings, to be timed beside ours on the same weights and inputs."""
+
+from sparseflow.engine.measure.peers import (  # noqa: F401  (each registers)
+    mnn_peer,
+    onnxruntime_peer,
+    openvino_peer,
+    torch_peer,
+)
+from sparseflow.engine.measure.peers.base import PEERS, Array, Peer, Subject, installed
+
+__all__ = ["PEERS", "Array", "Peer", "Subject", "installed"]

@@ -1,0 +1,265 @@
+"""The skeleton of every convolution on lane layouts: tiles, partial sums, epilogue, halo.
+
+for each group of filter blocks, in parallel:
+  for each image:
+    for each chunk of input channels, tile of rows x V vectors of the output, block of R filters (in one of `ORDERS`):
+      acc[R][rows][V] = bias, or the partial sums of the chunks before
+      the taps (left to the template)
+      epilogue after the last chunk, then store
+    fill the halo of the group's filters
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+from tvm.tirx.script import builder as T
+
+from sparseflow.kernels.ir import emit
+from sparseflow.kernels.layouts.lane import LaneLayout
+from sparseflow.kernels.template import Candidate, KernelTemplate
+from sparseflow.kernels.workload import Array, Layouts, Workload
+
+Expr = Any
+
+# Loop orders, outermost first; a candidate's ``order`` is the number. The first keeps a tile's planes in the L1 cache
+# for all filters; the second reads weights that are larger than the map once; the third keeps the partial sums of a
+# band of rows in the L2 cache when the map is larger.
+ORDERS = (
+    ("chunk", "row", "col", "block"),
+    ("chunk", "block", "row", "col"),
+    ("row", "chunk", "col", "block"),
+)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One output tile: ``rows x cols`` vectors from block position ``(row, col)``, for filter block ``block``."""
+
+    rows: int
+    cols: int
+    row: Expr
+    col: Expr
+    block: Expr
+    chunk: Expr
+    image: Expr
+
+
+class LaneConvolution(KernelTemplate):
+    """A convolution template on lane layouts; subclasses say how the taps of a block are stored and walked."""
+
+    layout = "lanes"
+    unions = True
+
+    @abstractmethod
+    def arguments(self, kernel: ConvBody) -> list[Any]:
+        """Declares the packed constants as buffers, in the order of `pack`."""
+
+    @abstractmethod
+    def taps(self, kernel: ConvBody, tile: Tile, add: Callable[[Expr, Callable[[int], Expr]], None]) -> None:
+        """Walks the taps of ``tile``: for each, ``add(offset of the input element, value of filter r)``."""
+
+    def rejects(self, workload: Workload) -> str | None:
+        """See `KernelTemplate.rejects`."""
+        if workload.op == "linear" and workload.width < 8:
+            return f"{workload.width} rows leave most vector lanes empty"
+        return None
+
+    def build(self, workload: Workload, candidate: Candidate, layouts: Layouts, name: str) -> tirx.PrimFunc:
+        """See `KernelTemplate.build`."""
+        with emit.prim_func(name) as finish:
+            ConvBody(self, workload, candidate, layouts).write()
+        return finish()
+
+    def partition(self, workload: Workload, candidate: Candidate, work: Array) -> dict[str, Array]:
+        """Boundaries that split the filter blocks into ``threads`` groups of about equal ``work``; empty for one."""
+        if workload.threads == 1:
+            return {}
+        total = np.concatenate([[0], np.cumsum(work, dtype=np.float64)])
+        shares = np.linspace(0, total[-1], workload.threads + 1)[1:-1]
+        cuts = np.searchsorted(total, shares)
+        return {"bounds": np.concatenate([[0], cuts, [len(work)]]).astype(np.int32)}
+
+
+class ConvBody:
+    """Emits one convolution kernel."""
+
+    def __init__(
+        self, template: LaneConvolution, workload: Workload, candidate: Candidate, layouts: Layouts
+    ) -> None:
+        self.template, self.workload, self.candidate = template, workload, candidate
+        self.input, self.output, self.residual = layouts.in_lanes(template.name)
+        self.lanes = self.output.lanes
+        p = candidate.parameters
+        self.R, self.rows, self.V = p["R"], p["rows"], p["V"]
+        self.chunk = p.get("chunk", 0) or workload.channels // workload.groups
+        self.chunks = math.ceil(workload.channels // workload.groups / self.chunk)
+        self.blocks = workload.blocks(self.R)
+
+    def write(self) -> None:
+        """The whole kernel."""
+        w = self.workload
+        self.x = emit.arg("x", (w.batch, self.input.size))
+        self.packed = self.template.arguments(self)
+        self.bounds = emit.arg("bounds", (w.threads + 1,), "int32") if w.threads > 1 else None
+        self.bias = emit.arg("bias", (w.filters,)) if w.bias else None
+        self.picks: Any = emit.arg("residual_index", (w.filters,), "int32") if w.residual_channels else None
+        self.other: Any = emit.arg("residual", (w.batch, self.residual.size)) if self.residual else None
+        self.y = emit.arg("y", (w.batch, self.output.size))
+        if self.bounds is None:
+            self._group(0, self.blocks)
+        else:
+            with emit.loop(w.threads, parallel=True) as g:
+                self._group(T.bind(self.bounds[g]), T.bind(self.bounds[g + 1]))
+        self._pass()
+
+    def _group(self, first: Expr, last: Expr) -> None:
+        order = ORDERS[self.candidate.parameters.get("order", 0)]
+        with emit.loop(self.workload.batch) as n:
+            self._loops(order, (first, last), {"image": n})
+            if any(self.output.halo):
+                with emit.loop((last - first) * self.R) as f:
+                    base = T.bind((first * self.R + f) * (self.output.plane * self.lanes))
+                    emit.fill_halo(self.y, n, base, self.output)
+
+    def _pass(self) -> None:
+        """The channels behind the blocks, without weights: bias and residual."""
+        first = self.blocks * self.R
+        if first >= self.workload.filters:
+            return
+        with emit.channel_loop(self.workload.filters - first, self.workload.threads) as c:
+            f = first + c
+            bias = T.float32(0) if self.bias is None else self.bias[f]
+            with emit.loop(self.workload.batch) as n:
+                with emit.loop(self.output.block[0]) as row, emit.loop(self.output.block[1]) as col:
+                    value = self._finish(n, (f, row, col), emit.splat(bias, self.lanes))
+                    T.buffer_store(self.y, value, [n, self._vector(self.output, f, row, col)])
+                if any(self.output.halo):
+                    emit.fill_halo(self.y, n, T.bind(f * (self.output.plane * self.lanes)), self.output)
+
+    def _loops(self, order: tuple[str, ...], group: tuple[Expr, Expr], at: dict[str, Any]) -> None:
+        """The loops named by ``order``, outermost first, around one tile."""
+        if not order:
+            self._block(Tile(**at))
+            return
+        name, rest = order[0], order[1:]
+        if name == "chunk" and self.chunks == 1:
+            self._loops(rest, group, at | {"chunk": 0})
+        elif name == "chunk":
+            with emit.loop(self.chunks) as chunk:
+                self._loops(rest, group, at | {"chunk": chunk})
+        elif name == "block":
+            with emit.loop(group[1] - group[0]) as b:
+                self._loops(rest, group, at | {"block": group[0] + b})
+        else:
+            extent, size = (
+                (self.output.block[0], self.rows) if name == "row" else (self.output.block[1], self.V)
+            )
+            for s in emit.segments(extent, size):
+                with emit.loop(s.count) as t:
+                    self._loops(rest, group, at | {name: s.start + t * s.size, name + "s": s.size})
+
+    def _block(self, tile: Tile) -> None:
+        spots = tile.rows * tile.cols
+        acc = emit.Accumulators(self.R * spots, self.lanes)
+        self._initialise(tile, acc)
+        start = self.x_base(tile)
+
+        def add(offset: Expr, value: Callable[[int], Expr]) -> None:
+            offset = T.bind(offset + start)
+            for r in range(self.R):
+                weight = emit.splat(value(r), self.lanes)
+                for i in range(spots):
+                    x = self.x[tile.image, emit.ramp(offset + self.x_step(tile, i), self.lanes)]
+                    acc[r * spots + i] = acc[r * spots + i] + weight * x
+
+        self.template.taps(self, tile, add)
+        if self.chunks == 1:
+            self._store(tile, acc, last=True)
+        else:
+            with T.If(tile.chunk == self.chunks - 1):
+                with T.Then():
+                    self._store(tile, acc, last=True)
+                with T.Else():
+                    self._store(tile, acc, last=False)
+
+    def x_base(self, tile: Tile) -> Expr:
+        """Element offset of the tile's first input vector for a tap at kernel position (0, 0) of channel 0."""
+        (sh, sw), (pt, pl) = self.workload.stride, self.workload.padding[:2]
+        vector = (tile.row * sh + self.input.halo[0] - pt) * self.input.cols
+        return T.bind((vector + tile.col * sw + self.input.halo[1] - pl) * self.lanes)
+
+    def x_step(self, tile: Tile, i: int) -> int:
+        """Element offset of the tile's ``i``-th vector from its first."""
+        row, col = divmod(i, tile.cols)
+        sh, sw = self.workload.stride
+        return (row * sh * self.input.cols + col * sw) * self.lanes
+
+    def tap_offset(self, channel: Expr, ky: Expr, kx: Expr) -> Expr:
+        """Element offset of tap ``(channel, ky, kx)``."""
+        dh, dw = self.workload.dilation
+        return (channel * self.input.plane + ky * (dh * self.input.cols) + kx * dw) * self.lanes
+
+    def _vector(self, layout: LaneLayout, channel: Expr, row: Expr, col: Expr) -> Expr:
+        """The indices of the vector at block position ``(row, col)``."""
+        return emit.ramp((channel * layout.plane + layout.position(row, col)) * self.lanes, self.lanes)
+
+    def _place(self, tile: Tile, r: int, i: int) -> tuple[Expr, Expr, Expr]:
+        """Channel, row and column of the ``i``-th vector of a block's filter ``r``."""
+        row, col = divmod(i, tile.cols)
+        return tile.block * self.R + r, tile.row + row, tile.col + col
+
+    def _initialise(self, tile: Tile, acc: emit.Accumulators) -> None:
+        spots = tile.rows * tile.cols
+
+        def fresh() -> None:
+            for r in range(self.R):
+                bias = T.float32(0) if self.bias is None else self.bias[tile.block * self.R + r]
+                for i in range(spots):
+                    acc[r * spots + i] = emit.splat(bias, self.lanes)
+
+        if self.chunks == 1:
+            fresh()
+            return
+        with T.If(tile.chunk == 0):
+            with T.Then():
+                fresh()
+            with T.Else():
+                for r in range(self.R):
+                    for i in range(spots):
+                        acc[r * spots + i] = self.y[
+                            tile.image, self._vector(self.output, *self._place(tile, r, i))
+                        ]
+
+    def _store(self, tile: Tile, acc: emit.Accumulators, last: bool) -> None:
+        spots = tile.rows * tile.cols
+        for r in range(self.R):
+            for i in range(spots):
+                place, value = self._place(tile, r, i), acc[r * spots + i]
+                if last:
+                    value = self._finish(tile.image, place, value)
+                T.buffer_store(self.y, value, [tile.image, self._vector(self.output, *place)])
+
+    def _finish(self, image: Expr, place: tuple[Expr, Expr, Expr], value: Expr) -> Expr:
+        """The epilogue of one vector: residual, activation, and the fill outside the map."""
+        _, row, col = place
+        if self.other is not None and self.residual is not None:
+            value = self._add_residual(image, place, value, self.residual)
+        w = self.workload
+        return emit.finish(value, w.activation, self.output, row, col, w.parameter)
+
+    def _add_residual(
+        self, image: Expr, place: tuple[Expr, Expr, Expr], value: Expr, layout: LaneLayout
+    ) -> Expr:
+        channel, row, col = place
+        if self.picks is None:
+            return value + self.other[image, self._vector(layout, channel, row, col)]
+        picked = T.bind(self.picks[channel])
+        added = value + self.other[image, self._vector(layout, tirx.max(picked, T.int32(0)), row, col)]
+        return tirx.Select(emit.splat(picked >= 0, self.lanes), added, value)

@@ -1,0 +1,121 @@
+"""What a kernel template is: a generator of kernels for some workloads, and the registry of all."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tvm import tirx
+
+from sparseflow.core.element_type import ELEMENT_TYPES, ElementType
+from sparseflow.kernels.weight import LayerWeight
+from sparseflow.kernels.workload import Array, Layouts, Workload
+from sparseflow.registry import Registry
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A template with its parameters."""
+
+    template: str
+    parameters: Mapping[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """A canonical string; used as an attribute in the IR and in the cache."""
+        return json.dumps({"template": self.template, "parameters": dict(self.parameters)}, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Candidate:
+        """The inverse of `to_json`."""
+        return cls(**json.loads(text))
+
+
+class KernelTemplate(ABC):
+    """A generator of kernels for some workloads. Its output equals the dense reference to rounding.
+
+    Attributes
+    ----------
+    name : str
+        The name in the registry.
+    layout : str
+        ``lanes`` when input and output are in a `LaneLayout`, ``pixels`` when they are in a `PixelLayout` and carry
+        their index, ``rows`` when they are row-major matrices.
+    format : str
+        The index format it reads; ``dense`` if none.
+    sparse_input : bool
+        Whether it leaves out the products with zeros of its input.
+    exact : bool
+        False when the error is larger than that of adding up the products; such a template states its bound, and
+        the option ``exact`` leaves it out.
+    narrow : bool
+        Whether it can store weights in `Workload.weights` where that has fewer bits than the sums; the others store
+        the same numbers in the type of the sums.
+    unions : bool
+        Whether it takes a residual through an index (`Workload.residual_channels`), and leaves out `Workload.passed`
+        filters; templates that do not compute them as zeros.
+    """
+
+    name: str
+    layout: str
+    format: str
+    sparse_input: bool = False
+    exact: bool = True
+    narrow: bool = False
+    unions: bool = False
+
+    def refusal(self, workload: Workload) -> str | None:
+        """`rejects`, and before it what no template but those that pick the residual's channels can do."""
+        if workload.residual_channels and not self.unions:
+            return "the residual has other channels than the result; this kernel adds it in order only"
+        return self.rejects(workload)
+
+    def stored(self, workload: Workload, candidate: Candidate) -> ElementType:
+        """The type in which ``candidate`` stores weights: the workload's if its parameter ``bits`` says so."""
+        narrow = candidate.parameters.get("bits") == workload.weights.bits
+        return workload.weights if narrow else ELEMENT_TYPES[workload.weights.accumulator]
+
+    def in_types(self, workload: Workload, candidate: Candidate) -> list[Candidate]:
+        """``candidate`` once for each type in which it can store the weights, the narrower first."""
+        if not self.narrow or workload.weights.bits == ELEMENT_TYPES[workload.weights.accumulator].bits:
+            return [candidate]
+        narrow = {**candidate.parameters, "bits": workload.weights.bits}
+        return [Candidate(candidate.template, narrow), candidate]
+
+    @abstractmethod
+    def rejects(self, workload: Workload) -> str | None:
+        """Why this template does not apply, in words for the user; None when it does."""
+
+    @abstractmethod
+    def candidates(self, workload: Workload) -> list[Candidate]:
+        """Parameter choices that are worth measuring, the most promising first."""
+
+    @abstractmethod
+    def predict_cycles(self, workload: Workload, candidate: Candidate) -> float:
+        """Processor cycles that one call takes on one core, by the cost model."""
+
+    @abstractmethod
+    def pack(
+        self, workload: Workload, candidate: Candidate, weight: LayerWeight, layouts: Layouts
+    ) -> dict[str, Array]:
+        """The constant operands, in the order of the kernel's parameters, from the weight in `format`."""
+
+    @abstractmethod
+    def build(self, workload: Workload, candidate: Candidate, layouts: Layouts, name: str) -> tirx.PrimFunc:
+        """The kernel: parameters input, packed constants, bias, residual index, residual (those it has), output.
+
+        With layout ``pixels`` the input is values and bits, the residual its values, and the output values, bits and
+        count.
+        """
+
+
+TEMPLATES: Registry[KernelTemplate] = Registry(
+    "kernel template", ("sparseflow.kernels.gemv", "sparseflow.kernels.indexed", "sparseflow.kernels.lane")
+)
+
+
+def register(template: type[KernelTemplate]) -> type[KernelTemplate]:
+    """A class decorator that puts an instance of the template into `TEMPLATES`."""
+    TEMPLATES.register(template.name)(template())
+    return template
