@@ -14,11 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import options
 
 import sparseflow
-from sparseflow.cli.models import ModelRequest, load_model
+from sparseflow.cli.models import ModelRequest, load_model, random_inputs
 from sparseflow.core.plan import Measurement
 from sparseflow.engine.measure.bench import interleave, pinned
 from sparseflow.engine.target.machine import machine_name
@@ -61,13 +60,7 @@ def run(model: str, sparsify: str, rounds: int) -> dict[str, Any]:
         "dense": sparseflow.compile(dense),
     }
     plan = engines["measured"].plan
-    random = np.random.default_rng(0)
-    inputs = [
-        random.standard_normal(s.shape).astype(s.dtype)
-        if s.dtype.startswith("float")
-        else random.integers(0, 2, s.shape).astype(s.dtype)
-        for s in engines["measured"].inputs
-    ]
+    inputs = random_inputs(engines["measured"].inputs)
     with pinned(1) as cores:
         runs = [partial(engine, *inputs) for engine in engines.values()]
         samples = interleave(runs, rounds, cores)

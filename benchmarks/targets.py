@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 import sparseflow
-from sparseflow.cli.models import ModelRequest, load_model
+from sparseflow.cli.models import ModelRequest, load_model, random_inputs
 from sparseflow.engine.target.machine import machine_name
 
 NAME = "targets"
@@ -50,13 +50,7 @@ def run(model: str, sparsify: str, targets: Sequence[str], threads: int, rounds:
     imported = loaded.imported()
     engines = {t: sparseflow.compile(imported, target=t, threads=threads) for t in targets}
     first = next(iter(engines.values()))
-    random = np.random.default_rng(0)
-    inputs = [
-        random.standard_normal(s.shape).astype(s.dtype)
-        if s.dtype.startswith("float")
-        else random.integers(0, 2, s.shape).astype(s.dtype)
-        for s in first.inputs
-    ]
+    inputs = random_inputs(first.inputs)
     results = {t: np.asarray(_first(engine(*inputs))) for t, engine in engines.items()}
     expected = results[targets[0]]
     scale = max(float(np.abs(expected).max()), 1e-30)

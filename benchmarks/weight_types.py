@@ -18,7 +18,7 @@ import numpy as np
 import options
 
 import sparseflow
-from sparseflow.cli.models import ModelRequest, load_model
+from sparseflow.cli.models import ModelRequest, load_model, random_inputs
 from sparseflow.core import ELEMENT_TYPES, FLOAT32
 from sparseflow.core.plan import Measurement
 from sparseflow.engine.measure.bench import interleave, pinned
@@ -57,13 +57,7 @@ def run(model: str, sparsify: str, types: Sequence[str], rounds: int) -> dict[st
     wanted = None if sparsify == "dense" else sparsify
     imported = load_model(ModelRequest(f"zoo:{model}", wanted, (), {}, 1)).imported()
     engines = [sparseflow.compile(imported, weights=name) for name in types]
-    random = np.random.default_rng(0)
-    inputs = [
-        random.standard_normal(s.shape).astype(s.dtype)
-        if s.dtype.startswith("float")
-        else random.integers(0, 2, s.shape).astype(s.dtype)
-        for s in engines[0].inputs
-    ]
+    inputs = random_inputs(engines[0].inputs)
     outputs = [np.asarray(engine(*inputs)) for engine in engines]
     with pinned(1) as cores:
         samples = interleave([partial(engine, *inputs) for engine in engines], rounds, cores)

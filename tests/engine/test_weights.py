@@ -82,3 +82,16 @@ def test_what_is_no_type_or_does_not_fit_is_told_in_one_line() -> None:
         CompileError, match=r"layer 0: float16: found a value of magnitude 1e\+06; allowed: up to"
     ):
         sparseflow.compile(model, (x,), weights="float16")
+
+
+def test_maps_are_counted_with_the_rounded_weights() -> None:
+    """A weight that float16 rounds to zero makes a map of zeros."""
+    model = nn.Sequential(nn.Conv2d(1, 4, 1, bias=False), nn.ReLU(), nn.Conv2d(4, 4, 1)).eval()
+    model[0].weight.data = torch.full((4, 1, 1, 1), 1e-9)
+    x = torch.ones(1, 1, 8, 8)
+    densities = {}
+    for weights in ("float32", "float16"):
+        engine = sparseflow.compile(model, (x,), weights=weights, calibration=[x], measure=False)
+        assert engine.plan.maps is not None
+        densities[weights] = engine.plan.maps.layers[-1].mean
+    assert densities == {"float32": 1.0, "float16": 0.0}

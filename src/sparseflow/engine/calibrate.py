@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import tvm
 
-from sparseflow.core.element_type import FLOAT32
+from sparseflow.core.element_type import ELEMENT_TYPES, FLOAT32
 from sparseflow.core.map_profile import MapCounter, MapProfile
 from sparseflow.engine.build import Build, build, inside_tvm
 from sparseflow.engine.frontends.importer import Imported, TensorSpec
@@ -55,7 +55,8 @@ def profile_maps(imported: Imported, inputs: Iterable[Any], how: Build | None = 
     inputs = as_calls(inputs)
     how = replace(how or Build(resolve("native")), measure=False, dump=None)
     with inside_tvm("calibration"):
-        mod = tvm.transform.Sequential([Canonicalise(how.target, how.threads), Propagate()])(imported.mod)
+        canonicalise = Canonicalise(how.target, how.threads, ELEMENT_TYPES[how.weights])
+        mod = tvm.transform.Sequential([canonicalise, Propagate()])(imported.mod)
         exposed = expose_maps(mod)
     outputs = tuple(TensorSpec(f"map{i}", shape, FLOAT32.name) for i, shape in enumerate(exposed.shapes))
     engine = build(replace(imported, mod=exposed.mod, outputs=outputs), how) if outputs else None

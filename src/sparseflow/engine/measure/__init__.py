@@ -1,0 +1,1 @@
+"""Times of engines, peers, layers and kernels."""

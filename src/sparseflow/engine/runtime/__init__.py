@@ -1,0 +1,1 @@
+"""Engines at run time: saving and loading, calls, threads, memory."""

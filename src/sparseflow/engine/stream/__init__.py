@@ -1,0 +1,1 @@
+"""Engines for frames that resemble each other: only what changed is recomputed."""

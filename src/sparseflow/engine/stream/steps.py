@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -180,7 +181,7 @@ class Size:
         return cost, calls
 
 
-class Step:
+class Step(ABC):
     """One operator.
 
     Attributes
@@ -223,8 +224,9 @@ class Step:
     def _grid(self) -> Tiles:
         return Tiles(self.target.layout.height, self.target.layout.width, (1, 1))
 
+    @abstractmethod
     def _recompute(self) -> tuple[int, Tiles]:
-        raise NotImplementedError
+        """Brings the target up to date; how many tiles were computed, of which grid."""
 
 
 class PixelStep(Step):

@@ -1,0 +1,1 @@
+"""Linear layers of few rows, which wait for their weights."""

@@ -1,0 +1,1 @@
+"""Kernels that bring kept maps up to date where a frame changed."""

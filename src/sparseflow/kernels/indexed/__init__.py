@@ -1,0 +1,1 @@
+"""Kernels on channels-last maps that carry the index of their zeros."""

@@ -1,0 +1,1 @@
+"""Pieces of TIR that templates are written with."""

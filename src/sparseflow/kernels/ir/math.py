@@ -56,4 +56,4 @@ def exp(x: Expr, lanes: int, once: Callable[[Expr], Expr]) -> Expr:
         series = series * r + number(c)
     series = series * (r * r) + r + number(1.0)
     bits = (prim.Cast(f"int32{width}", n) + integer(126)) << integer(23)
-    return series * tirx.reinterpret(f"float32{width}", bits) * number(2.0)
+    return series * tirx.reinterpret(f"{FLOAT32.name}{width}", bits) * number(2.0)

@@ -1,0 +1,1 @@
+"""Kernels on maps that are cut into blocks over the vector lanes."""

@@ -36,7 +36,7 @@ class Pool:
 
 
 def pool_scale(pool: Pool, source: LaneLayout, out: LaneLayout) -> Array:
-    """float32 (block positions * lanes,): what an average pool multiplies each window's sum by."""
+    """What an average pool multiplies each window's sum by; float32, shape (block positions * lanes,)."""
     interior = out.with_halo((0, 0, 0, 0))
     h, w = (c[: interior.rows * interior.cols] for c in interior.coordinates())
 

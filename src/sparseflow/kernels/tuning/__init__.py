@@ -1,0 +1,1 @@
+"""Which kernel a layer gets: candidates timed on the target, and what was measured kept on disk."""

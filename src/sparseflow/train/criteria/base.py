@@ -42,7 +42,7 @@ class Criterion(ABC):
     when: ClassVar[str]
 
     def summand(self, weight: Tensor, seen: Tensor) -> Tensor:
-        """What one batch adds to the statistic.
+        """What one batch adds to the statistic; asked only of criteria that read more than the weights.
 
         Parameters
         ----------
@@ -50,7 +50,7 @@ class Criterion(ABC):
         seen : Tensor
             The gradient, of the weight's shape, or the layer's input rows, shape (groups, rows, in).
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} reads {self.reads} and sums nothing")
 
     @abstractmethod
     def __call__(self, weight: Tensor, statistic: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -42,9 +43,9 @@ class StraightThrough(ScoredTraining):
             self.latent[target.name] = self.weight(target).detach().clone()
             self.keep[target.name] = torch.ones_like(self.latent[target.name], dtype=torch.bool)
 
+    @abstractmethod
     def masks_now(self) -> dict[str, Mask] | None:
         """The masks that the next batch sees, or None to leave them."""
-        raise NotImplementedError
 
     def shape_gradient(self, weight: nn.Parameter, latent: Tensor, keep: Tensor, name: str) -> None:
         """Change ``weight.grad``, the gradient at the masked weights, which is applied to ``latent``."""
@@ -96,9 +97,9 @@ class StraightThrough(ScoredTraining):
         """The latent weights."""
         return self.latent[target.name]
 
+    @abstractmethod
     def final_masks(self) -> dict[str, Mask]:
         """The masks at the density of the rules."""
-        raise NotImplementedError
 
     def _mask(self) -> None:
         masks = self.masks_now()
