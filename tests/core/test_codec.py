@@ -26,7 +26,8 @@ from sparseflow.errors import FormatError
 from sparseflow.kernels.lane.attention import Attention
 from sparseflow.kernels.layouts.indexed import PixelLayout
 from sparseflow.kernels.layouts.lane import LaneLayout
-from sparseflow.passes.map_ops import MapOp, MapUse
+from sparseflow.ops.pool import Pooling
+from sparseflow.passes.map_ops import MapUse
 from sparseflow.studies.kernel_results import (
     BreakEvenResults,
     FeatureMapResults,
@@ -111,7 +112,7 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
 
 
 RECORDS = [
-    Everything, Plan, Cut, MapProfile, LayerTimes, Manifest, Attention, PixelLayout, LaneLayout, MapOp, MapUse,
+    Everything, Plan, Cut, MapProfile, LayerTimes, Manifest, Attention, PixelLayout, LaneLayout, Pooling, MapUse,
     KernelResults, BreakEvenResults, PublishedResults, FeatureMapResults, MapResults, QuickstartResult, StreamResults,
     SweepResult,
 ]  # fmt: skip

@@ -15,8 +15,9 @@ import sparseflow
 from sparseflow.core.activations import fused
 from sparseflow.engine.frontends.importer import import_model
 from sparseflow.kernels.target.cpu import AVX512
+from sparseflow.ops.expressions import op_name
 from sparseflow.passes.canonicalise import Canonicalise
-from sparseflow.passes.graph import Graph, op_name
+from sparseflow.passes.graph import Graph
 from sparseflow.passes.ops import LayerAttrs, is_layer
 
 NAN, INF = float("nan"), float("inf")

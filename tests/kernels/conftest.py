@@ -34,7 +34,7 @@ class Kernels:
     def run(self, name: str, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """All outputs; what ``outputs`` hold is there before the kernel runs."""
         made = [self.tensor(y) for y in outputs]
-        self.module[name](*(self.tensor(x) for x in inputs), *made)
+        self.module[name](*(x if isinstance(x, float) else self.tensor(x) for x in inputs), *made)
         return [np.asarray(y.numpy()) for y in made]
 
     @staticmethod

@@ -21,8 +21,9 @@ from sparseflow.core.plan import Cut, Plan
 from sparseflow.engine.frontends.importer import import_model
 from sparseflow.engine.sparsify import sparsify
 from sparseflow.kernels.target.cpu import AVX512
+from sparseflow.ops.expressions import shape_of
 from sparseflow.passes.canonicalise import Canonicalise
-from sparseflow.passes.graph import Graph, shape_of
+from sparseflow.passes.graph import Graph
 from sparseflow.passes.ops import LayerAttrs, is_layer, weight_of
 from sparseflow.passes.propagate import Propagate, cuts_of
 

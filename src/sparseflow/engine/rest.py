@@ -14,7 +14,7 @@ from tvm.relax.analysis import has_reshape_pattern
 
 from sparseflow.core.plan import RestTime
 from sparseflow.kernels.tuning.selector import Selector, time_interleaved
-from sparseflow.passes.graph import is_constant
+from sparseflow.ops.expressions import is_constant
 from sparseflow.passes.hoist import call_labels, kernel_calls
 
 Expr = Any

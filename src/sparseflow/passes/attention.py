@@ -20,7 +20,8 @@ from sparseflow.core.element_type import FLOAT32
 from sparseflow.kernels.lane.attention import Attention
 from sparseflow.kernels.template import TEMPLATES, Candidate
 from sparseflow.kernels.workload import Array
-from sparseflow.passes.graph import Graph, Rebuild, op_name, scalar, shape_of
+from sparseflow.ops.expressions import op_name, scalar, shape_of
+from sparseflow.passes.graph import Graph, Rebuild
 from sparseflow.passes.ops import LayerAttrs, attention_call, is_layer
 
 Expr = Any

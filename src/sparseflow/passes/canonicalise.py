@@ -14,8 +14,9 @@ from sparseflow.core.element_type import FLOAT32, ElementType
 from sparseflow.errors import CompileError, ElementTypeError
 from sparseflow.kernels.target.base import Target
 from sparseflow.kernels.workload import Array, Workload
-from sparseflow.passes.activations import activation_of
-from sparseflow.passes.graph import Graph, Rebuild, is_constant, op_name, shape_of
+from sparseflow.ops.activations import activation_of
+from sparseflow.ops.expressions import is_constant, op_name, shape_of
+from sparseflow.passes.graph import Graph, Rebuild
 from sparseflow.passes.ops import LayerAttrs, constant, constant_name, layer_call
 from sparseflow.passes.pools import PoolLast
 

@@ -7,13 +7,13 @@ from math import prod
 from typing import Any
 
 import numpy as np
+from tvm import ir
 
 from sparseflow.core.activations import ACTIVATIONS
 from sparseflow.kernels.workload import Array, Workload
-from sparseflow.ops.binary import binary
-from sparseflow.ops.pool import keeps_constants, per_channel
-from sparseflow.passes.activations import single_activation
-from sparseflow.passes.graph import Graph, inputs_of, is_constant, op_name, shape_of
+from sparseflow.ops.expressions import inputs_of, is_constant, op_name, shape_of
+from sparseflow.ops.operator import by_channel
+from sparseflow.passes.graph import Graph
 from sparseflow.passes.ops import LayerAttrs, is_layer, weight_of
 
 Expr = Any
@@ -196,13 +196,14 @@ class Channels:
         axis, source = self.axis[operands[0]], operands[0]
         shape, out = shape_of(source), shape_of(var)
         straight = np.arange(shape[axis])
-        pooled = axis == 1 and per_channel(name, value, len(shape))
-        if name == "relax.clip" or pooled or single_activation(value) is not None:
-            return Link(((source, straight),)), axis
-        if binary(name) is not None and all(is_constant(a) or shape_of(a) == out for a in value.args):
-            return Link(tuple((v, straight) for v in operands)), axis
-        if name == "relax.concat" and int(value.attrs.axis) % len(out) == axis:
-            return self._joined(operands, out[axis]), axis
+        rule = by_channel(value, axis)
+        if rule is not None:
+            link = (
+                self._joined(operands, out[axis])
+                if rule.joins
+                else Link(tuple((v, straight) for v in operands))
+            )
+            return link, axis
         if name == "relax.reshape" and axis == 1 and out[:1] == shape[:1] and len(out) >= 2:
             if out[1] == shape[1]:
                 return Link(((source, straight),)), 1
@@ -239,25 +240,18 @@ class Channels:
         )
 
     def _constant(self, var: Expr, value: Expr) -> Array:
-        link, name = self.links[var], op_name(value)
+        link, rule = self.links[var], by_channel(value, self.axis[var])
         known = [np.where(at >= 0, self.constant[v][at], np.nan) for v, at in link.operands]
-        if name == "relax.concat":
-            return np.asarray(np.select([at >= 0 for _, at in link.operands], known, np.nan))
-        function = binary(name)
-        if function is not None:
-            values = iter(known)
-            pair = [
-                _per_channel(a, self.axis[var], shape_of(var)) if is_constant(a) else next(values)
+        if rule is None:  # a reshape
+            return known[0]
+        if any(is_constant(a) for a in value.args):
+            values, shape = iter(known), shape_of(var)
+            known = [
+                _per_channel(a, self.axis[var], shape) if is_constant(a) else next(values)
                 for a in value.args
+                if is_constant(a) or isinstance(a, ir.Var)
             ]
-            return np.asarray(function.numpy(*pair))
-        if name == "relax.clip":
-            low, high = (float(a.value) for a in value.args[1:3])
-            return np.asarray(np.clip(known[0], low, high))
-        activation = single_activation(value)
-        if activation is not None:
-            return activation[0].numpy(known[0], activation[1])
-        return known[0] if keeps_constants(name, value) else np.where(known[0] == 0.0, 0.0, np.nan)
+        return rule.constant(value, known)
 
     def _backward(self) -> None:
         """The channels on which the result depends, from the outputs back; the filters of all others are cleared."""

@@ -17,7 +17,7 @@ from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from sparseflow.core.element_type import FLOAT32
-from sparseflow.passes.graph import op_name, scalar
+from sparseflow.ops.expressions import op_name, scalar
 
 ATTENTION = ("relax.nn.attention", "relax.nn.attention_bias")
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from sparseflow.kernels.workload import Array, covers_of
+from sparseflow.ops.expressions import inputs_of
 from sparseflow.passes.channels import Channels, Layer, gathered
-from sparseflow.passes.graph import inputs_of
 
 Expr = Any
 SHARED_COST = {1: 2.4, 2: 1.4, 4: 1.05, 8: 1.0}

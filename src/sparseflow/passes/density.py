@@ -10,7 +10,8 @@ from tvm import relax
 
 from sparseflow.core.map_profile import MapProfile
 from sparseflow.errors import CompileError
-from sparseflow.passes.graph import Graph, Rebuild, shape_of
+from sparseflow.ops.expressions import shape_of
+from sparseflow.passes.graph import Graph, Rebuild
 from sparseflow.passes.ops import LayerAttrs, is_layer, layer_call
 
 Expr = Any

@@ -8,7 +8,8 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from sparseflow.passes.graph import Graph, is_constant, op_name
+from sparseflow.ops.expressions import is_constant, op_name
+from sparseflow.passes.graph import Graph
 
 Expr = Any
 SMALL = 16  # elements; smaller constants may stay in the code

@@ -6,22 +6,16 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tvm import relax
-
 from sparseflow.core.activations import ACTIVATIONS
-from sparseflow.core.codec import loads
 from sparseflow.core.element_type import FLOAT32
-from sparseflow.kernels.lane.attention import Attention
-from sparseflow.kernels.lane.operators import Pool
 from sparseflow.kernels.layouts.lane import LaneLayout, canonical
 from sparseflow.kernels.template import TEMPLATES, Candidate
 from sparseflow.kernels.workload import Workload
-from sparseflow.ops.binary import binary
-from sparseflow.ops.pool import over_map, window_of
-from sparseflow.passes.activations import lane_function
-from sparseflow.passes.graph import Graph, is_constant, op_name, shape_of
+from sparseflow.ops.expressions import op_name, shape_of
+from sparseflow.ops.operator import Operator, operator_of
+from sparseflow.passes.graph import Graph
 from sparseflow.passes.map_ops import DENSE_MAP
-from sparseflow.passes.ops import ATTENTION, LayerAttrs, is_layer
+from sparseflow.passes.ops import LayerAttrs, is_layer
 
 Expr = Any
 LANES = "direct"  # the template that takes every layer that fits lanes
@@ -33,25 +27,22 @@ class Node:
 
     Attributes
     ----------
-    kind : str
-        ``layer``, ``pool``, ``mean``, ``binary``, ``unary``, ``concat``, ``norm``, ``attention``, or ``dense_map``: an
-        indexed map that is changed to lanes.
+    layer : LayerAttrs or None
+    operator : Operator or None
+        None for a layer, and for an indexed map that is changed to lanes.
     inputs : list of Var
         The tensors it reads in lanes, the residual of a layer last.
-    detail : Any
-        LayerAttrs, `Pool`, `Attention`, the element-wise function's name, or a layer norm's epsilon.
     layout : LaneLayout or None
-        What it writes; None for ``mean``, which writes a row-major tensor.
+        What it writes; None if that is row-major.
     view : str
-        How the logical tensor maps to (channel, height, width): ``nchw``; ``matrix``, all rows in one map; or
-        ``tokens``, (batch, tokens, features) with one 1 x tokens map for each image.
+        How the logical tensor maps to (channel, height, width): see `Operator.views`.
     needs : list of LaneLayout
         What it has to read, one for each input.
     """
 
-    kind: str
+    layer: LayerAttrs | None
+    operator: Operator | None
     inputs: list[Expr]
-    detail: Any
     layout: LaneLayout | None
     view: str
     needs: list[LaneLayout] = field(default_factory=list)
@@ -103,35 +94,36 @@ def images(shape: tuple[int, ...], view: str) -> int:
     return 1 if view == "matrix" else shape[0]
 
 
-def _map_layout(var: Expr, lanes: int) -> LaneLayout:
-    """The canonical layout of an NCHW tensor."""
-    _, channels, height, width = shape_of(var)
-    return canonical(channels, height, width, lanes)
-
-
 def _node(nodes: dict[Expr, Node], var: Expr, value: Expr, lanes: int) -> Node | None:
     if is_layer(value):
         return _layer(value)
-    if not isinstance(value, relax.Call):
+    if getattr(var.ty, "shape", None) is None or str(getattr(var.ty, "dtype", "")) != FLOAT32.name:
         return None
-    shape = getattr(var.ty, "shape", None)
-    if shape is None or str(getattr(var.ty, "dtype", "")) != FLOAT32.name:
-        return None
-    name = op_name(value)
-    window = window_of(name, value)
-    if window is not None:
-        return _pool(nodes, var, value, window, lanes)
-    if name in ("relax.mean", "relax.nn.adaptive_avg_pool2d"):
-        return _mean(nodes, var, value, lanes)
-    if name == "relax.concat":
-        return _concat(nodes, var, value, lanes)
-    if name == "relax.nn.layer_norm":
-        return _norm(nodes, var, value, lanes)
-    if name == ATTENTION:
-        return _attention(var, value, lanes)
-    if name == DENSE_MAP:
-        return Node("dense_map", [], None, _map_layout(var, lanes), "nchw", [], bool(value.attrs["positive"]))
-    return _elementwise(nodes, var, value, lanes)
+    if op_name(value) == DENSE_MAP:
+        layout = canonical(*logical(shape_of(var), "nchw"), lanes)
+        return Node(None, None, [], layout, "nchw", [], bool(value.attrs["positive"]))
+    operator = operator_of(value)
+    return None if operator is None else _operator(nodes, var, value, operator, lanes)
+
+
+def _operator(nodes: dict[Expr, Node], var: Expr, value: Expr, operator: Operator, lanes: int) -> Node | None:
+    """An operator all of whose operands are in lanes already, in one view."""
+    operands = operator.operands(value)
+    if operator.reads_anything:
+        view, positive = "matrix" if shape_of(var)[0] == 1 else "tokens", [False] * len(operands)
+    else:
+        if any(o not in nodes or nodes[o].layout is None for o in operands):
+            return None
+        views = {nodes[o].view for o in operands}
+        view, positive = views.pop(), [nodes[o].non_negative for o in operands]
+        if views or view not in operator.views:
+            return None
+    shapes = [logical(shape_of(o), view) for o in operands]
+    layout = shapes[0] if operator.reduces else logical(shape_of(var), view)
+    out = canonical(*layout, lanes)
+    needs = operator.needs(out, shapes, lanes, all(positive))
+    non_negative = operator.non_negative(positive)
+    return Node(None, operator, operands, None if operator.reduces else out, view, needs, non_negative)
 
 
 def _layer(value: Expr) -> Node | None:
@@ -145,7 +137,7 @@ def _layer(value: Expr) -> Node | None:
     needs = [w.input_layout(layout)] + [added for _ in residual]
     view = "nchw" if w.op == "conv2d" else "matrix"
     positive = ACTIVATIONS[w.activation].non_negative
-    return Node("layer", [value.args[0], *residual], attrs, layout, view, needs, positive)
+    return Node(attrs, None, [value.args[0], *residual], layout, view, needs, positive)
 
 
 def _takes_lanes(attrs: LayerAttrs) -> bool:
@@ -153,85 +145,3 @@ def _takes_lanes(attrs: LayerAttrs) -> bool:
     if attrs.candidate:
         return TEMPLATES[Candidate.from_json(attrs.candidate).template].layout == "lanes"
     return TEMPLATES[LANES].rejects(attrs.workload) is None
-
-
-def _pool(nodes: dict[Expr, Node], var: Expr, value: Expr, window: Pool, lanes: int) -> Node | None:
-    if value.args[0] not in nodes:
-        return None
-    channels, height, width = shape_of(value.args[0])[1:]
-    out_height, out_width = shape_of(var)[2:]
-    layout = canonical(channels, out_height, out_width, lanes)
-    positive = nodes[value.args[0]].non_negative
-    need = layout.read_by((channels, height, width), window.kernel_size, window.stride, window.padding)
-    if window.kind == "max" and not positive:
-        need = replace(need, fill=float("-inf"))
-    return Node("pool", [value.args[0]], window, layout, "nchw", [need], positive)
-
-
-def _mean(nodes: dict[Expr, Node], var: Expr, value: Expr, lanes: int) -> Node | None:
-    source = value.args[0]
-    if source not in nodes or nodes[source].view != "nchw" or len(shape_of(source)) != 4:
-        return None
-    if op_name(value) == "relax.mean":
-        if not over_map(value):
-            return None
-    elif shape_of(var)[2:] != (1, 1):
-        return None
-    need = _map_layout(source, lanes)
-    return Node("mean", [source], None, None, "nchw", [need])
-
-
-def _concat(nodes: dict[Expr, Node], var: Expr, value: Expr, lanes: int) -> Node | None:
-    if not isinstance(value.args[0], relax.Tuple):
-        return None
-    items = list(value.args[0].fields)
-    if len(shape_of(var)) != 4 or int(value.attrs.axis) % 4 != 1 or not all(i in nodes for i in items):
-        return None
-    layouts = [_map_layout(i, lanes) for i in items]
-    positive = all(nodes[i].non_negative for i in items)
-    return Node("concat", items, None, _map_layout(var, lanes), "nchw", layouts, positive)
-
-
-def _norm(nodes: dict[Expr, Node], var: Expr, value: Expr, lanes: int) -> Node | None:
-    """A layer norm over the features of a matrix that is in lanes already."""
-    source = value.args[0]
-    axes = [int(a) % len(shape_of(var)) for a in value.attrs.axes]
-    if source not in nodes or nodes[source].view == "nchw" or axes != [len(shape_of(var)) - 1]:
-        return None
-    view = nodes[source].view
-    layout = canonical(*logical(shape_of(var), view), lanes)
-    return Node("norm", [source], float(value.attrs.epsilon), layout, view, [layout])
-
-
-def _attention(var: Expr, value: Expr, lanes: int) -> Node:
-    view = "matrix" if shape_of(var)[0] == 1 else "tokens"
-    operands = list(value.args[:3])
-    needs = [canonical(*logical(shape_of(o), view), lanes) for o in operands]
-    layout = canonical(*logical(shape_of(var), view), lanes)
-    return Node("attention", operands, loads(Attention, str(value.attrs["shape"])), layout, view, needs)
-
-
-def _elementwise(nodes: dict[Expr, Node], var: Expr, value: Expr, lanes: int) -> Node | None:
-    """An operator that maps zeros to zeros, on tensors of one shape of which all are in lanes already."""
-    unary, two = lane_function(value), binary(op_name(value))
-    function = unary or (None if two is None else two.name)
-    operands = list(value.args[: 1 if unary else 2])
-    if function is None or any(is_constant(o) or o not in nodes for o in operands):
-        return None
-    views = {nodes[o].view for o in operands}
-    if len(views) != 1 or any(nodes[o].layout is None or shape_of(o) != shape_of(var) for o in operands):
-        return None
-    view = views.pop()
-    layout = canonical(*logical(shape_of(var), view), lanes)
-    positive = (unary is not None and ACTIVATIONS[unary].non_negative) or (
-        two is not None and two.non_negative and all(nodes[o].non_negative for o in operands)
-    )
-    return Node(
-        "unary" if unary else "binary",
-        operands,
-        function,
-        layout,
-        view,
-        [layout] * len(operands),
-        positive,
-    )

@@ -14,17 +14,16 @@ from tvm import relax, tirx
 
 from sparseflow.core.element_type import FLOAT32
 from sparseflow.kernels.lane import conversions as relayout
-from sparseflow.kernels.lane import operators as maps
-from sparseflow.kernels.lane.attention import Attention, attention
 from sparseflow.kernels.lane.conversions import Strides
 from sparseflow.kernels.layouts.lane import LaneLayout
 from sparseflow.kernels.target.base import Target
 from sparseflow.kernels.template import TEMPLATES, Candidate
 from sparseflow.kernels.workload import Layouts
-from sparseflow.passes.graph import Rebuild, inputs_of, shape_of
+from sparseflow.ops.expressions import inputs_of, op_name, shape_of
+from sparseflow.ops.operator import Operator, Setting
+from sparseflow.passes.graph import Rebuild
 from sparseflow.passes.layout import Node, decide_layouts, images, logical
 from sparseflow.passes.lower_maps import MapLowering
-from sparseflow.passes.map_kernels import lane_operator
 from sparseflow.passes.ops import LayerAttrs, constant, is_layer
 from sparseflow.passes.weights import Weights
 
@@ -85,28 +84,17 @@ class _Lowering:
             for x, need in zip(node.inputs[1:], node.needs[1:], strict=True)
         ]
         tensors, layouts = [t for t, _ in inputs], [layout for _, layout in inputs]
-        batch = images(shape_of(node.inputs[0]), node.view)
-        if node.kind == "mean":
-            kernel = self.kernel(
-                "global_mean", repr(layouts), lane_operator(node, layouts, batch, self.threads)
-            )
-            result = self._call(kernel, tensors, (batch, layouts[0].channels))
-            return self.reshaped(result, shape_of(var))
-        out = node.layout
+        batch, out = images(shape_of(node.inputs[0]), node.view), node.layout
         if out is None:
-            raise ValueError(f"{node.kind} has no layout")
-        if node.kind == "layer":
-            kernel, constants = self._layer(value, node.detail, layouts, out)
+            kernel, small = self._operator(value, node.operator, batch, layouts, layouts[0])
+            result = self._call(kernel, tensors + small, (batch, layouts[0].channels))
+            return self.reshaped(result, shape_of(var))
+        if node.layer is not None:
+            kernel, constants = self._layer(value, node.layer, layouts, out)
             tensors = [tensors[0], *constants, *tensors[1:]]
-        elif node.kind == "norm":
-            kernel, constants = self._norm(value, node.detail, batch, layouts[0], out)
-            tensors += constants
-        elif node.kind == "attention":
-            kernel, constants = self._attention(value, node.detail, layouts, out)
-            tensors += constants
         else:
-            kernel, constants = self._map(node, batch, layouts, out)
-            tensors += constants
+            kernel, small = self._operator(value, node.operator, batch, layouts, out)
+            tensors += small
         self.lanes[var] = self._call(kernel, tensors, (batch, out.size))
         if var in self.rebuild.graph.uses and self._read_outside(var):
             self.rebuild.env[var] = self._plain(var)
@@ -129,37 +117,17 @@ class _Lowering:
         constants = [constant(a, f"{attrs.name}.{k}") for k, a in packed.items()]
         return kernel, [*constants, *value.args[2].fields, *value.args[3].fields[1:]]
 
-    def _map(
-        self, node: Node, batch: int, inputs: list[LaneLayout], out: LaneLayout
+    def _operator(
+        self, value: Expr, operator: Operator | None, batch: int, inputs: list[LaneLayout], out: LaneLayout
     ) -> tuple[Any, list[Expr]]:
-        key = repr((node.kind, node.detail, batch, inputs, out))
-        name = node.kind if node.kind == "concat" else str(node.detail)
-        if node.kind == "pool":
-            name = f"{node.detail.kind}_pool"
-        kernel = self.kernel(name, key, lane_operator(node, inputs, batch, self.threads))
-        average = node.kind == "pool" and node.detail.kind == "avg"
-        return kernel, [constant(maps.pool_scale(node.detail, inputs[0], out))] if average else []
-
-    def _norm(
-        self, value: Expr, epsilon: float, batch: int, source: LaneLayout, out: LaneLayout
-    ) -> tuple[Any, list[Expr]]:
-        kernel = self.kernel(
-            "layer_norm",
-            repr(("norm", epsilon, batch, source, out)),
-            lambda n: maps.layer_norm(batch, source, out, epsilon, self.threads, n),
-        )
-        return kernel, [self.row_major(p, (out.channels,)) for p in value.args[1:3]]
-
-    def _attention(
-        self, value: Expr, shape: Attention, inputs: list[LaneLayout], out: LaneLayout
-    ) -> tuple[Any, list[Expr]]:
-        q, k, v = inputs
-        kernel = self.kernel(
-            "attention",
-            repr((shape, inputs, out)),
-            lambda n: attention(shape, (q, k, v, out), self.threads, n, self.vectors.accumulators),
-        )
-        return kernel, [self.row_major(m, (math.prod(shape.mask),)) for m in value.args[3].fields]
+        """The kernel of an operator, and what it reads beside the maps."""
+        if operator is None:
+            raise ValueError(f"{op_name(value)}: a map with an index has kernels of its own")
+        where = Setting(batch, self.threads, self.vectors)
+        make = operator.on_lanes(inputs, out, where)
+        small = [self.row_major(t, (math.prod(shape_of(t)),)) for t in operator.tensors(value)]
+        constants = [constant(a) for a in operator.lane_constants(inputs, out)]
+        return self.kernel(operator.name, repr(make), make), small + constants
 
     def row_major(self, var: Expr, shape: tuple[int, ...]) -> Expr:
         """A small operand as the row-major tensor it is or is made of."""
@@ -188,17 +156,15 @@ class _Lowering:
 
     def _step(self, node: Node) -> tuple[int, int]:
         """The stride of a 1x1 layer whose input has to change its layout, so that it may be left out on the way."""
-        if (
-            node.kind != "layer"
-            or node.detail.workload.kernel_size != (1, 1)
-            or any(node.detail.workload.padding)
-        ):
+        if node.layer is None:
+            return (1, 1)
+        workload = node.layer.workload
+        if workload.kernel_size != (1, 1) or any(workload.padding):
             return (1, 1)
         x = node.inputs[0]
         if x not in self.lanes or self._ready(x, node.needs[0], node.view) is not None:
             return (1, 1)
-        stride: tuple[int, int] = node.detail.workload.stride
-        return stride
+        return workload.stride
 
     def _ready(self, var: Expr, need: LaneLayout, view: str) -> LaneLayout | None:
         """The layout in which ``var`` lies in lanes, if that serves ``need``."""
@@ -278,9 +244,9 @@ class _Lowering:
 
 def _stepped(node: Node) -> Node:
     """A strided 1x1 layer as one without stride on the pixels that it reads."""
-    w = node.detail.workload
+    if node.layer is None or node.layout is None:
+        raise ValueError("only layers have strides")
+    w = node.layer.workload
     workload = replace(w, height=w.out_height, width=w.out_width, stride=(1, 1))
-    if node.layout is None:
-        raise ValueError("a layer has a layout")
     needs = [workload.input_layout(node.layout), *node.needs[1:]]
-    return replace(node, detail=node.detail.with_(workload=workload), needs=needs)
+    return replace(node, layer=node.layer.with_(workload=workload), needs=needs)

@@ -14,13 +14,15 @@ from sparseflow.kernels.indexed.density_switch import Spec, Stage, density_switc
 from sparseflow.kernels.lane.conversions import Strides
 from sparseflow.kernels.layouts.indexed import PixelLayout
 from sparseflow.kernels.layouts.lane import LaneLayout
+from sparseflow.kernels.target.base import VectorUnit
 from sparseflow.kernels.template import TEMPLATES, Candidate
 from sparseflow.kernels.weight import LayerWeight
 from sparseflow.kernels.workload import Array, Layouts, natural_layouts
-from sparseflow.passes.graph import Rebuild, op_name, shape_of
+from sparseflow.ops.expressions import op_name, shape_of
+from sparseflow.ops.operator import Setting
+from sparseflow.passes.graph import Rebuild
 from sparseflow.passes.layout import Node
-from sparseflow.passes.map_kernels import pixel_operator
-from sparseflow.passes.map_ops import DENSE_MAP, INDEX_MAP, MAP_MEAN, MAP_OP, MapOp, MapUse, layouts_of
+from sparseflow.passes.map_ops import DENSE_MAP, INDEX_MAP, MAP_OP, MapUse, map_operator
 from sparseflow.passes.ops import LayerAttrs, constant, is_layer
 from sparseflow.passes.weights import Weights
 
@@ -34,6 +36,7 @@ class Lowering(Protocol):
     nodes: dict[Expr, Node]
     lanes: dict[Expr, Expr]
     threads: int
+    vectors: VectorUnit
     weights: Weights
 
     def kernel(self, name: str, key: str, build: Any) -> Any:
@@ -56,7 +59,7 @@ class MapLowering:
         """Whether ``value`` reads or gives an indexed map."""
         if is_layer(value):
             return bool(LayerAttrs.of(value).maps)
-        return op_name(value) in (INDEX_MAP, DENSE_MAP, MAP_OP, MAP_MEAN)
+        return op_name(value) in (INDEX_MAP, DENSE_MAP, MAP_OP)
 
     def lower(self, var: Expr, value: Expr) -> Any:
         """The call that computes ``var``, or `Rebuild.DROP` for what now lives in lanes."""
@@ -67,9 +70,7 @@ class MapLowering:
             return self._index(value)
         if name == DENSE_MAP:
             return self._dense(var, value)
-        if name == MAP_MEAN:
-            return self._mean(value, shape_of(var))
-        return self._operator(value)
+        return self._operator(var, value)
 
     def _index(self, value: Expr) -> Expr:
         x, layout = value.args[0], loads(PixelLayout, str(value.attrs["layout"]))
@@ -110,26 +111,18 @@ class MapLowering:
             self.all.rebuild.env[var] = self.all.reshaped(tensor, shape)
         return Rebuild.DROP
 
-    def _mean(self, value: Expr, shape: tuple[int, ...]) -> Expr:
-        layout = loads(PixelLayout, str(value.attrs["layout"]))
-        kernel = self.all.kernel(
-            "map_mean",
-            repr((shape[0], layout)),
-            lambda n: pixel_maps.global_mean(shape[0], layout, self.all.threads, n),
-        )
-        spec = (((shape[0], layout.channels), FLOAT32.name),)
-        mean = self.all.rebuild.emit(_call(kernel, [self._field(value.args[0], 0)], spec))
-        return self.all.reshaped(mean, shape)
-
-    def _operator(self, value: Expr) -> Expr:
-        what, layouts = loads(MapOp, str(value.attrs["op"])), layouts_of(value)
-        batch = int(value.attrs["batch"])
-        node = Node(what.kind, [], what.window or what.function, None, "nchw")
-        build = pixel_operator(node, layouts, what.output, batch, self.all.threads)
-        name = f"map_{what.function or what.kind}"
-        kernel = self.all.kernel(name, repr((what, layouts, batch)), build)
+    def _operator(self, var: Expr, value: Expr) -> Expr:
+        operator, layouts, out = map_operator(value)
         tensors = [self._field(item, 0) for item in value.args[0].fields]
-        return _call(kernel, tensors, what.output.tensors(batch))
+        batch = int(shape_of(tensors[0])[0])
+        make = operator.on_pixels(layouts, out, Setting(batch, self.all.threads, self.all.vectors))
+        if make is None:
+            raise ValueError(f"{operator.name} has no kernel on indexed maps")
+        kernel = self.all.kernel(f"map_{operator.name}", repr(make), make)
+        if not operator.reduces:
+            return _call(kernel, tensors, out.tensors(batch))
+        result = _call(kernel, tensors, (((batch, out.channels), FLOAT32.name),))
+        return self.all.reshaped(self.all.rebuild.emit(result), shape_of(var))
 
     def _layer(self, value: Expr) -> Expr:
         attrs = LayerAttrs.of(value)

@@ -16,9 +16,11 @@ from sparseflow.kernels.layouts.lane import LaneLayout
 from sparseflow.kernels.template import TEMPLATES, Candidate
 from sparseflow.kernels.tuning.map_times import MapTimes
 from sparseflow.kernels.workload import Workload
-from sparseflow.passes.graph import Graph, inputs_of, shape_of
+from sparseflow.ops.expressions import inputs_of, shape_of
+from sparseflow.ops.operator import Setting
+from sparseflow.passes.graph import Graph
 from sparseflow.passes.layout import Node, decide_layouts
-from sparseflow.passes.map_kernels import lane_operator, map_of, pixel_operator
+from sparseflow.passes.map_ops import map_of
 from sparseflow.passes.min_cut import Edge, Step, choose_indexed, cost_of
 from sparseflow.passes.ops import LayerAttrs, is_layer
 from sparseflow.passes.weights import Weights
@@ -160,18 +162,17 @@ class _Assessment:
 
     def _operator(self, var: Expr, node: Node, reads: tuple[Expr, ...]) -> bool:
         """Whether an operator without weights works on indexed maps; notes its times if so."""
-        if node.view != "nchw":  # rows of features: no map
+        operator, batch = node.operator, shape_of(var)[0]
+        if node.view != "nchw" or operator is None:
             return False
-        batch = shape_of(var)[0]
         sources = [map_of(v) for v in node.inputs]
-        build = pixel_operator(
-            node, sources, map_of(var) if node.kind != "mean" else None, batch, self._threads
-        )
+        where = Setting(batch, self._threads, self.times.selector.target.vectors)
+        build = operator.on_pixels(sources, sources[0] if operator.reduces else map_of(var), where)
         if build is None:
             return False
         layouts = [self._lane_layout(v, need) for v, need in zip(node.inputs, node.needs, strict=True)]
-        plain = lane_operator(node, layouts, batch, self._threads)
-        key = repr((node.kind, node.detail, batch, self._threads))
+        plain = operator.on_lanes(layouts, node.layout or layouts[0], where)
+        key = repr((operator, batch, self._threads))
         self.steps[var] = Step(
             reads,
             self.times.kernel(f"lanes {key} {layouts} {node.layout}", plain),

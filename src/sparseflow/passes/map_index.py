@@ -15,11 +15,12 @@ from sparseflow.kernels.layouts.indexed import PixelLayout
 from sparseflow.kernels.template import TEMPLATES, Candidate
 from sparseflow.kernels.tuning.map_times import MapTimes
 from sparseflow.kernels.tuning.selector import Choice
-from sparseflow.passes.graph import Graph, Rebuild, inputs_of, shape_of
+from sparseflow.ops.expressions import inputs_of, shape_of
+from sparseflow.ops.operator import Operator
+from sparseflow.passes.graph import Graph, Rebuild
 from sparseflow.passes.layout import Node, decide_layouts
 from sparseflow.passes.map_choice import Indexed, MapChoice, choose_maps, input_layout
-from sparseflow.passes.map_kernels import map_of
-from sparseflow.passes.map_ops import MapOp, MapUse, dense_map, index_map, map_mean, map_op
+from sparseflow.passes.map_ops import MapUse, dense_map, index_map, map_of, map_op
 from sparseflow.passes.ops import LayerAttrs, is_layer, layer_call
 from sparseflow.passes.plan import describe, plan_of
 from sparseflow.passes.weights import Weights
@@ -89,11 +90,11 @@ class _Rewriting:
             return None
         if is_layer(value):
             self.maps[var] = self.rebuild.emit(self._layer(var, value))
-        elif self.nodes[var].kind == "mean":
-            (source,) = self.nodes[var].inputs
-            return map_mean(self._indexed(source), self.layout(source), shape_of(var))
-        else:
-            self.maps[var] = self.rebuild.emit(self._operator(var, self.nodes[var]))
+        elif (operator := self.nodes[var].operator) is not None:
+            call = self._operator(var, operator)
+            if operator.reduces:
+                return call
+            self.maps[var] = self.rebuild.emit(call)
         if var in inputs_of(self.graph.output):
             self._plain(var)
         return Rebuild.DROP
@@ -129,12 +130,11 @@ class _Rewriting:
         others = relax.Tuple([self._indexed(r) for r in residual])
         return layer_call(attrs, self._indexed(x), weight, bias, others)
 
-    def _operator(self, var: Expr, node: Node) -> Expr:
-        function = str(node.detail) if node.kind in ("unary", "binary") else ""
-        window = node.detail if node.kind == "pool" else None
-        what = MapOp(node.kind, function, window, self.layout(var))
-        layouts = [self.layout(v) for v in node.inputs]
-        return map_op([self._indexed(v) for v in node.inputs], what, layouts, shape_of(var)[0])
+    def _operator(self, var: Expr, operator: Operator) -> Expr:
+        inputs = self.nodes[var].inputs
+        layouts = [self.layout(v) for v in inputs]
+        out = layouts[0] if operator.reduces else self.layout(var)
+        return map_op([self._indexed(v) for v in inputs], operator, layouts, out, shape_of(var))
 
 
 def _noted(graph: Graph, plan: Plan, choice: MapChoice, weights: Weights) -> Plan:

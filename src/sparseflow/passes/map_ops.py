@@ -3,8 +3,7 @@
 Such a map is a tuple of three tensors, ``(values, bits, count)``, in the order and with the shapes of
 `PixelLayout.tensors`. ``sparseflow.index_map(x)`` makes it of a plain tensor, ``sparseflow.dense_map(map)`` makes a
 plain tensor of it; layers whose attribute ``maps`` is set take and give such tuples (`MapUse`), and so does
-``sparseflow.map_op((map, …))``: pooling, element-wise operators, concatenation. ``sparseflow.map_mean(map)`` is the
-mean of each channel, a plain tensor.
+``sparseflow.map_op((map, …))``, an `Operator` that has kernels on them; one that reduces gives a plain tensor.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from tvm import ir, relax
 
 from sparseflow.core.codec import dumps, loads
 from sparseflow.core.element_type import FLOAT32
-from sparseflow.kernels.lane.operators import Pool
 from sparseflow.kernels.layouts.indexed import PixelLayout
+from sparseflow.ops.expressions import shape_of
+from sparseflow.ops.operator import OPERATORS, Operator
 
 INDEX_MAP = "sparseflow.index_map"
 DENSE_MAP = "sparseflow.dense_map"
 MAP_OP = "sparseflow.map_op"
-MAP_MEAN = "sparseflow.map_mean"
 Expr = Any
 
 
@@ -48,25 +47,10 @@ class MapUse:
     limit: int = 0
 
 
-@dataclass(frozen=True)
-class MapOp:
-    """An operator without weights on indexed maps.
-
-    Attributes
-    ----------
-    kind : str
-        ``pool``, ``unary``, ``binary`` or ``concat``.
-    function : str
-        The element-wise function's name, else empty.
-    window : Pool or None
-        Of a pool.
-    output : PixelLayout
-    """
-
-    kind: str
-    function: str
-    window: Pool | None
-    output: PixelLayout
+def map_of(var: Expr) -> PixelLayout:
+    """The layout of an NCHW tensor as an indexed map without halo."""
+    _, channels, height, width = shape_of(var)
+    return PixelLayout(channels, height, width)
 
 
 def map_type(layout: PixelLayout, batch: int) -> Any:
@@ -86,22 +70,30 @@ def dense_map(x: Expr, layout: PixelLayout, shape: tuple[int, ...], positive: bo
     return relax.Call(ir.Op.get(DENSE_MAP), [x], attrs)
 
 
-def map_mean(x: Expr, layout: PixelLayout, shape: tuple[int, ...]) -> relax.Call:
-    """The mean over each channel of an indexed map, a plain tensor of ``shape``."""
-    attrs = ir.make_node("ir.DictAttrs", layout=dumps(layout), out_shape=json.dumps(shape))
-    return relax.Call(ir.Op.get(MAP_MEAN), [x], attrs)
-
-
-def map_op(operands: list[Expr], what: MapOp, layouts: list[PixelLayout], batch: int) -> relax.Call:
-    """An operator without weights on indexed maps of ``layouts``."""
-    inputs = dumps(layouts)
-    attrs = ir.make_node("ir.DictAttrs", op=dumps(what), inputs=inputs, batch=batch)
+def map_op(
+    operands: list[Expr],
+    operator: Operator,
+    layouts: list[PixelLayout],
+    out: PixelLayout,
+    shape: tuple[int, ...],
+) -> relax.Call:
+    """An operator on indexed maps of ``layouts`` whose result, of ``shape``, is one of layout ``out``."""
+    attrs = ir.make_node(
+        "ir.DictAttrs",
+        kind=operator.kind,
+        operator=dumps(operator),
+        inputs=dumps(layouts),
+        out=dumps(out),
+        out_shape=json.dumps(shape),
+    )
     return relax.Call(ir.Op.get(MAP_OP), [relax.Tuple(operands)], attrs)
 
 
-def layouts_of(call: relax.Call) -> list[PixelLayout]:
-    """The layouts of a `map_op` call's operands."""
-    return loads(list[PixelLayout], str(call.attrs["inputs"]))
+def map_operator(call: relax.Call) -> tuple[Operator, list[PixelLayout], PixelLayout]:
+    """What a `map_op` call is: the operator, the layouts of its operands and of its result."""
+    a = call.attrs
+    operator = loads(OPERATORS[str(a["kind"])], str(a["operator"]))
+    return operator, loads(list[PixelLayout], str(a["inputs"])), loads(PixelLayout, str(a["out"]))
 
 
 def _infer_index(call: relax.Call, _builder: Any) -> Any:
@@ -112,15 +104,13 @@ def _infer_dense(call: relax.Call, _builder: Any) -> Any:
     return relax.TensorType(tuple(json.loads(str(call.attrs["out_shape"]))), FLOAT32.name)
 
 
-def _infer_op(call: relax.Call, _builder: Any) -> Any:
-    return map_type(loads(MapOp, str(call.attrs["op"])).output, int(call.attrs["batch"]))
+def _infer_op(call: relax.Call, builder: Any) -> Any:
+    operator, _, out = map_operator(call)
+    if operator.reduces:
+        return _infer_dense(call, builder)
+    return map_type(out, json.loads(str(call.attrs["out_shape"]))[0])
 
 
-for _name, _infer in (
-    (INDEX_MAP, _infer_index),
-    (DENSE_MAP, _infer_dense),
-    (MAP_MEAN, _infer_dense),
-    (MAP_OP, _infer_op),
-):
+for _name, _infer in ((INDEX_MAP, _infer_index), (DENSE_MAP, _infer_dense), (MAP_OP, _infer_op)):
     ir.register_op_attr(_name, "FPurity", True)
     ir.register_op_attr(_name, "FInferType", _infer)

@@ -23,11 +23,11 @@ from sparseflow.core.element_type import FLOAT32
 from sparseflow.core.formats import FORMATS, KernelIndex
 from sparseflow.kernels.lane.attention import Attention
 from sparseflow.kernels.workload import Array, Workload
+from sparseflow.ops.attention import ATTENTION
 from sparseflow.passes.map_ops import MapUse, map_type
 
 CONV2D = "sparseflow.conv2d"
 LINEAR = "sparseflow.linear"
-ATTENTION = "sparseflow.attention"
 
 
 @dataclass(frozen=True)

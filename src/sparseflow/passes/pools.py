@@ -9,8 +9,9 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from sparseflow.passes.activations import activation_of
-from sparseflow.passes.graph import Graph, Rebuild, is_constant, op_name
+from sparseflow.ops.activations import activation_of
+from sparseflow.ops.expressions import is_constant, op_name
+from sparseflow.passes.graph import Graph, Rebuild
 
 Expr = Any
 

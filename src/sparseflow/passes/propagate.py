@@ -19,9 +19,10 @@ from tvm import relax
 from sparseflow.core.codec import dumps, loads
 from sparseflow.core.plan import Cut
 from sparseflow.kernels.workload import Array, Workload
+from sparseflow.ops.expressions import is_constant, op_name, shape_of
 from sparseflow.passes.channels import Channels, Layer
 from sparseflow.passes.demand import Demand
-from sparseflow.passes.graph import Graph, Rebuild, is_constant, op_name, shape_of
+from sparseflow.passes.graph import Graph, Rebuild
 from sparseflow.passes.ops import constant, layer_call, weight_of
 
 Expr = Any

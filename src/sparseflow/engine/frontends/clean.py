@@ -15,8 +15,8 @@ import tvm
 from tvm import relax
 
 from sparseflow.engine.frontends.constants import constant_name, named_constant
-from sparseflow.passes.activations import replacement
-from sparseflow.passes.graph import op_name
+from sparseflow.ops.activations import replacement
+from sparseflow.ops.expressions import op_name
 
 _SAME_IF_SAME_SHAPE = ("relax.reshape", "relax.broadcast_to", "relax.nn.adaptive_avg_pool2d", "relax.flatten")
 _WEIGHT_OPERAND = {

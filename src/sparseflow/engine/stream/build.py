@@ -38,10 +38,11 @@ from sparseflow.kernels.incremental.tiles import Tiles
 from sparseflow.kernels.layouts.lane import LaneLayout
 from sparseflow.kernels.template import TEMPLATES
 from sparseflow.kernels.weight import LayerWeight
-from sparseflow.kernels.workload import Array
+from sparseflow.kernels.workload import Array, Workload
+from sparseflow.ops.expressions import shape_of
+from sparseflow.ops.operator import Make
 from sparseflow.passes import pipeline
-from sparseflow.passes.graph import shape_of
-from sparseflow.passes.ops import device_tensor, stored_weight, weight_of
+from sparseflow.passes.ops import LayerAttrs, device_tensor, stored_weight, weight_of
 
 Expr = Any
 
@@ -134,7 +135,7 @@ class _Builder:
         accept = self._kernel("accept", partial(kept_maps.accept, frame.layout))
         steps = [self._step(node) for node in self.parts.nodes]
         for step, node in zip(steps, self.parts.nodes, strict=True):
-            step.macs = node.detail.workload.macs if node.kind in ("layer", "linear") else 0
+            step.macs = node.layer.workload.macs if node.layer is not None else 0
         self.how.say("generate code of the parts")
         with inside_tvm("generating code"):
             module = tvm.compile(tvm.IRModule(self.functions), target=self.how.target.tvm)
@@ -156,22 +157,18 @@ class _Builder:
     def _choose(self) -> None:
         """The part kernels of every layer, by the cost model."""
         for node in self.parts.nodes:
-            if node.kind == "layer":
-                workload, name = node.detail.workload, node.detail.name
-                self.kernels[node.var] = part_kernels(workload, self.how.exact, name)
+            if node.tiled is not None:
+                self.kernels[node.var] = part_kernels(node.tiled.workload, self.how.exact, node.name)
 
     def _windows(self, node: MapNode) -> list[tuple[Window, list[Tiles]]]:
         """For each input of an operator what an output position reads, and the tiles in which it is read."""
-        pixels = [Tiles(node.shape[1], node.shape[2], (1, 1))]
-        if node.kind == "linear":
+        if node.operator is not None:
+            pixels = [Tiles(node.shape[1], node.shape[2], (1, 1))]
+            return [(node.operator.window(), pixels) for _ in node.inputs]
+        if node.tiled is None:  # a linear layer
             return [(Window(), [])]
-        if node.kind == "pool":
-            (top, left), p = node.detail.padding[:2], node.detail
-            return [(Window(p.kernel_size, p.stride, (-top, -left)), pixels)]
-        if node.kind != "layer":
-            return [(Window(), pixels) for _ in node.inputs]
         found = [k.tiles for k in self.kernels[node.var]]
-        return [(window_of(node.detail.workload), found), *((Window(), found) for _ in node.inputs[1:])]
+        return [(window_of(node.tiled.workload), found), *((Window(), found) for _ in node.inputs[1:])]
 
     def _lay_out(self) -> None:
         """Each map with the margin that its readers need."""
@@ -188,21 +185,16 @@ class _Builder:
 
     def _step(self, node: MapNode) -> Step:
         sources, target = tuple(self.kept[v] for v in node.inputs), self.kept[node.var]
-        if node.kind == "layer":
-            return self._layer(node, sources, target)
-        if node.kind == "linear":
-            return self._linear(node, sources[0], target)
-        layouts = [s.layout for s in sources]
-        writer = {
-            "pool": partial(kept_maps.pool, node.detail, layouts[0], target.layout),
-            "elementwise": partial(kept_maps.elementwise, node.detail, layouts, target.layout),
-            "concat": partial(kept_maps.concatenate, layouts, target.layout),
-        }[node.kind]
-        return PixelStep(node.name, sources, target, self._kernel(node.name, writer))
+        if node.operator is not None:
+            writer = node.operator.on_kept([s.layout for s in sources], target.layout)
+            return PixelStep(node.name, sources, target, self._kernel(node.name, writer))
+        if node.tiled is not None:
+            return self._layer(node, node.tiled, sources, target)
+        return self._linear(node, sources[0], target)
 
     def _linear(self, node: MapNode, source: KeptMap, target: KeptMap) -> Step:
         layouts = source.layout, target.layout
-        workload = node.detail.workload
+        workload = LayerAttrs.of(node.call).workload
         writer = partial(kept_maps.linear, *layouts, (workload.activation, workload.parameter))
         depth = target.layout.depth
         bias, sums = shared((depth,)), shared((source.pixels * depth,))
@@ -213,10 +205,10 @@ class _Builder:
             node.name, (source,), target, self._kernel("linear", writer), (data, bias[1], sums[1])
         )
 
-    def _layer(self, node: MapNode, sources: tuple[KeptMap, ...], target: KeptMap) -> Step:
+    def _layer(self, node: MapNode, attrs: LayerAttrs, sources: tuple[KeptMap, ...], target: KeptMap) -> Step:
         windows = [w for w, _ in self._windows(node)]
         read = [(s.layout, w) for s, w in zip(sources, windows, strict=True)]
-        packed = _Packed(node)
+        packed = _Packed(node.call, attrs.workload)
         sizes = []
         for tiles, same in groupby(self.kernels[node.var], key=lambda k: k.tiles):
             specs = list(same)
@@ -259,7 +251,7 @@ class _Builder:
             self.scratch[key] = shared((batch, size))[1]
         return self.scratch[key]
 
-    def _kernel(self, name: str, writer: partial[Any]) -> Kernel:
+    def _kernel(self, name: str, writer: Make) -> Kernel:
         """A kernel, written once for equal writers."""
         key = repr(writer)
         if key not in self.known:
@@ -272,9 +264,9 @@ class _Builder:
 class _Packed:
     """A layer's constant operands; kernels that pack its weight alike share it."""
 
-    def __init__(self, node: MapNode) -> None:
-        self.weight = LayerWeight(stored_weight(node.call), node.detail.workload.weight_shape)
-        others = (*node.call.args[2].fields, *node.call.args[3].fields[1:])
+    def __init__(self, call: Expr, workload: Workload) -> None:
+        self.weight = LayerWeight(stored_weight(call), workload.weight_shape)
+        others = (*call.args[2].fields, *call.args[3].fields[1:])
         self.others = tuple(device_tensor(x.value.numpy()) for x in others)
         self.known: list[tuple[dict[str, Array], tuple[Any, ...]]] = []
 

@@ -10,10 +10,9 @@ from tvm import relax
 
 from sparseflow.core.element_type import FLOAT32
 from sparseflow.errors import CompileError
-from sparseflow.ops.binary import binary
-from sparseflow.ops.pool import window_of
-from sparseflow.passes.activations import lane_function
-from sparseflow.passes.graph import Graph, Rebuild, inputs_of, is_constant, op_name, shape_of
+from sparseflow.ops.expressions import inputs_of, is_constant, op_name, shape_of
+from sparseflow.ops.operator import Operator, operator_of
+from sparseflow.passes.graph import Graph, Rebuild
 from sparseflow.passes.ops import CONV2D, LINEAR, LayerAttrs, is_layer
 
 Expr = Any
@@ -25,8 +24,6 @@ class MapNode:
 
     Attributes
     ----------
-    kind : str
-        ``layer``, ``pool``, ``elementwise``, ``concat``, or ``linear``: one that reads a whole map.
     name : str
         For the reader.
     var : Var
@@ -35,19 +32,26 @@ class MapNode:
         The maps it reads; the residual of a layer last.
     shape : (int, int, int)
         Channels, height and width of the result.
-    detail : Any
-        `LayerAttrs`, `Pool`, or the element-wise function's name.
+    layer : LayerAttrs or None
+        Of a convolution, or of a linear layer, which reads a whole map.
+    operator : Operator or None
+        For what is no layer.
     call : Call
         The operator in the IR.
     """
 
-    kind: str
     name: str
     var: Expr
     inputs: tuple[Expr, ...]
     shape: tuple[int, int, int]
-    detail: Any
+    layer: LayerAttrs | None
+    operator: Operator | None
     call: Expr
+
+    @property
+    def tiled(self) -> LayerAttrs | None:
+        """The layer, if it is one of which tiles are recomputed: a convolution."""
+        return self.layer if op_name(self.call) == CONV2D else None
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ def split(mod: tvm.IRModule) -> Split:
             )
         whole[binding.var] = reason or op_name(binding.value)
         rest.append(binding)
-    if not any(node.kind == "layer" for node in nodes):
+    if not any(node.tiled for node in nodes):
         first = next((name for name in whole.values() if name), "the input")
         raise CompileError(
             f"no convolution to recompute in parts: {first} comes first, and a stream runs it whole"
@@ -149,28 +153,18 @@ def _used(nodes: list[MapNode], boundary: tuple[Expr, ...]) -> tuple[MapNode, ..
 def _node(graph: Graph, var: Expr, value: Expr, maps: dict[Expr, tuple[int, int, int]]) -> MapNode | None:
     if op_name(value) == LINEAR:
         return _linear(graph, var, value, maps)
-    if not isinstance(value, relax.Call) or len(getattr(var.ty.shape, "values", ())) != 4:
+    if len(getattr(getattr(var.ty, "shape", None), "values", ())) != 4:
         return None
-    name = op_name(value)
-    found: tuple[str, str, list[Expr], Any] | None = None
-    if name == CONV2D:
-        attrs = LayerAttrs.of(value)
-        found = "layer", attrs.name, [value.args[0], *list(value.args[3].fields)[:1]], attrs
-    elif (window := window_of(name, value)) is not None and not bool(value.attrs.ceil_mode):
-        found = "pool", f"{window.kind}_pool", [value.args[0]], window
-    elif (function := lane_function(value)) is not None:
-        found = "elementwise", function, [value.args[0]], function
-    elif (two := binary(name)) is not None:
-        found = "elementwise", two.name, list(value.args), two.name
-    elif name == "relax.concat" and isinstance(value.args[0], relax.Tuple):
-        items = list(value.args[0].fields)
-        found = ("concat", "concat", items, None) if int(value.attrs.axis) % 4 == 1 else None
-    if found is None or any(is_constant(x) or x not in maps for x in found[2]):
+    layer, operator = LayerAttrs.of(value) if is_layer(value) else None, operator_of(value)
+    if layer is not None:
+        name, inputs = layer.name, [value.args[0], *list(value.args[3].fields)[:1]]
+    elif operator is not None and operator.in_streams():
+        name, inputs = operator.name, operator.operands(value)
+    else:
         return None
-    shape = _map_shape(var)
-    if found[0] == "elementwise" and any(maps[x] != shape for x in found[2]):
+    if any(is_constant(x) or x not in maps for x in inputs):
         return None
-    return MapNode(found[0], found[1], var, tuple(found[2]), shape, found[3], value)
+    return MapNode(name, var, tuple(inputs), _map_shape(var), layer, operator, value)
 
 
 def _linear(graph: Graph, var: Expr, value: Expr, maps: dict[Expr, tuple[int, int, int]]) -> MapNode | None:
@@ -182,7 +176,7 @@ def _linear(graph: Graph, var: Expr, value: Expr, maps: dict[Expr, tuple[int, in
     simple = attrs.format == "dense" and workload.width == 1 and not value.args[3].fields
     if not simple or shape_of(var) != (1, workload.filters):
         return None
-    return MapNode("linear", attrs.name, var, (flat.args[0],), (workload.filters, 1, 1), attrs, value)
+    return MapNode(attrs.name, var, (flat.args[0],), (workload.filters, 1, 1), attrs, None, value)
 
 
 def _module(mod: tvm.IRModule, bindings: list[Any], boundary: tuple[Expr, ...]) -> tvm.IRModule:

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import permutations
 from operator import attrgetter
-from typing import Any
+from typing import Any, Protocol
 
 from tvm import ir, relax
 
 from sparseflow.core.activations import ACTIVATIONS, Activation
-from sparseflow.passes.graph import Graph, is_constant, op_name, scalar
+from sparseflow.ops.expressions import is_constant, op_name, scalar
 
 Expr = Any
 Look = Callable[[Expr], Expr]
@@ -36,6 +36,21 @@ PYTHON: dict[type, str] = {
     ast.Mult: "multiply", ast.Div: "divide", ast.Add: "add", ast.Sub: "subtract", ast.USub: "negative",
     ast.Gt: "greater", ast.GtE: "greater_equal", ast.Lt: "less", ast.LtE: "less_equal",
 }  # fmt: skip
+
+
+class Bindings(Protocol):
+    """What is asked of a function's bindings: who reads a variable, how often, and what it is bound to."""
+
+    @property
+    def consumers(self) -> Mapping[Expr, list[Expr]]:
+        """The variables whose values read a variable."""
+
+    @property
+    def uses(self) -> Mapping[Expr, int]:
+        """How often a variable is read, results included."""
+
+    def value(self, expr: Expr) -> Expr:
+        """What a variable is bound to; the expression itself if it is no bound variable."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +87,7 @@ def lane_function(step: Expr) -> str | None:
     return found[0].name if found is not None and fits else None
 
 
-def activation_of(graph: Graph, x: Expr) -> Match | None:
+def activation_of(graph: Bindings, x: Expr) -> Match | None:
     """The activation with vector code that operators make of ``x``, if nothing else reads ``x``."""
     reached = list(dict.fromkeys(graph.consumers.get(x, [])))
     for root in reached:  # which grows
@@ -100,7 +115,7 @@ def replacement(call: Expr, look: Look) -> Expr | None:
     return None
 
 
-def _closed(graph: Graph, inside: Sequence[Expr], root: Expr) -> bool:
+def _closed(graph: Bindings, inside: Sequence[Expr], root: Expr) -> bool:
     """Whether what is computed inside is read there only."""
     members = {*inside, root}
     return all(
