@@ -43,7 +43,7 @@ class KernelTemplate(ABC):
         ``lanes`` when input and output are in a `LaneLayout`, ``pixels`` when they are in a `PixelLayout` and carry
         their index, ``rows`` when they are row-major matrices.
     format : str
-        The index format it reads; ``dense`` if none.
+        The index format (`FORMATS`) of the weights it reads, whose entries `pack` may reorder; ``dense`` if none.
     sparse_input : bool
         Whether it leaves out the products with zeros of its input.
     exact : bool
@@ -113,6 +113,11 @@ class KernelTemplate(ABC):
 TEMPLATES: Registry[KernelTemplate] = Registry(
     "kernel template", ("sparseflow.kernels.gemv", "sparseflow.kernels.indexed", "sparseflow.kernels.lane")
 )
+
+
+def readers(format: str) -> tuple[str, ...]:
+    """The templates that read weights in an index format; none if it serves accounting and export only."""
+    return tuple(name for name, template in TEMPLATES.items() if template.format == format)
 
 
 def register(template: type[KernelTemplate]) -> type[KernelTemplate]:
