@@ -31,7 +31,7 @@ from sparseflow.engine.runtime.manifest import (
 from sparseflow.engine.runtime.memory import device_copy, device_tensors, is_torch
 from sparseflow.engine.runtime.threads import set_threads
 from sparseflow.engine.target.machine import machine_name
-from sparseflow.engine.target.targets import device, linker, not_here
+from sparseflow.engine.target.targets import device, kind_of, linker, not_here
 from sparseflow.errors import EngineError, InputError, first_line
 from sparseflow.kernels.notices import without_notices
 
@@ -203,7 +203,7 @@ class Engine:
             raise EngineError(
                 f"{target}: exists and is not an engine; choose another path or delete it first"
             )
-        compiler = linker(self.manifest.architecture, cxx)
+        compiler = linker(kind_of(self.manifest.target), self.manifest.architecture, cxx)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
