@@ -83,6 +83,10 @@ class KernelTemplate(ABC):
         narrow = {**candidate.parameters, "bits": workload.weights.bits}
         return [Candidate(candidate.template, narrow), candidate]
 
+    def unit(self, candidate: Candidate) -> tuple[int, int]:
+        """Rows and columns of outputs that share their rounding: parts of a map are made of whole ones."""
+        return 1, 1
+
     @abstractmethod
     def rejects(self, workload: Workload) -> str | None:
         """Why this template does not apply, in words for the user; None when it does."""
