@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tvm import tirx
 
+from sparseflow.core.codec import dumps, loads
 from sparseflow.core.element_type import ELEMENT_TYPES, ElementType
 from sparseflow.kernels.weight import LayerWeight
 from sparseflow.kernels.workload import Array, Layouts, Workload
@@ -24,12 +24,12 @@ class Candidate:
 
     def to_json(self) -> str:
         """A canonical string; used as an attribute in the IR and in the cache."""
-        return json.dumps({"template": self.template, "parameters": dict(self.parameters)}, sort_keys=True)
+        return dumps(replace(self, parameters=dict(sorted(self.parameters.items()))))
 
     @classmethod
     def from_json(cls, text: str) -> Candidate:
         """The inverse of `to_json`."""
-        return cls(**json.loads(text))
+        return loads(cls, text)
 
 
 class KernelTemplate(ABC):
