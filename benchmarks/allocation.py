@@ -11,7 +11,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ from typing import Any
 import options
 import torch
 
+from sparseflow.core.codec import encode
+from sparseflow.core.files import write_json
 from sparseflow.core.structures import parse_sparsify
 from sparseflow.data import load_data
 from sparseflow.engine.measure.bench import pinned
@@ -122,8 +123,7 @@ def scan_file(args: argparse.Namespace) -> Path:
 
 def record(content: Content, latency: Any, assigned: Sequence[Any]) -> dict[str, Any]:
     """An arm as it stands in the file."""
-    layers = [asdict(a) | {"structure": str(a.structure or "dense")} for a in assigned]
-    return {"recipe": content, "latency": asdict(latency), "layers": layers}
+    return {"recipe": content, "latency": encode(latency), "layers": [a.encoded() for a in assigned]}
 
 
 def arms(args: argparse.Namespace) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def measure(args: argparse.Namespace) -> int:
     for (name, arm), latency in zip(done.items(), times, strict=True):
         result = json.loads((folder(args, name) / "results.json").read_text())
         kept = 1 / result["conv_compression"]
-        cases[name] = {**arm, "latency": asdict(latency), "accuracy": result["pruned_accuracy"], "kept": kept}
+        cases[name] = {**arm, "latency": encode(latency), "accuracy": result["pruned_accuracy"], "kept": kept}
         cells = (
             f"{1e3 * latency.median_s:.3f}",
             f"{1e3 * latency.p10_s:.3f} to {1e3 * latency.p90_s:.3f}",
@@ -170,7 +170,7 @@ def measure(args: argparse.Namespace) -> int:
         )
         print(f"| {name} | " + " | ".join(cells) + " |")
     head = {"kind": "allocation-results", "machine": machine_name(), "cases": cases}
-    (args.out / "results.json").write_text(json.dumps(head, indent=1) + "\n")
+    write_json(args.out / "results.json", head)
     return 0
 
 

@@ -10,17 +10,18 @@ About two minutes.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
 import torch
 from torch.nn import functional as F
 
+from sparseflow.core.codec import encode
+from sparseflow.core.files import write_json
 from sparseflow.core.structures import Structure, parse_structure
 from sparseflow.engine.target.machine import machine_name
 from sparseflow.train.methods import METHODS, InTraining
@@ -137,7 +138,7 @@ def measure(names: Sequence[str], batch: int, rounds: int, epoch_steps: int) -> 
                 contender.end(31 + done)
     results = [contender.result(epoch_steps) for contender in contenders]
     base = results[0].epoch_s
-    return [Overhead(**{**asdict(r), "ratio": r.epoch_s / base}) for r in results]
+    return [replace(r, ratio=r.epoch_s / base) for r in results]
 
 
 def markdown(results: Sequence[Overhead]) -> str:
@@ -172,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(markdown(results))
     print(f"{machine_name()}, {args.threads} thread(s), torch {torch.__version__}", file=sys.stderr)
     if args.json is not None:
-        args.json.write_text(json.dumps([asdict(r) for r in results], indent=1) + "\n", encoding="utf-8")
+        write_json(args.json, encode(results))
     return 0
 
 

@@ -146,6 +146,20 @@ def test_element_types_and_targets_are_named_where_they_live() -> None:
     assert found == []
 
 
+def test_templates_are_named_among_the_kernels_only() -> None:
+    """Other rooms ask a template for its properties; core, which sees no kernel, has such words of its own."""
+    from sparseflow.kernels.template import TEMPLATES
+
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {node.value!r}"
+        for path in FILES
+        if room_of(path) not in ("kernels", "core")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in TEMPLATES
+    ]
+    assert found == []
+
+
 def test_no_module_imports_itself_through_others() -> None:
     assert [c for c in networkx.strongly_connected_components(arrows()) if len(c) > 1] == []
 

@@ -47,6 +47,7 @@ def test_inspect_reports_structure_density_and_bytes(invoke: Invoke, files: File
     assert formats["dense"]["value_bytes"] == 16 * 8 * 9 * 4
     assert formats["bsr(4x1)"]["value_bytes"] == 16 * 8 * 9 * 4 // 4
     assert formats["bsr(4x1)"]["index_bytes"] > 0
+    assert (data["kernels"]["bsr"], data["kernels"]["fkw"]) == ([], ["patterns"])
 
 
 def test_inspect_table_says_why_layers_stay_dense(invoke: Invoke, files: Files) -> None:
@@ -56,6 +57,8 @@ def test_inspect_table_says_why_layers_stay_dense(invoke: Invoke, files: Files) 
     one = invoke("inspect", files.onnx, "--sparsify", "unstructured@0.5", "--layer", "body.weight")
     assert "bitmap" in one.out
     assert "csr" in one.out
+    assert "no kernel" in one.out
+    assert "few-rows-taps" in one.out
 
 
 def test_compile_writes_an_engine_that_explain_reads(invoke: Invoke, files: Files, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sparseflow.core.codec import decode, dumps, encode, loads
+from sparseflow.core.formats import PixelBitmap
 from sparseflow.core.latency_table import LayerTimes
 from sparseflow.core.map_profile import MapProfile
 from sparseflow.core.plan import Cut, Plan
@@ -108,6 +109,8 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
     }
     if hint is Manifest:
         fields["threads"] = st.integers(1, MOST_THREADS)
+    if hint is PixelLayout:
+        fields["format"] = st.just(PixelBitmap.name)
     return st.builds(hint, **fields)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sparseflow.core.files import atomic_write, complete_file, write_json
+from sparseflow.core.files import atomic_write, complete_file, complete_folder, write_json
 from sparseflow.errors import SparseflowError
 
 
@@ -35,6 +35,24 @@ def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path
         write()
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_replaced_as_a_whole_or_stands_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "net.engine"
+
+    def write(name: str, error: type[Exception] | None = None) -> None:
+        with complete_folder(path) as partial:
+            (partial / name).write_text("")
+            if error is not None:
+                raise error
+
+    for name in ("old", "new"):
+        write(name)
+        assert [p.name for p in path.iterdir()] == [name]
+    with pytest.raises(KeyError):
+        write("broken", KeyError)
+    assert [p.name for p in path.iterdir()] == ["new"]
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_text_is_utf8(tmp_path: Path) -> None:

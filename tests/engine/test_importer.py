@@ -20,9 +20,9 @@ from torch import nn
 from tvm import relax
 
 import sparseflow
-from sparseflow.engine.frontends.constants import constant_name
 from sparseflow.engine.frontends.importer import Imported, TensorSpec, import_model
 from sparseflow.errors import ImportModelError
+from sparseflow.passes.ops import constant_name
 from sparseflow.zoo import build
 
 

@@ -20,6 +20,7 @@ from sparseflow.engine.measure.kernel_timing import (
     workload_of,
 )
 from sparseflow.engine.target.machine import cache_bytes
+from sparseflow.kernels.target.base import Caches
 from sparseflow.kernels.target.cpu import AVX512
 from sparseflow.kernels.template import TEMPLATES, Candidate
 from sparseflow.kernels.weight import LayerWeight
@@ -109,5 +110,5 @@ def test_probes_compute_what_they_claim(bench: KernelBench) -> None:
     assert (
         float(read.arguments[1].numpy().sum()) * 4 == read.work
     )  # each element, a one, is added once a pass
-    sizes = cache_bytes((1, 2, 3))
+    sizes = cache_bytes(Caches(1, 2, 3))
     assert list(sizes) == sorted(sizes)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,13 +13,22 @@ import tvm
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sparseflow.core import ELEMENT_TYPES, FORMATS, ElementType, parse_structure
+from sparseflow.core import (
+    ELEMENT_TYPES,
+    FEATURE_MAP_FORMATS,
+    FORMATS,
+    ElementType,
+    IndexFormat,
+    KernelIndex,
+    parse_structure,
+)
 from sparseflow.core.activations import fused
+from sparseflow.errors import FormatError, RegistryError
 from sparseflow.kernels.lane.patterns import assign_patterns
 from sparseflow.kernels.layouts.indexed import PixelLayout
 from sparseflow.kernels.layouts.lane import LaneLayout
 from sparseflow.kernels.target.cpu import AVX2, AVX512, NEON, Cpu
-from sparseflow.kernels.template import TEMPLATES, Candidate, KernelTemplate
+from sparseflow.kernels.template import TEMPLATES, Candidate, KernelTemplate, readers
 from sparseflow.kernels.weight import LayerWeight
 from sparseflow.kernels.workload import Layouts, Workload, covers_of, patterns_of
 
@@ -489,6 +500,47 @@ def test_a_template_says_what_it_reads(name: str) -> None:
     assert template.name == name
     assert template.layout in ("lanes", "pixels", "rows")
     assert template.format == "dense" or template.format in FORMATS
+    assert name in readers(template.format)
+
+
+def test_templates_pack_the_index_that_they_declare(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[str] = []
+    index = LayerWeight.index
+
+    def noted(self: LayerWeight, format: IndexFormat, filters: int | None = None) -> KernelIndex:
+        taken.append(format.name)
+        return index(self, format, filters)
+
+    monkeypatch.setattr(LayerWeight, "index", noted)
+    for workload, structure, density in CASES.values():
+        values = pruned(workload, structure, density, 0)
+        w = workload.with_zeros_of(values)
+        for template in (t for t in TEMPLATES.values() if t.refusal(w) is None):
+            taken.clear()
+            candidate, weight = template.candidates(w)[0], LayerWeight(values, w.weight_shape)
+            packed = template.pack(w, candidate, weight, layouts_of(template, w, (0, 0, 0, 0), 0))
+            assert set(taken) <= {template.format}
+            # parts beside the values say where these are, a division of the work among threads apart
+            assert (len(packed.keys() - {"bounds"}) > 1) == (template.format != "dense"), packed.keys()
+
+
+def test_the_page_says_which_formats_kernels_read() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "compiler.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\| (`[^|]+) \| ([^|]+) \|$", page.split("| index format |")[1].split("\n\n")[0], re.M
+    )
+    said = {f: set(re.findall("`(.+?)`", by)) for formats, by in rows for f in re.findall("`(.+?)`", formats)}
+    assert said == {name: set(readers(name)) for name in FORMATS}
+
+
+def test_the_map_format_of_a_layout_is_one_that_its_kernels_read() -> None:
+    layouts = {f.layout for f in FEATURE_MAP_FORMATS.values()} - {""}
+    assert layouts == {t.layout for t in TEMPLATES.values()} - {"lanes", "rows"}
+    assert PixelLayout(3, 4, 5).format == "pixel-bitmap"
+    with pytest.raises(FormatError, match=r"compacted-pixels: no kernel on pixels.*allowed: pixel-bitmap"):
+        PixelLayout(3, 4, 5, format="compacted-pixels")
+    with pytest.raises(RegistryError, match="known: compacted-pixels, pixel-bitmap"):
+        PixelLayout(3, 4, 5, format="runs")
 
 
 @pytest.mark.parametrize("name", [n for n, t in TEMPLATES.items() if t.layout == "lanes"])

@@ -47,7 +47,7 @@ class EmulatedKernels:
         self.emulator, self.library = emulator, folder / "kernels.so"
         assert resolve("neon") == NEON
         module = tvm.compile(tvm.IRModule(dict(functions)), target=NEON.tvm)
-        module.export_library(str(self.library), cc=linker("aarch64"))
+        module.export_library(str(self.library), cc=linker(type(NEON), "aarch64"))
 
     def __call__(self, name: str, inputs: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
         (y,) = self.emulator.run(self.library, name, [*inputs, np.full(shape, np.nan, np.float32)])

@@ -16,9 +16,10 @@ from typer.testing import CliRunner
 
 import sparseflow
 from sparseflow.cli.main import app
-from sparseflow.engine.target import targets
+from sparseflow.engine.target import machine, targets
 from sparseflow.engine.target.targets import device, linker, not_here, resolve
 from sparseflow.errors import CompileError, EngineError
+from sparseflow.kernels.layouts.indexed import ALIGNED
 from sparseflow.kernels.target.base import (
     KINDS,
     TARGETS,
@@ -58,6 +59,10 @@ def test_the_vectors_follow_from_llvms_features(target: dict[str, Any], known: C
     assert dict(found.options).items() >= {k: v for k, v in target.items() if k != "mattr"}.items()
 
 
+def test_vectors_of_all_targets_divide_what_indexed_maps_store() -> None:
+    assert [t.name for t in (*TARGETS.values(), SSE) if ALIGNED % t.vectors.lanes] == []
+
+
 def test_choices_for_different_targets_have_different_keys() -> None:
     keys = {Selector(target, "machine")._key(replace(CONV, target=target)) for target in TARGETS.values()}
     assert len(keys) == len(TARGETS)
@@ -90,9 +95,9 @@ def test_a_missing_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(targets.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(targets.shutil, "which", lambda _name: None)
     with pytest.raises(EngineError, match=r"no aarch64-linux-gnu-g\+\+ found.*--cxx"):
-        linker("aarch64")
+        linker(Cpu, "aarch64")
     with pytest.raises(EngineError, match="no C\\+\\+ compiler 'zig-c'"):
-        linker("aarch64", "zig-c")
+        linker(Cpu, "aarch64", "zig-c")
 
 
 def test_the_linux_kernels_and_llvms_names_of_instruction_sets_meet() -> None:
@@ -229,6 +234,21 @@ def test_a_target_is_checked_when_made(make: Callable[[], Any], words: str) -> N
     assert "\n" not in str(caught.value)
 
 
+def test_the_host_has_its_own_caches_and_named_targets_those_of_their_kind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kind = Caches(l1=48 << 10, l2=1 << 20, l3=8 << 20)
+    assert resolve("native") == resolve("native")  # caches are a part of the keys of choices
+    assert resolve("native").caches == machine.core_caches(kind)
+    assert resolve("avx2").caches == resolve({"kind": "llvm", "mcpu": "znver4"}).caches == kind
+    told = {1: (32 << 10, 2), 2: (2 << 20, 2), 3: (24 << 20, 32)}  # two threads a core, 16 cores
+    monkeypatch.setattr(machine, "_caches", lambda: told)
+    assert machine.cache_bytes(kind) == (32 << 10, 2 << 20, 24 << 20)
+    assert machine.core_caches(kind) == Caches(32 << 10, 2 << 20, 2 << 20)  # not below L2
+    monkeypatch.setattr(machine, "_caches", dict)
+    assert machine.core_caches(kind) == kind
+
+
 def test_the_device_is_the_targets() -> None:
     assert AVX2.device == device(str(NEON)) == tvm.cpu()
     with pytest.raises(EngineError, match="is unknown; compile it anew"):
@@ -243,6 +263,10 @@ def test_another_kind_of_target_is_one_class(monkeypatch: pytest.MonkeyPatch) ->
         @classmethod
         def of(cls, options: Mapping[str, Any]) -> Target:
             return cls("gpu", frozen(options), VectorUnit(1024, 256, 128, 1), AVX2.caches, 1e9)
+
+        @classmethod
+        def cross_linker(cls, family: str) -> str:
+            return AVX2.cross_linker(family)
 
         @property
         def architecture(self) -> str:

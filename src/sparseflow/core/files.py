@@ -1,9 +1,11 @@
-"""Files that are whole or not there: written under another name in the same folder, then renamed."""
+"""Files and folders that are whole or not there: written under another name in the same folder, then renamed."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -37,6 +39,33 @@ def complete_file(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             partial.unlink()
+
+
+@contextmanager
+def complete_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside ``path`` to fill; it takes the place of ``path`` at the end.
+
+    On an error it is removed, and what stood at ``path`` stands there still.
+
+    Raises
+    ------
+    OSError
+        If the disk refuses.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    old = partial.with_name(partial.name + ".old")
+    try:
+        yield partial
+        if path.exists():
+            path.replace(old)
+        partial.chmod(0o755)
+        partial.replace(path)
+    finally:
+        if old.exists() and not path.exists():
+            old.replace(path)
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:

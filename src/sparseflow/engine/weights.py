@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from sparseflow.core.formats import FORMATS
 from sparseflow.core.roles import roles_of
 from sparseflow.engine.runtime.memory import weight_tensor
 from sparseflow.errors import ImportModelError
+from sparseflow.kernels.template import readers
 
 Array = np.ndarray[Any, Any]
 
@@ -42,6 +44,11 @@ class WeightedLayer:
     groups: int
     write: Callable[[Array], None]
     role: str = ""
+
+
+def formats_read() -> dict[str, tuple[str, ...]]:
+    """Each index format, ``dense`` too, with the kernel templates that read weights in it."""
+    return {name: readers(name) for name in ("dense", *FORMATS)}
 
 
 def weighted_layers(model: Any) -> tuple[WeightedLayer, ...]:

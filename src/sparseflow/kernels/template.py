@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tvm import tirx
 
+from sparseflow.core.codec import dumps, loads
 from sparseflow.core.element_type import ELEMENT_TYPES, ElementType
 from sparseflow.kernels.weight import LayerWeight
 from sparseflow.kernels.workload import Array, Layouts, Workload
@@ -24,12 +24,12 @@ class Candidate:
 
     def to_json(self) -> str:
         """A canonical string; used as an attribute in the IR and in the cache."""
-        return json.dumps({"template": self.template, "parameters": dict(self.parameters)}, sort_keys=True)
+        return dumps(replace(self, parameters=dict(sorted(self.parameters.items()))))
 
     @classmethod
     def from_json(cls, text: str) -> Candidate:
         """The inverse of `to_json`."""
-        return cls(**json.loads(text))
+        return loads(cls, text)
 
 
 class KernelTemplate(ABC):
@@ -43,7 +43,7 @@ class KernelTemplate(ABC):
         ``lanes`` when input and output are in a `LaneLayout`, ``pixels`` when they are in a `PixelLayout` and carry
         their index, ``rows`` when they are row-major matrices.
     format : str
-        The index format it reads; ``dense`` if none.
+        The index format (`FORMATS`) of the weights it reads, whose entries `pack` may reorder; ``dense`` if none.
     sparse_input : bool
         Whether it leaves out the products with zeros of its input.
     exact : bool
@@ -83,6 +83,10 @@ class KernelTemplate(ABC):
         narrow = {**candidate.parameters, "bits": workload.weights.bits}
         return [Candidate(candidate.template, narrow), candidate]
 
+    def unit(self, candidate: Candidate) -> tuple[int, int]:
+        """Rows and columns of outputs that share their rounding: parts of a map are made of whole ones."""
+        return 1, 1
+
     @abstractmethod
     def rejects(self, workload: Workload) -> str | None:
         """Why this template does not apply, in words for the user; None when it does."""
@@ -113,6 +117,11 @@ class KernelTemplate(ABC):
 TEMPLATES: Registry[KernelTemplate] = Registry(
     "kernel template", ("sparseflow.kernels.gemv", "sparseflow.kernels.indexed", "sparseflow.kernels.lane")
 )
+
+
+def readers(format: str) -> tuple[str, ...]:
+    """The templates that read weights in an index format; none if it serves accounting and export only."""
+    return tuple(name for name, template in TEMPLATES.items() if template.format == format)
 
 
 def register(template: type[KernelTemplate]) -> type[KernelTemplate]:

@@ -10,6 +10,7 @@ from tvm import relax
 
 from sparseflow.ops.expressions import is_constant, op_name
 from sparseflow.passes.graph import Graph
+from sparseflow.passes.ops import constant_name
 
 Expr = Any
 SMALL = 16  # elements; smaller constants may stay in the code
@@ -26,7 +27,7 @@ def hoist_constants(mod: tvm.IRModule) -> tuple[tvm.IRModule, dict[str, Any]]:
             if int(np.prod(expr.value.shape)) <= SMALL:
                 return expr
             if expr not in known:
-                label = str(expr.span.source_name.name) if expr.span is not None else "constant"
+                label = constant_name(expr) or "constant"
                 name = f"{label.replace('.', '_')}__{len(found)}"
                 known[expr] = relax.Var(name, expr.ty)
                 variables.append(known[expr])
@@ -65,9 +66,7 @@ def call_labels(mod: tvm.IRModule) -> list[tuple[str, str]]:
     labels = []
     for call in kernel_calls(mod):
         kernel = str(call.args[0].name_hint)
-        names = [
-            str(a.span.source_name.name) for a in call.args[1].fields if is_constant(a) and a.span is not None
-        ]
+        names = [constant_name(a) for a in call.args[1].fields if is_constant(a)]
         data = [n.removesuffix(".data") for n in names if n.endswith(".data")]
         labels.append((kernel, data[0] if data else kernel))
     return labels

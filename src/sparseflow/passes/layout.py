@@ -18,7 +18,6 @@ from sparseflow.passes.map_ops import DENSE_MAP
 from sparseflow.passes.ops import LayerAttrs, is_layer
 
 Expr = Any
-LANES = "direct"  # the template that takes every layer that fits lanes
 
 
 @dataclass
@@ -141,7 +140,8 @@ def _layer(value: Expr) -> Node | None:
 
 
 def _takes_lanes(attrs: LayerAttrs) -> bool:
-    """Whether the chosen kernel works on lanes; before the choice, whether the dense one of that layout would do."""
+    """Whether the chosen kernel works on lanes; before the choice, whether a dense one of that layout would do."""
     if attrs.candidate:
         return TEMPLATES[Candidate.from_json(attrs.candidate).template].layout == "lanes"
-    return TEMPLATES[LANES].rejects(attrs.workload) is None
+    on_lanes = (t for t in TEMPLATES.values() if (t.layout, t.format) == ("lanes", "dense"))
+    return any(t.rejects(attrs.workload) is None for t in on_lanes)

@@ -9,7 +9,6 @@ import tvm
 from tvm import relax
 
 from sparseflow.core.codec import dumps
-from sparseflow.core.formats.feature_map import PixelBitmap
 from sparseflow.core.plan import LayerPlan, Plan
 from sparseflow.kernels.layouts.indexed import PixelLayout
 from sparseflow.kernels.template import TEMPLATES, Candidate
@@ -172,8 +171,9 @@ def _indexed_plan(value: Expr, layer: LayerPlan, found: Indexed, weights: Weight
     """The record of a layer that reads an indexed map."""
     attrs = LayerAttrs.of(value)
     record = describe(attrs, weights.of(value), Choice(layer.candidates, layer.rejected), found.candidate)
-    shape = input_layout(attrs.workload).tensors(attrs.workload.batch)[1][0]
+    layout = input_layout(attrs.workload)
+    shape = layout.tensors(attrs.workload.batch)[1][0]
     switch = None if found.limit is None else found.limit / found.elements
     return replace(
-        record, map_format=PixelBitmap.name, map_index_bytes=shape[0] * shape[1] * 8, map_switch=switch
+        record, map_format=layout.format, map_index_bytes=shape[0] * shape[1] * 8, map_switch=switch
     )

@@ -68,7 +68,8 @@ def command(
     from sparseflow.engine.target.targets import linker, resolve
 
     shapes = options.parse_shapes(shape)
-    linker(resolve(target).architecture, cxx)  # a missing compiler is told now, not after minutes
+    machine = resolve(target)
+    linker(type(machine), machine.architecture, cxx)  # a missing compiler is told now, not after minutes
     start = time.perf_counter()
     with output.progress("compile") as say:
         loaded = load_model(ModelRequest(model, sparsify, tuple(include or ()), shapes, batch))

@@ -114,6 +114,7 @@ def command(
         "weights": loaded.weights,
         "sparsify": loaded.sparsified.label if loaded.sparsified is not None else None,
         "layers": encode(layers),
+        "kernels": encode(_kernels()),
     }
     if cut:
         content["cuts"] = encode(cuts)
@@ -168,6 +169,13 @@ def inspect_layers(loaded: LoadedModel, say: Any) -> list[InspectedLayer]:
     return found
 
 
+def _kernels() -> dict[str, tuple[str, ...]]:
+    """Each index format with the kernels that read it; the others serve accounting and export."""
+    from sparseflow.engine.weights import formats_read
+
+    return formats_read()
+
+
 def _cuts(loaded: LoadedModel, say: Any) -> tuple[Cut, ...]:
     """What propagation through the graph would take from each layer."""
     from sparseflow.engine.compile import cuts
@@ -218,14 +226,16 @@ def storage_table(layer: InspectedLayer) -> Table:
     """Bytes of one layer in every format."""
     title = f"{layer.name}: {output.dims(layer.shape)}, {brief(layer.structure)}\n{layer.why}"
     drawn = output.table(
-        title, "format", "values", "index", "of dense", "", numbers=("values", "index", "of dense")
+        title, "format", "values", "index", "of dense", "read by", numbers=("values", "index", "of dense")
     )
+    kernels = _kernels()
     for row in layer.storage:
         if row.reason:
             drawn.add_row(row.format, "", "", "", row.reason)
         else:
             values, index = output.size(row.value_bytes), output.size(row.index_bytes)
-            drawn.add_row(row.format, values, index, f"{row.relative:.1%}", "")
+            read_by = ", ".join(kernels[row.format.partition("(")[0]]) or "no kernel"
+            drawn.add_row(row.format, values, index, f"{row.relative:.1%}", read_by)
     return drawn
 
 

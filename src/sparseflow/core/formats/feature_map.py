@@ -19,9 +19,16 @@ class FeatureMapFormat(ABC):
     """A way to index the non-zeros of a feature map, pixel by pixel over its channels.
 
     ``encode`` and ``decode`` are the reference for the code that producers and consumers are compiled to.
+
+    Attributes
+    ----------
+    name : str
+    layout : str
+        The layout (`KernelTemplate.layout`) of the kernels that read and write it; empty if none do.
     """
 
     name: ClassVar[str]
+    layout: ClassVar[str] = ""
 
     @abstractmethod
     def array_specs(self, shape: Shape, dtype: np.dtype[Any], capacity: int) -> tuple[ArraySpec, ...]:
@@ -40,6 +47,23 @@ FEATURE_MAP_FORMATS: Registry[type[FeatureMapFormat]] = Registry("feature-map fo
 """All feature-map formats by name."""
 
 
+def carried(name: str, layout: str) -> type[FeatureMapFormat]:
+    """The feature-map format ``name``, which a map between kernels of ``layout`` is to carry.
+
+    Raises
+    ------
+    FormatError
+        If kernels of that layout do not read and write it.
+    RegistryError
+        If there is no such format.
+    """
+    found = FEATURE_MAP_FORMATS[name]
+    if found.layout != layout:
+        known = ", ".join(n for n, f in FEATURE_MAP_FORMATS.items() if f.layout == layout)
+        raise FormatError(f"{name}: no kernel on {layout} reads or writes such maps; allowed: {known}")
+    return found
+
+
 @FEATURE_MAP_FORMATS.register("pixel-bitmap")
 @dataclass(frozen=True)
 class PixelBitmap(FeatureMapFormat):
@@ -53,6 +77,7 @@ class PixelBitmap(FeatureMapFormat):
     block: int = 1
 
     name: ClassVar[str] = "pixel-bitmap"
+    layout: ClassVar[str] = "pixels"
 
     def __post_init__(self) -> None:
         if self.block < 1:
@@ -87,7 +112,7 @@ class CompactedPixels(FeatureMapFormat):
     """Each pixel's non-zeros moved to the front, with their channels and their number.
 
     arrays: ``counts`` (N, H, W) and ``indices`` (N, H, W, capacity) of the smallest unsigned types, ``data``
-    (N, H, W, capacity); slots from ``counts`` on are zero.
+    (N, H, W, capacity); slots from ``counts`` on are zero. It serves accounting only: no kernel reads it.
     """
 
     name: ClassVar[str] = "compacted-pixels"

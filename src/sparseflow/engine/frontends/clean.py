@@ -14,9 +14,9 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from sparseflow.engine.frontends.constants import constant_name, named_constant
 from sparseflow.ops.activations import replacement
 from sparseflow.ops.expressions import op_name
+from sparseflow.passes.ops import constant, constant_name
 
 _SAME_IF_SAME_SHAPE = ("relax.reshape", "relax.broadcast_to", "relax.nn.adaptive_avg_pool2d", "relax.flatten")
 _WEIGHT_OPERAND = {
@@ -82,7 +82,7 @@ class _Simplify(relax.PyExprMutator):
         weight = call.args[1]
         if len(weight.ty.shape) != 2:
             return call
-        turned = named_constant(weight.value.numpy().T, constant_name(weight))
+        turned = constant(weight.value.numpy().T, constant_name(weight))
         operand = self.builder_.emit(relax.op.permute_dims(turned))
         return relax.op.matmul(call.args[0], operand, out_dtype="float32")
 

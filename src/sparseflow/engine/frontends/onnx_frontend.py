@@ -16,12 +16,13 @@ import tvm
 from tvm import relax
 from tvm.relax.frontend.onnx import onnx_frontend
 
-from sparseflow.engine.frontends.constants import check_dtype, named_constant
+from sparseflow.engine.frontends.checks import check_dtype
 from sparseflow.engine.frontends.onnx_fold import Arrays, fold
 from sparseflow.engine.frontends.onnx_resize import resize_axes
 from sparseflow.engine.frontends.resample import pad, resample
 from sparseflow.engine.frontends.shapes import Shapes, check_shapes, fit_shape
-from sparseflow.errors import ImportModelError
+from sparseflow.errors import ImportModelError, first_line
+from sparseflow.passes.ops import constant
 
 
 def load_onnx(path: Path) -> Any:
@@ -35,9 +36,8 @@ def load_onnx(path: Path) -> Any:
     try:
         model = onnx.load(str(path))
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ImportModelError(
-            f"{path}: not a readable ONNX model ({reason}); is the file complete?"
+            f"{path}: not a readable ONNX model ({first_line(error)}); is the file complete?"
         ) from error
     if not model.graph.node:
         raise ImportModelError(f"{path}: the ONNX file holds no graph; is the file complete?")
@@ -75,7 +75,7 @@ def onnx_to_relax(model: Any, shapes: Shapes) -> tuple[Any, list[str], list[str]
             raise
         except Exception as error:
             raise ImportModelError(
-                f"ONNX graph {graph.name!r}: TVM cannot translate it: {_line(error)}"
+                f"ONNX graph {graph.name!r}: TVM cannot translate it: {first_line(error)}"
             ) from error
     return mod, [value.name for value in inputs], [value.name for value in graph.output]
 
@@ -112,11 +112,6 @@ def _check_operators(graph: Any) -> None:
             )
 
 
-def _line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
-
-
 class _Importer(onnx_frontend.ONNXGraphImporter):
     """TVM's importer with named constants, failures by node, and high-level forms where TVM inlines loops."""
 
@@ -126,7 +121,7 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
     def name_constants(self, constants: Arrays, labels: dict[str, str]) -> None:
         """Make ``constants`` known under their tensor names, each with its label in the span."""
         for name, array in constants.items():
-            self._nodes[name] = named_constant(array, labels[name])
+            self._nodes[name] = constant(array, labels[name])
 
     def _convert_operator(self, op_name: str, inputs: Any, attrs: dict[str, Any], opset: int) -> Any:
         convert = HIGH_LEVEL.get(op_name)
@@ -141,7 +136,7 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
             node = attrs.get("tvm_custom", {}).get("name") or "(unnamed)"
             raise ImportModelError(
                 f"unsupported use of operator {op_name} at node {node!r}: "
-                f"TVM cannot translate it ({_line(error)})"
+                f"TVM cannot translate it ({first_line(error)})"
             ) from error
 
 

@@ -20,9 +20,10 @@ from tvm.relax.frontend.torch.exported_program_translator import ExportedProgram
 
 from sparseflow.core.activations import ACTIVATIONS
 from sparseflow.engine.frontends import torch_resample
-from sparseflow.engine.frontends.constants import check_dtype, close_blocks, named_constant
+from sparseflow.engine.frontends.checks import check_dtype, close_blocks
 from sparseflow.engine.runtime.memory import weight_tensor
 from sparseflow.errors import ImportModelError, first_line
+from sparseflow.passes.ops import constant
 
 Converter = Callable[[Any], Any]
 """torch.fx node → Relax expression."""
@@ -200,7 +201,7 @@ def _name_constants(mod: Any, names: Mapping[int, str]) -> Any:
     class Namer(relax.PyExprMutator):
         def visit_generic_const_(self, op: Any) -> Any:
             array = op.value.numpy()
-            return named_constant(array, names[address]) if (address := _address(op)) in names else op
+            return constant(array, names[address]) if (address := _address(op)) in names else op
 
     mod = tvm.IRModule(mod.functions)
     mod["main"] = Namer(mod).visit_expr(mod["main"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -85,7 +85,7 @@ def read_probe(target: Target, nbytes: int) -> Probe:
 
 def measure_limits(target: Target, caches: tuple[int, int, int] | None = None) -> Limits:
     """The limits of one core: half of each cache is read, and four times the last one for DRAM (at most 256 MB)."""
-    sizes = caches or cache_bytes(astuple(target.caches))
+    sizes = caches or cache_bytes(target.caches)
     reads = [size // 2 for size in sizes] + [min(4 * sizes[-1], 256 << 20)]
     probes = [fma_probe(target), *(read_probe(target, n) for n in reads)]
     times = time_interleaved(probes)

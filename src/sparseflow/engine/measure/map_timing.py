@@ -10,7 +10,7 @@ import numpy as np
 from sparseflow.core.kernel_speed import Layer, kernel_label
 from sparseflow.core.map_speed import BOTH, DENSE, DIRECT, MAP, WEIGHTS, WINOGRAD, MapRun
 from sparseflow.engine.measure.kernel_timing import KernelBench, random_weight, workload_of
-from sparseflow.kernels.template import TEMPLATES, Candidate
+from sparseflow.kernels.template import TEMPLATES, Candidate, KernelTemplate
 from sparseflow.kernels.tuning.selector import Trial, trials
 from sparseflow.kernels.weight import LayerWeight
 from sparseflow.kernels.workload import Workload
@@ -111,8 +111,8 @@ def contenders(sparse: Workload, dense: Workload) -> dict[str, list[Candidate]]:
         The layer as it is, and without zeros; dense kernels are chosen for the latter.
     """
     found: dict[str, list[Candidate]] = {}
-    for name, template in TEMPLATES.items():
-        use = _use(name)
+    for template in TEMPLATES.values():
+        use = _use(template)
         workload = dense if use in (DIRECT, WINOGRAD) else sparse
         weights_are_dense = sparse.density() == 1.0
         if (use in (WEIGHTS, BOTH) and weights_are_dense) or template.refusal(workload) is not None:
@@ -121,15 +121,13 @@ def contenders(sparse: Workload, dense: Workload) -> dict[str, list[Candidate]]:
     return {use: list(_promising(sparse, kernels)) for use, kernels in found.items()}
 
 
-def _use(name: str) -> str:
+def _use(template: KernelTemplate) -> str:
     """The zeros that a template uses."""
-    template = TEMPLATES[name]
     if not template.exact:
         return WINOGRAD
-    of_map = template.layout == "pixels" or name == "few-rows-skip"
     if template.format == DENSE:
-        return MAP if of_map else DIRECT
-    return BOTH if of_map else WEIGHTS
+        return MAP if template.sparse_input else DIRECT
+    return BOTH if template.sparse_input else WEIGHTS
 
 
 def _promising(workload: Workload, candidates: Iterable[Candidate]) -> list[Candidate]:

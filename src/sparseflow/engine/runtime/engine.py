@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +15,7 @@ import tvm
 from tvm.runtime.vm import VirtualMachine
 
 from sparseflow.core.checks import whole_number
+from sparseflow.core.files import complete_folder
 from sparseflow.core.plan import Measurement, OperatorTime, Plan
 from sparseflow.engine.runtime.manifest import (
     CODE,
@@ -31,7 +30,7 @@ from sparseflow.engine.runtime.manifest import (
 from sparseflow.engine.runtime.memory import device_copy, device_tensors, is_torch
 from sparseflow.engine.runtime.threads import set_threads
 from sparseflow.engine.target.machine import machine_name
-from sparseflow.engine.target.targets import device, linker, not_here
+from sparseflow.engine.target.targets import device, kind_of, linker, not_here
 from sparseflow.errors import EngineError, InputError, first_line
 from sparseflow.kernels.notices import without_notices
 
@@ -203,28 +202,14 @@ class Engine:
             raise EngineError(
                 f"{target}: exists and is not an engine; choose another path or delete it first"
             )
-        compiler = linker(self.manifest.architecture, cxx)
+        compiler = linker(kind_of(self.manifest.target), self.manifest.architecture, cxx)
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        except OSError as error:
-            raise EngineError(f"{target}: cannot be written ({error}); choose another path") from error
-        old = work.with_name(work.name + ".old")
-        try:
-            self._write(work, compiler)
-            if target.exists():
-                os.replace(target, old)
-            work.chmod(0o755)
-            os.replace(work, target)
+            with complete_folder(target) as work:
+                self._write(work, compiler)
         except (OSError, RuntimeError) as error:  # RuntimeError: the linker failed
-            if old.exists() and not target.exists():
-                os.replace(old, target)
             raise EngineError(
                 f"{target}: the engine was not saved ({first_line(error)}); nothing was changed"
             ) from error
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
         return target
 
     def _write(self, folder: Path, compiler: str) -> None:

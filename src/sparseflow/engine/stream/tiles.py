@@ -140,19 +140,18 @@ def _part(workload: Workload, tiles: Tiles, batch: int) -> Workload:
 def _candidates(
     workload: Workload, tiles: Tiles, batch: int, exact: bool, step: int
 ) -> dict[Family, tuple[Candidate, float]]:
-    """The fastest of each family for one tile size, and its predicted seconds; Winograd only with tiles of ``step``."""
+    """The fastest of each family that computes outputs in units of ``step``, and its predicted seconds."""
     part = _part(workload, tiles, batch)
     found: dict[Family, tuple[Candidate, float]] = {}
     for template in (t for _, t in TEMPLATES.items() if t.layout == "lanes" and (t.exact or not exact)):
         if part.output_layout.block != tiles.tile or template.refusal(part) is not None:
             continue
         for candidate in template.candidates(part):
-            p = candidate.parameters
-            if template.name == "winograd" and not p["mh"] == p["mw"] == step:
+            if template.unit(candidate) != (step, step):
                 continue
-            if template.name != "winograd" and step != 1:
-                continue
-            shared = tuple(sorted((k, v) for k, v in p.items() if k not in ("rows", "V", "T")))
+            shared = tuple(
+                sorted((k, v) for k, v in candidate.parameters.items() if k not in ("rows", "V", "T"))
+            )
             time_s = template.predict_cycles(part, candidate) / part.target.clock_hz
             family = template.name, shared
             if family not in found or time_s < found[family][1]:

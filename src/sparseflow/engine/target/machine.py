@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import os
 import platform
+from dataclasses import astuple
 from pathlib import Path
 
+from sparseflow.kernels.target.base import Caches
 from sparseflow.kernels.target.flags import vector_flags
 
 
@@ -45,14 +47,31 @@ def machine_name() -> str:
     return f"{model}{version} ({widest}), {os.cpu_count()} cores"
 
 
-def cache_bytes(stated: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Sizes of the first core's L1 (data), L2 and L3 as Linux tells them; ``stated`` where it does not."""
-    found = dict(zip((1, 2, 3), stated, strict=True))
+def _caches() -> dict[int, tuple[int, int]]:
+    """Level of each data cache of the first core → its bytes, and the CPUs that share it, as far as Linux tells."""
+    found = {}
     for folder in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
         try:
             kind, level, size = ((folder / n).read_text().strip() for n in ("type", "level", "size"))
+            shared = (folder / "shared_cpu_map").read_text().replace(",", "")
         except OSError:
             continue
-        if kind in ("Data", "Unified") and size.endswith("K") and int(level) in found:
-            found[int(level)] = int(size[:-1]) << 10
-    return (found[1], found[2], found[3])
+        if kind in ("Data", "Unified") and size.endswith("K"):
+            found[int(level)] = (int(size[:-1]) << 10, int(shared, 16).bit_count())
+    return found
+
+
+def cache_bytes(stated: Caches) -> tuple[int, int, int]:
+    """Sizes of the first core's L1 (data), L2 and L3 as Linux tells them; ``stated`` where it does not."""
+    found = _caches()
+    l1, l2, l3 = (found.get(n, (size,))[0] for n, size in enumerate(astuple(stated), 1))
+    return l1, l2, l3
+
+
+def core_caches(stated: Caches) -> Caches:
+    """`cache_bytes`, of a cache that several cores share one core's part."""
+    found = _caches()
+    threads = found.get(1, (0, 1))[1]
+    cores = (max(1, found.get(n, (0, 1))[1] // threads) for n in (1, 2, 3))
+    l1, l2, l3 = (size // n for size, n in zip(cache_bytes(stated), cores, strict=True))
+    return Caches(l1, max(l1, l2), max(l1, l2, l3))

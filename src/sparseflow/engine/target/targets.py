@@ -6,20 +6,22 @@ import json
 import platform
 import shutil
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import tvm
 from tvm.support import cc
 
-from sparseflow.engine.target.machine import cpu_flags
+from sparseflow.engine.target.machine import core_caches, cpu_flags
 from sparseflow.errors import CompileError, EngineError
 from sparseflow.kernels.target.base import KINDS, TARGETS, Target
 from sparseflow.kernels.target.cpu import Cpu
 
 
 def host_target() -> Target:
-    """The target of this machine."""
-    return Cpu.nearest({"kind": "llvm", "mcpu": str(tvm.target.codegen.llvm_get_system_cpu())})
+    """The target of this machine, with its caches in place of those that are stated for its kind."""
+    kind = Cpu.nearest({"kind": "llvm", "mcpu": str(tvm.target.codegen.llvm_get_system_cpu())})
+    return replace(kind, caches=core_caches(kind.caches))
 
 
 def resolve(target: str | Mapping[str, Any]) -> Target:
@@ -47,8 +49,8 @@ def resolve(target: str | Mapping[str, Any]) -> Target:
     return KINDS[kind].of(target)
 
 
-def device(target: str) -> Any:
-    """The device that runs what was compiled for TVM's text of a target.
+def kind_of(target: str) -> type[Target]:
+    """The kind of target that TVM's text describes.
 
     Raises
     ------
@@ -56,9 +58,14 @@ def device(target: str) -> Any:
         If no kind of target is known by its name.
     """
     try:  # without TVM's own reading of the text, which its runtime library lacks
-        return tvm.device(KINDS[json.loads(target)["kind"]].device_name, 0)
+        return KINDS[json.loads(target)["kind"]]
     except (ValueError, TypeError, KeyError) as error:
         raise EngineError(f"target {target!r} of the engine is unknown; compile it anew") from error
+
+
+def device(target: str) -> Any:
+    """The device that runs what was compiled for TVM's text of a target; errors as `kind_of`."""
+    return tvm.device(kind_of(target).device_name, 0)
 
 
 def not_here(family: str, flags: Iterable[str]) -> str | None:
@@ -69,8 +76,8 @@ def not_here(family: str, flags: Iterable[str]) -> str | None:
     return f"compiled for a CPU with {', '.join(missing)}, which this one lacks" if missing else None
 
 
-def linker(family: str, cxx: str | None = None) -> str:
-    """The C++ compiler that links code for ``family``: ``cxx``, this machine's, or the family's cross compiler.
+def linker(kind: type[Target], family: str, cxx: str | None = None) -> str:
+    """The C++ compiler that links code for ``family``: ``cxx``, this machine's, or the kind's cross compiler.
 
     Raises
     ------
@@ -86,9 +93,10 @@ def linker(family: str, cxx: str | None = None) -> str:
         if found is None:
             raise EngineError("no C++ compiler found to link the code; install g++ or set CXX")
         return str(found)
-    cross = f"{family}-linux-gnu-g++"
+    cross = kind.cross_linker(family)
     if shutil.which(cross) is None:
+        package = f"g++-{cross.removesuffix('-g++')}"
         raise EngineError(
-            f"no {cross} found to link for {family}; install it (Debian: g++-{family}-linux-gnu) or name one with --cxx"
+            f"no {cross} found to link for {family}; install it (Debian: {package}) or name one with --cxx"
         )
     return cross

@@ -33,7 +33,7 @@ ROWS = 8
 VECTORS = 2
 """Registers of columns in one panel: ``ROWS * VECTORS`` sums fit 32 registers with room for operands."""
 DEPTH = 512
-"""Longest piece of k for which a panel stays in the second-level cache."""
+"""Longest piece of k: its panel of 16 to 64 KiB stays in the second-level cache of every target (256 KiB or more)."""
 INDEX = "int64"
 OPAQUE = 8
 """TVM's operator pattern for what must not be fused."""

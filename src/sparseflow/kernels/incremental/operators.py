@@ -23,7 +23,9 @@ from sparseflow.kernels.workload import Array
 Expr = Any
 MASK_VECTOR = 64  # bytes of a mask that are joined at once; a mask has as many to spare at its end
 EVERY = -1.0  # a limit that every difference exceeds: all pixels count as changed
-LINEAR_VECTORS = 16  # of a linear layer's results in registers
+LINEAR_VECTORS = (
+    16  # of results summed at once on any target, as packing knows none; AVX2 (14 sums) spills two
+)
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,10 @@ class Winograd(KernelTemplate):
     format = "dense"
     exact = False
 
+    def unit(self, candidate: Candidate) -> tuple[int, int]:
+        """A tile."""
+        return candidate.parameters["mh"], candidate.parameters["mw"]
+
     def rejects(self, workload: Workload) -> str | None:
         """See `KernelTemplate.rejects`."""
         w = workload

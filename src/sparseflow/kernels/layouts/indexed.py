@@ -3,7 +3,7 @@
 A map is three tensors. ``values`` (N, height * width * stored) float32 are channels-last, channels rounded up to whole
 vectors, the rest zero. ``bits`` (N, rows * cols * words) uint64 say which channels of a pixel are not zero, channel
 c in bit c % 64 of word c // 64; around the map lies a halo of zero words, so that a kernel position outside the
-map needs no branch. ``count`` (1,) int32 is the number of set bits. The format is `core.formats.PixelBitmap` in words.
+map needs no branch. ``count`` (1,) int32 is the number of set bits. The format is `PixelBitmap` in words.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparseflow.core.element_type import FLOAT32
-from sparseflow.core.formats.feature_map import PixelBitmap
+from sparseflow.core.formats.feature_map import PixelBitmap, carried
 
 Array = npt.NDArray[Any]
 
@@ -34,12 +34,23 @@ class PixelLayout:
         The logical map.
     halo : (int, int, int, int)
         Rows or columns of zero words around the bits: top, left, bottom, right. The values have none.
+    format : str
+        The feature-map format that the map carries.
+
+    Raises
+    ------
+    FormatError
+        If no kernel on this layout reads the format.
     """
 
     channels: int
     height: int
     width: int
     halo: tuple[int, int, int, int] = (0, 0, 0, 0)
+    format: str = PixelBitmap.name
+
+    def __post_init__(self) -> None:
+        carried(self.format, "pixels")
 
     @property
     def stored(self) -> int:
@@ -95,7 +106,7 @@ class PixelLayout:
 
     def pack(self, x: Array) -> tuple[Array, Array, Array]:
         """Values, bits and count of ``x`` (N, C, H, W)."""
-        found = PixelBitmap().encode(x, self.channels)
+        found = carried(self.format, "pixels")().encode(x, self.channels)
         spare = ((0, 0), (0, 0), (0, 0))
         values = np.pad(found["data"], (*spare, (0, self.stored - self.channels)))
         octets = np.pad(found["bits"], (*spare, (0, self.words * WORD // 8 - found["bits"].shape[-1])))

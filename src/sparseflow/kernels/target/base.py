@@ -121,10 +121,9 @@ class Target(ABC):
         TVM's description, ``(("kind", "llvm"), ("mcpu", "znver4"))``.
     vectors : VectorUnit
     caches : Caches
-        The cost model's: those of the kind, so that it decides alike on every machine. `engine.target.machine` reads
-        the sizes of the machine at hand, for its limits.
+        Those of the machine at hand for the target ``native`` (`engine.target`), else those stated for the kind.
     clock_hz : float
-        The cost model's: only ratios matter to a choice.
+        Stated for the kind: only ratios matter to a choice, and one that is read changes while it is.
 
     Raises
     ------
@@ -163,6 +162,11 @@ class Target(ABC):
     @abstractmethod
     def architecture(self) -> str:
         """The processor family that runs the compiled library, as ``uname -m`` names it."""
+
+    @classmethod
+    @abstractmethod
+    def cross_linker(cls, family: str) -> str:
+        """The C++ compiler that links code for a processor family on a machine of another."""
 
     @property
     @abstractmethod

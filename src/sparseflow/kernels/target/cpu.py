@@ -39,6 +39,11 @@ class Cpu(Target):
         """See `Target.architecture`."""
         return str(dict(self.options).get("mtriple", platform.machine())).split("-")[0]
 
+    @classmethod
+    def cross_linker(cls, family: str) -> str:
+        """GCC's for Linux."""
+        return f"{family}-linux-gnu-g++"
+
     @cached_property
     def instruction_sets(self) -> tuple[str, ...]:
         """The vector instruction sets that LLVM may use."""

@@ -156,7 +156,7 @@ def candidates(plan: Plan) -> Fold:
         tuple(
             (Cell(x.name), Cell(x.structure))
             for x in plan.layers
-            if _structure(x.structure).endswith(("pattern", "patterns"))
+            if _structure(x.structure).removesuffix("s").endswith("pattern")
         ),
     )
     tables = tuple(table for table in (times, reasons, libraries) if table.rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from sparseflow.core.arrays import Shape
-from sparseflow.core.structures import Structure
+from sparseflow.core.codec import decode, encode
+from sparseflow.core.structures import Structure, parse_structure
 from sparseflow.errors import StructureError
 from sparseflow.registry import Registry
 from sparseflow.train.rules import Rule, layers_of, rule_for, weight_of
@@ -87,6 +88,17 @@ class Assigned:
     def rule(self) -> Rule:
         """The decision as a rule for this layer alone."""
         return Rule(self.name, self.structure, self.density)
+
+    def encoded(self) -> dict[str, Any]:
+        """As plain JSON data, the structure as text."""
+        return {**encode(replace(self, structure=None)), "structure": str(self.structure or "dense")}
+
+    @classmethod
+    def decoded(cls, data: dict[str, Any]) -> Assigned:
+        """The inverse of `encoded`."""
+        text = data["structure"]
+        structure = None if text == "dense" else parse_structure(text)
+        return replace(decode(cls, {**data, "structure": None}), structure=structure)
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,13 @@ import copy
 import hashlib
 import shutil
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from sparseflow.core.codec import encode
 from sparseflow.core.files import complete_file, write_json
 from sparseflow.core.mask import Mask
 from sparseflow.core.structures import parse_structure
@@ -333,7 +334,7 @@ class _Run:
             exported_path=str(self.out / "model.pt2"),
             results_path=str(self.out / "results.json"),
         )
-        content = asdict(result)
+        content = encode(result)
         content |= {"kind": "prune", "conv_compression": result.conv_compression, "seconds": result.seconds}
         content["map_density"] = result.map_density
         content["recipe_text"] = self.recipe.model_dump(mode="json")

@@ -1,28 +1,11 @@
-"""Weights as Relax constants that carry their parameter's name in their span; what all frontends share."""
+"""What all frontends share: the check of tensors' types, and blocks closed after a failure."""
 
 from __future__ import annotations
 
 import contextlib
 from typing import Any
 
-import numpy as np
-import tvm
-from tvm import relax
-
 from sparseflow.errors import ImportModelError
-
-
-def named_constant(array: np.ndarray[Any, Any], name: str) -> Any:
-    """A Relax constant of ``array`` (copied) whose span's source name is ``name``."""
-    span = tvm.ir.Span(tvm.ir.SourceName(name), 0, 0, 0, 0)
-    plain = relax.const(np.ascontiguousarray(array).reshape(array.shape), str(array.dtype))
-    return tvm.ir.GenericConst(plain.value, plain.ty, span)
-
-
-def constant_name(expr: Any) -> str:
-    """The parameter name of a constant, or ``""`` if it has none."""
-    span = getattr(expr, "span", None)
-    return str(span.source_name.name) if span is not None else ""
 
 
 def check_dtype(name: str, dtype: str) -> None:
