@@ -152,7 +152,7 @@ def _takes_lanes(attrs: LayerAttrs) -> bool:
     """Whether the chosen kernel works on lanes; before the choice, whether the dense one of that layout would do."""
     if attrs.candidate:
         return TEMPLATES[Candidate.from_json(attrs.candidate).template].layout == "lanes"
-    return TEMPLATES[LANES].rejects(attrs.workload) is None
+    return TEMPLATES[LANES].refusal(attrs.workload) is None
 
 
 def _pool(nodes: dict[Expr, Node], var: Expr, value: Expr, window: Pool, lanes: int) -> Node | None:

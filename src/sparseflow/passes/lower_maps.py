@@ -8,7 +8,6 @@ from typing import Any, Protocol
 from tvm import relax
 
 from sparseflow.core.codec import loads
-from sparseflow.core.element_type import FLOAT32
 from sparseflow.kernels.indexed import operators as pixel_maps
 from sparseflow.kernels.indexed.density_switch import Spec, Stage, density_switch
 from sparseflow.kernels.lane.conversions import Strides
@@ -102,7 +101,7 @@ class MapLowering:
             repr((shape[0], layout, out)),
             lambda n: pixel_maps.from_pixels(shape[0], layout, out, self.all.threads, n),
         )
-        call = _call(kernel, [self._field(value.args[0], 0)], (((shape[0], size), FLOAT32.name),))
+        call = _call(kernel, [self._field(value.args[0], 0)], (((shape[0], size), layout.element.storage),))
         tensor = self.all.rebuild.emit(call)
         if isinstance(out, LaneLayout):
             self.all.lanes[var] = tensor
@@ -117,7 +116,7 @@ class MapLowering:
             repr((shape[0], layout)),
             lambda n: pixel_maps.global_mean(shape[0], layout, self.all.threads, n),
         )
-        spec = (((shape[0], layout.channels), FLOAT32.name),)
+        spec = (((shape[0], layout.channels), layout.element.storage),)
         mean = self.all.rebuild.emit(_call(kernel, [self._field(value.args[0], 0)], spec))
         return self.all.reshaped(mean, shape)
 
@@ -190,7 +189,7 @@ class LayerSwitch:
         )
         if self.dense is not None:
             for name, layout in self._plain_maps().items():
-                found[name] = ((batch, layout.size), FLOAT32.name)
+                found[name] = ((batch, layout.size), layout.element.storage)
         return found
 
     def _plain_maps(self) -> dict[str, LaneLayout]:
@@ -245,7 +244,7 @@ class LayerSwitch:
             "x": values,
             "x_bits": bits,
             "count": count,
-            "bias": ((w.filters,), FLOAT32.name),
+            "bias": ((w.filters,), w.sums.storage),
         }
         if self.use.residual is not None:
             specs["residual"] = self.use.residual.tensors(w.batch)[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from sparseflow.core.element_type import ELEMENT_TYPES
 from sparseflow.kernels.indexed import operators as pixel_maps
 from sparseflow.kernels.lane import operators as maps
 from sparseflow.kernels.layouts.indexed import PixelLayout
@@ -19,7 +20,7 @@ Make = Callable[[str], Any]
 def map_of(var: Expr) -> PixelLayout:
     """The layout of an NCHW tensor as an indexed map without halo."""
     _, channels, height, width = shape_of(var)
-    return PixelLayout(channels, height, width)
+    return PixelLayout(channels, height, width, element=ELEMENT_TYPES[str(var.ty.dtype)])
 
 
 def lane_operator(node: Node, layouts: Sequence[LaneLayout], batch: int, threads: int) -> Make:

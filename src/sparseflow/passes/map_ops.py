@@ -16,7 +16,6 @@ from typing import Any
 from tvm import ir, relax
 
 from sparseflow.core.codec import dumps, loads
-from sparseflow.core.element_type import FLOAT32
 from sparseflow.kernels.lane.operators import Pool
 from sparseflow.kernels.layouts.indexed import PixelLayout
 
@@ -109,7 +108,7 @@ def _infer_index(call: relax.Call, _builder: Any) -> Any:
 
 
 def _infer_dense(call: relax.Call, _builder: Any) -> Any:
-    return relax.TensorType(tuple(json.loads(str(call.attrs["out_shape"]))), FLOAT32.name)
+    return relax.TensorType(tuple(json.loads(str(call.attrs["out_shape"]))), call.args[0].ty.fields[0].dtype)
 
 
 def _infer_op(call: relax.Call, _builder: Any) -> Any:
