@@ -138,9 +138,8 @@ class Workload:
     @property
     def output_layout(self) -> LaneLayout:
         """The layout it writes unless its consumers ask for a halo."""
-        return canonical(
-            self.filters, self.out_height, self.out_width, self.vectors.elements(self.maps), self.maps
-        )
+        lanes = self.vectors.elements(self.maps)
+        return canonical(self.filters, self.out_height, self.out_width, lanes, self.maps)
 
     @property
     def weight_shape(self) -> tuple[int, int, int, int]:
@@ -224,9 +223,8 @@ class Workload:
             data[name] = tuple(data[name])
         for name in ("covers", "patterns"):
             data[name] = tuple((int(k), float(d)) for k, d in data[name])
-        for name in ("weights", "maps"):
-            data[name] = ELEMENT_TYPES[data[name]]
-        return cls(**{**data, "target": target_from(data["target"])})
+        types = {name: ELEMENT_TYPES[data[name]] for name in ("weights", "maps")}
+        return cls(**{**data, **types, "target": target_from(data["target"])})
 
 
 @dataclass(frozen=True)

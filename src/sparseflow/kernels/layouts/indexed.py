@@ -76,11 +76,8 @@ class PixelLayout:
 
     def tensors(self, batch: int) -> tuple[tuple[tuple[int, ...], str], ...]:
         """Shape and type of values, bits and count."""
-        return (
-            ((batch, self.size), self.element.storage),
-            ((batch, self.bits_size), "uint64"),
-            ((1,), "int32"),
-        )
+        values = (batch, self.size), self.element.storage
+        return values, ((batch, self.bits_size), "uint64"), ((1,), "int32")
 
     def pixel(self, row: Any, col: Any) -> Any:
         """Offset of the first value of pixel ``(row, col)``."""
@@ -116,7 +113,5 @@ class PixelLayout:
 
     def unpack(self, values: Array) -> Array:
         """The map (N, C, H, W) of ``values``, float32."""
-        shape = (len(values), self.height, self.width, self.stored)
-        return np.ascontiguousarray(
-            np.moveaxis(self.element.decode(values).reshape(shape)[..., : self.channels], -1, 1)
-        )
+        pixels = self.element.decode(values).reshape(len(values), self.height, self.width, self.stored)
+        return np.ascontiguousarray(np.moveaxis(pixels[..., : self.channels], -1, 1))

@@ -157,9 +157,7 @@ class LaneLayout:
         h, w = interior.coordinates()
         row, col = np.divmod(np.arange(self.block[0] * self.block[1]), self.block[1])
         vectors = (row + self.halo[0]) * self.cols + col + self.halo[1]
-        planes = self.element.decode(y).reshape(y.shape[0], self.channels, self.plane, self.lanes)[
-            :, :, vectors
-        ]
+        planes = self.element.decode(y).reshape(len(y), self.channels, self.plane, self.lanes)[:, :, vectors]
         h, w = h[: len(vectors)], w[: len(vectors)]
         out = np.zeros((y.shape[0], self.channels, self.height, self.width), np.float32)
         out[:, :, h[h >= 0], w[h >= 0]] = planes[:, :, h >= 0]
