@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sparseflow.core.codec import decode, dumps, encode, loads
+from sparseflow.core.element_type import ELEMENT_TYPES, ElementType
 from sparseflow.core.formats import PixelBitmap
 from sparseflow.core.latency_table import LayerTimes
 from sparseflow.core.map_profile import MapProfile
@@ -102,6 +103,8 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
         return st.dictionaries(*map(values, arguments), max_size=2)
     if issubclass(hint, Enum):
         return st.sampled_from(list(hint))
+    if hint is ElementType:
+        return st.sampled_from(list(ELEMENT_TYPES.values()))
     fields = {
         name: values(inner)
         for name, inner in get_type_hints(hint).items()

@@ -14,8 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sparseflow.core import (
+    BFLOAT16,
     ELEMENT_TYPES,
     FEATURE_MAP_FORMATS,
+    FLOAT16,
+    FLOAT32,
     FORMATS,
     ElementType,
     IndexFormat,
@@ -28,7 +31,7 @@ from sparseflow.kernels.lane.patterns import assign_patterns
 from sparseflow.kernels.layouts.indexed import PixelLayout
 from sparseflow.kernels.layouts.lane import LaneLayout
 from sparseflow.kernels.target.cpu import AVX2, AVX512, NEON, Cpu
-from sparseflow.kernels.template import TEMPLATES, Candidate, KernelTemplate, readers
+from sparseflow.kernels.template import TEMPLATES, Candidate, KernelTemplate, computed, readers
 from sparseflow.kernels.weight import LayerWeight
 from sparseflow.kernels.workload import Layouts, Workload, covers_of, patterns_of
 
@@ -565,6 +568,18 @@ def test_workload_and_candidate_survive_their_text() -> None:
     assert workload.key() != replace(workload, target=NEON).key()
     candidate = Candidate("taps", {"R": 4, "rows": 2})
     assert Candidate.from_json(candidate.to_json()) == candidate
+
+
+@pytest.mark.parametrize("element", [FLOAT16, BFLOAT16], ids=str)
+def test_maps_of_other_types_are_refused_with_a_reason(element: ElementType) -> None:
+    workload = conv(12, (15, 15), 16, maps=element)
+    assert Workload.from_key(workload.key_exact()) == workload
+    assert workload.key() != conv(12, (15, 15), 16).key()
+    assert workload.input_bytes == 2 * 12 * 15 * 15
+    assert workload.sums is FLOAT32
+    for template in TEMPLATES.values():
+        assert f"maps of float32 only, these are {element}" in str(template.refusal(workload))
+    assert computed(element.name) is None
 
 
 def test_covers_count_the_taps_that_filters_share() -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sparseflow.core import ELEMENT_TYPES
 from sparseflow.core.codec import dumps, loads
 from sparseflow.kernels.layouts.lane import LaneLayout, best_grid, canonical
 from sparseflow.kernels.target.cpu import AVX512
@@ -32,7 +33,8 @@ def layouts(draw: st.DrawFn) -> LaneLayout:
     width = draw(st.integers(1, grid[1] * block[1]))
     halo = tuple(draw(st.integers(0, 3)) for _ in range(4))
     fill = draw(st.sampled_from([0.0, float("-inf")]))
-    return LaneLayout(draw(st.integers(1, 3)), height, width, grid, block, halo, fill)  # type: ignore[arg-type]
+    element = draw(st.sampled_from(list(ELEMENT_TYPES.values())))
+    return LaneLayout(draw(st.integers(1, 3)), height, width, grid, block, halo, fill, element)  # type: ignore[arg-type]
 
 
 @QUICK
@@ -41,15 +43,15 @@ def test_unpack_gives_back_what_was_packed(layout: LaneLayout, batch: int) -> No
     x = _random(batch, layout.channels, layout.height, layout.width)
     packed = layout.pack(x)
     assert packed.shape == (batch, layout.size)
-    assert packed.dtype == np.float32
-    np.testing.assert_array_equal(layout.unpack(packed), x)
+    assert packed.dtype == layout.element.dtype
+    np.testing.assert_array_equal(layout.unpack(packed), layout.element.rounded(x))
 
 
 @QUICK
 @given(layout=layouts())
 def test_each_element_is_the_pixel_its_coordinates_name(layout: LaneLayout) -> None:
-    x = _random(1, layout.channels, layout.height, layout.width)
-    packed = layout.pack(x).reshape(layout.channels, layout.plane, layout.lanes)
+    x = layout.element.rounded(_random(1, layout.channels, layout.height, layout.width))
+    packed = layout.element.decode(layout.pack(x)).reshape(layout.channels, layout.plane, layout.lanes)
     (gh, gw), (bh, bw) = layout.grid, layout.block
     for by in range(gh):
         for bx in range(gw):

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sparseflow.core import ELEMENT_TYPES, ElementType
 from sparseflow.kernels.indexed import operators as pixel_maps
 from sparseflow.kernels.lane.conversions import Strides
 from sparseflow.kernels.lane.operators import Pool
@@ -37,6 +38,15 @@ def run(compile_kernels: Any) -> Any:
 def _same(found: list[Any], expected: tuple[Any, ...]) -> None:
     for mine, theirs in zip(found, expected, strict=True):
         np.testing.assert_array_equal(mine, theirs)
+
+
+@pytest.mark.parametrize("element", ELEMENT_TYPES.values(), ids=str)
+def test_unpack_gives_back_what_was_packed(element: ElementType) -> None:
+    layout, x = PixelLayout(19, 7, 7, HALO, element), _map((2, 19, 7, 7))
+    packed = layout.pack(x)
+    assert tuple((a.shape, str(a.dtype)) for a in packed) == layout.tensors(2)
+    np.testing.assert_array_equal(layout.unpack(packed[0]), element.rounded(x))
+    assert packed[2] == np.count_nonzero(x)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sparseflow.core import ELEMENT_TYPES, ElementType
 from sparseflow.kernels.lane import conversions as relayout
 from sparseflow.kernels.lane.conversions import Strides
 from sparseflow.kernels.layouts.lane import LaneLayout, canonical
@@ -62,6 +63,25 @@ def test_matrices_to_lanes_and_back(threads: int, compile_kernels: Any) -> None:
         )
         back = kernels(f"from{i}", [lanes, relayout.plain_table(layout)], (1, rows * features))
         np.testing.assert_array_equal(back.reshape(rows, features), x)
+
+
+@pytest.mark.parametrize("element", ELEMENT_TYPES.values(), ids=str)
+def test_maps_of_any_type_travel_as_they_are_stored(element: ElementType, compile_kernels: Any) -> None:
+    layout = replace(canonical(3, 7, 9, 16, element), halo=(1, 1, 1, 1), fill=float("-inf"))
+    strides = Strides.nchw(7, 9)
+    x = element.encode(RNG.standard_normal((2, 3 * 7 * 9)))
+    to, back = (np.ones((2, size), element.dtype) for size in (layout.size, 3 * 7 * 9))
+    kernels = compile_kernels(
+        {
+            "to": relayout.to_lanes(2, strides, layout, 1, "to"),
+            "back": relayout.from_lanes(2, layout, strides, 1, "back"),
+        }
+    )
+    (lanes,) = kernels.run("to", [x, relayout.lane_table(layout, strides)], [to])
+    packed = layout.pack(element.decode(x).reshape(2, 3, 7, 9))
+    np.testing.assert_array_equal(_used(lanes, layout), _used(packed, layout))
+    (found,) = kernels.run("back", [lanes, relayout.plain_table(layout)], [back])
+    np.testing.assert_array_equal(found, x)
 
 
 def test_lanes_to_lanes_with_other_blocks_halos_and_fills(compile_kernels: Any) -> None:

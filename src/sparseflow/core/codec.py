@@ -1,8 +1,8 @@
 """Frozen dataclasses as plain JSON data and back, by their type hints: the one codec of all files and IR attributes.
 
 A dataclass is an object with a key for each field. Its fields may hold dataclasses, numbers, strings, truth values,
-None, enumerations (by value), tuples, lists, mappings with keys of strings or whole numbers, unions of these, and
-``Any``, which is plain JSON data. NumPy scalars are written as numbers.
+None, enumerations (by value), element types (by name), tuples, lists, mappings with keys of strings or whole numbers,
+unions of these, and ``Any``, which is plain JSON data. NumPy scalars are written as numbers.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import numpy as np
 
+from sparseflow.core.element_type import ELEMENT_TYPES, ElementType
 from sparseflow.errors import FormatError
 
 T = TypeVar("T")
@@ -35,6 +36,8 @@ def encode(value: Any) -> Any:
         return encode(value.item())
     if isinstance(value, Enum):
         return encode(value.value)
+    if isinstance(value, ElementType):
+        return value.name
     for plain in (bool, int, float, str):
         if isinstance(value, plain):
             return plain(value)
@@ -124,6 +127,10 @@ def _decode(data: Any, hint: Any, path: str, partial: bool) -> Any:
         return _sequence(data, origin, arguments, path, partial)
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return _mapping(data, arguments, path, partial)
+    if hint is ElementType:
+        if not isinstance(data, str) or data not in ELEMENT_TYPES:
+            raise _unlike(path, data, " or ".join(map(repr, ELEMENT_TYPES)))
+        return ELEMENT_TYPES[data]
     if dataclasses.is_dataclass(hint):
         return _record(data, hint, path, partial)
     if isinstance(hint, type) and issubclass(hint, Enum):

@@ -13,9 +13,9 @@ from tvm import relax, tirx
 
 import sparseflow
 from sparseflow.core.checks import flag
-from sparseflow.core.element_type import ELEMENT_TYPES, FLOAT32
+from sparseflow.core.element_type import ELEMENT_TYPES
 from sparseflow.core.map_profile import MapProfile
-from sparseflow.core.plan import cut_summary
+from sparseflow.core.plan import Plan, cut_summary
 from sparseflow.engine.frontends.importer import Imported
 from sparseflow.engine.rest import rest_times
 from sparseflow.engine.runtime.engine import Engine
@@ -67,7 +67,7 @@ class Build:
     sparsify: str = ""
     dump: str | os.PathLike[str] | None = None
     progress: Progress | None = None
-    weights: str = FLOAT32.name
+    weights: str = Plan.weights
 
     def __post_init__(self) -> None:
         def keep(name: str, value: object) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import tvm
 
-from sparseflow.core.element_type import ELEMENT_TYPES, FLOAT32
+from sparseflow.core.element_type import ELEMENT_TYPES
 from sparseflow.core.map_profile import MapCounter, MapProfile
 from sparseflow.engine.build import Build, build, inside_tvm
 from sparseflow.engine.frontends.importer import Imported, TensorSpec
@@ -58,7 +58,7 @@ def profile_maps(imported: Imported, inputs: Iterable[Any], how: Build | None = 
         canonicalise = Canonicalise(how.target, how.threads, ELEMENT_TYPES[how.weights])
         mod = tvm.transform.Sequential([canonicalise, Propagate()])(imported.mod)
         exposed = expose_maps(mod)
-    outputs = tuple(TensorSpec(f"map{i}", shape, FLOAT32.name) for i, shape in enumerate(exposed.shapes))
+    outputs = tuple(TensorSpec(f"map{i}", *kind) for i, kind in enumerate(exposed.types))
     engine = build(replace(imported, mod=exposed.mod, outputs=outputs), how) if outputs else None
     if engine is None:
         how.say("calibrate: no layer reads another's result, so that only the model's own inputs are counted")

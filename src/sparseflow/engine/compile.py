@@ -9,7 +9,6 @@ from typing import Any
 
 import tvm
 
-from sparseflow.core.element_type import FLOAT32
 from sparseflow.core.map_profile import MapProfile
 from sparseflow.core.plan import Cut
 from sparseflow.engine.build import Build, Progress, build, inside_tvm
@@ -29,7 +28,7 @@ def compile(
     threads: int = 1,
     measure: bool = True,
     exact: bool = False,
-    weights: str = FLOAT32.name,
+    weights: str = Build.weights,
     target: str | Mapping[str, Any] = "native",
     shapes: Mapping[str, Sequence[int]] | None = None,
     sparsify: str = "",

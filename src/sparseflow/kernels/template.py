@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from tvm import tirx
 
 from sparseflow.core.codec import dumps, loads
-from sparseflow.core.element_type import ELEMENT_TYPES, ElementType
+from sparseflow.core.element_type import FLOAT32, ElementType
 from sparseflow.kernels.weight import LayerWeight
 from sparseflow.kernels.workload import Array, Layouts, Workload
 from sparseflow.registry import Registry
@@ -52,6 +52,8 @@ class KernelTemplate(ABC):
     narrow : bool
         Whether it can store weights in `Workload.weights` where that has fewer bits than the sums; the others store
         the same numbers in the type of the sums.
+    maps : tuple of ElementType
+        In which it can read and write feature maps.
     unions : bool
         Whether it takes a residual through an index (`Workload.residual_channels`), and leaves out `Workload.passed`
         filters; templates that do not compute them as zeros.
@@ -63,10 +65,13 @@ class KernelTemplate(ABC):
     sparse_input: bool = False
     exact: bool = True
     narrow: bool = False
+    maps: tuple[ElementType, ...] = (FLOAT32,)
     unions: bool = False
 
     def refusal(self, workload: Workload) -> str | None:
-        """`rejects`, and before it what no template but those that pick the residual's channels can do."""
+        """`rejects`, and before it what holds for any template: the type of its maps, the channels of the residual."""
+        if workload.maps not in self.maps:
+            return f"it computes maps of {', '.join(map(str, self.maps))} only, these are {workload.maps}"
         if workload.residual_channels and not self.unions:
             return "the residual has other channels than the result; this kernel adds it in order only"
         return self.rejects(workload)
@@ -74,11 +79,11 @@ class KernelTemplate(ABC):
     def stored(self, workload: Workload, candidate: Candidate) -> ElementType:
         """The type in which ``candidate`` stores weights: the workload's if its parameter ``bits`` says so."""
         narrow = candidate.parameters.get("bits") == workload.weights.bits
-        return workload.weights if narrow else ELEMENT_TYPES[workload.weights.accumulator]
+        return workload.weights if narrow else workload.sums
 
     def in_types(self, workload: Workload, candidate: Candidate) -> list[Candidate]:
         """``candidate`` once for each type in which it can store the weights, the narrower first."""
-        if not self.narrow or workload.weights.bits == ELEMENT_TYPES[workload.weights.accumulator].bits:
+        if not self.narrow or workload.weights.bits == workload.sums.bits:
             return [candidate]
         narrow = {**candidate.parameters, "bits": workload.weights.bits}
         return [Candidate(candidate.template, narrow), candidate]
@@ -122,6 +127,11 @@ TEMPLATES: Registry[KernelTemplate] = Registry(
 def readers(format: str) -> tuple[str, ...]:
     """The templates that read weights in an index format; none if it serves accounting and export only."""
     return tuple(name for name, template in TEMPLATES.items() if template.format == format)
+
+
+def computed(dtype: object) -> ElementType | None:
+    """The element type that TVM calls ``dtype``, if a template computes maps of it."""
+    return next((e for t in TEMPLATES.values() for e in t.maps if e.name == str(dtype)), None)
 
 
 def register(template: type[KernelTemplate]) -> type[KernelTemplate]:

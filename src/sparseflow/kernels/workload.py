@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from sparseflow.core.codec import encode
 from sparseflow.core.element_type import ELEMENT_TYPES, FLOAT32, ElementType
 from sparseflow.kernels.layouts.indexed import PixelLayout
 from sparseflow.kernels.layouts.lane import LaneLayout, canonical
@@ -62,7 +63,9 @@ class Workload:
     map_density : float
         Fraction of the input map that is not zero, from calibration; 1.0 when it is not calibrated.
     weights : ElementType
-        All weights are numbers of this type; a kernel may store them as such. Maps, bias and sums are float32.
+        All weights are numbers of this type; a kernel may store them as such.
+    maps : ElementType
+        In which input, residual and output are stored; bias and sums are of its `ElementType.accumulator`.
     halo : (int, int, int, int)
         Rows and columns around the output that its consumers read and this layer fills: top, left, bottom, right.
     """
@@ -89,6 +92,7 @@ class Workload:
     residual_channels: int = 0
     map_density: float = 1.0
     weights: ElementType = FLOAT32
+    maps: ElementType = FLOAT32
     halo: tuple[int, int, int, int] = (0, 0, 0, 0)
     target: Target = field(kw_only=True)
 
@@ -96,6 +100,11 @@ class Workload:
     def vectors(self) -> VectorUnit:
         """The target's registers."""
         return self.target.vectors
+
+    @property
+    def sums(self) -> ElementType:
+        """The type of the sums of products, and of the bias."""
+        return ELEMENT_TYPES[self.maps.accumulator]
 
     @property
     def live(self) -> int:
@@ -129,7 +138,8 @@ class Workload:
     @property
     def output_layout(self) -> LaneLayout:
         """The layout it writes unless its consumers ask for a halo."""
-        return canonical(self.filters, self.out_height, self.out_width, self.vectors.lanes)
+        lanes = self.vectors.elements(self.maps)
+        return canonical(self.filters, self.out_height, self.out_width, lanes, self.maps)
 
     @property
     def weight_shape(self) -> tuple[int, int, int, int]:
@@ -145,12 +155,12 @@ class Workload:
     @property
     def input_bytes(self) -> int:
         """Bytes of one image of the input map."""
-        return FLOAT32.nbytes * self.channels * self.height * self.width
+        return self.maps.nbytes * self.channels * self.height * self.width
 
     @property
     def output_bytes(self) -> int:
         """Bytes of one image of the output map."""
-        return FLOAT32.nbytes * self.filters * self.out_height * self.out_width
+        return self.maps.nbytes * self.filters * self.out_height * self.out_width
 
     @property
     def weight_bytes(self) -> int:
@@ -187,8 +197,8 @@ class Workload:
         top, left = self.padding[:2]
         bottom = max(0, (self.out_height - 1) * sh + dh * (kh - 1) - top - (self.height - 1))
         right = max(0, (self.out_width - 1) * sw + dw * (kw - 1) - left - (self.width - 1))
-        source = PixelLayout(self.channels, self.height, self.width, (top, left, bottom, right))
-        output = PixelLayout(self.filters, self.out_height, self.out_width)
+        source = PixelLayout(self.channels, self.height, self.width, (top, left, bottom, right), self.maps)
+        output = PixelLayout(self.filters, self.out_height, self.out_width, element=self.maps)
         return Layouts(source, output, output if self.residual else None)
 
     def key(self) -> str:
@@ -203,7 +213,7 @@ class Workload:
 
     def key_exact(self) -> str:
         """Like `key` with the densities as they are; `from_key` reads it."""
-        return json.dumps({**asdict(self), "weights": self.weights.name}, sort_keys=True)
+        return json.dumps(encode(self), sort_keys=True)
 
     @classmethod
     def from_key(cls, text: str) -> Workload:
@@ -213,8 +223,8 @@ class Workload:
             data[name] = tuple(data[name])
         for name in ("covers", "patterns"):
             data[name] = tuple((int(k), float(d)) for k, d in data[name])
-        types = {"target": target_from(data["target"]), "weights": ELEMENT_TYPES[data["weights"]]}
-        return cls(**{**data, **types})
+        types = {name: ELEMENT_TYPES[data[name]] for name in ("weights", "maps")}
+        return cls(**{**data, **types, "target": target_from(data["target"])})
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ class Operator(ABC):
 
         One that reduces ignores ``out``, here and below; ``positive`` tells that no operand has a negative value.
         """
-        return [canonical(*shape, lanes) for shape in shapes]
+        return [canonical(*shape, lanes, out.element) for shape in shapes]
 
     @abstractmethod
     def on_lanes(self, sources: Sequence[LaneLayout], out: LaneLayout, where: Setting) -> Make:

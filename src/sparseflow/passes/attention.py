@@ -16,7 +16,6 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from sparseflow.core.element_type import FLOAT32
 from sparseflow.kernels.lane.attention import Attention
 from sparseflow.kernels.template import TEMPLATES, Candidate
 from sparseflow.kernels.workload import Array
@@ -104,7 +103,7 @@ def _match(graph: Graph, softmax: Expr) -> _Match | None:
     if shape is None or v.scale != 1.0:
         return None
     if mask is not None:
-        sizes = _mask_shape(mask, shape, rank)
+        sizes = _mask_shape(mask, q.source, shape, rank)
         if sizes is None:
             return None
         shape = replace(shape, mask=sizes)
@@ -217,9 +216,9 @@ def _first(view: _View, shape: tuple[int, int, int, int]) -> int | None:
     return first if same else None
 
 
-def _mask_shape(mask: Expr, shape: Attention, rank: int) -> tuple[int, ...] | None:
-    """The mask's shape with four dimensions; None if the kernel cannot read it."""
-    if str(mask.ty.dtype.dtype) != FLOAT32.name:
+def _mask_shape(mask: Expr, x: Expr, shape: Attention, rank: int) -> tuple[int, ...] | None:
+    """The mask's shape with four dimensions; None if the kernel of ``x`` cannot read it."""
+    if mask.ty.dtype != x.ty.dtype:
         return None
     sizes = shape_of(mask)
     if rank == 3:  # images and heads in one dimension: only what is the same for all

@@ -10,9 +10,10 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from sparseflow.core.element_type import FLOAT32, ElementType
+from sparseflow.core.element_type import ELEMENT_TYPES, ElementType
 from sparseflow.errors import CompileError, ElementTypeError
 from sparseflow.kernels.target.base import Target
+from sparseflow.kernels.template import computed
 from sparseflow.kernels.workload import Array, Workload
 from sparseflow.ops.activations import activation_of
 from sparseflow.ops.expressions import is_constant, op_name, shape_of
@@ -47,7 +48,7 @@ class Canonicalise:
     with batch norm in ``w`` and ``b`` (b' = (b - mean)·γ/√(var + ε) + β, w' = w·γ/√(var + ε)).
     """
 
-    def __init__(self, target: Target, threads: int = 1, weights: ElementType = FLOAT32) -> None:
+    def __init__(self, target: Target, threads: int = 1, weights: ElementType = Workload.weights) -> None:
         self.target, self.threads, self.weights = target, threads, weights
 
     def transform_module(self, mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
@@ -85,6 +86,7 @@ class Canonicalise:
             threads=self.threads,
             target=self.target,
             weights=self.weights,
+            maps=ELEMENT_TYPES[str(layer.x.ty.dtype)],
         ).with_zeros_of(values)
         attrs = LayerAttrs(layer.name, workload, layer.out_shape)
         bias = [] if layer.bias is None else [constant(layer.bias, f"{layer.name}.bias")]
@@ -114,7 +116,7 @@ def _start(graph: Graph, var: Expr) -> _Layer | None:
 def _conv2d(graph: Graph, var: Expr, call: Expr) -> _Layer | None:
     a, weight = call.attrs, graph.value(call.args[1])
     layouts = (str(a.data_layout), str(a.kernel_layout), str(a.out_layout))
-    if not is_constant(weight) or layouts != ("NCHW", "OIHW", "NCHW") or weight.value.dtype != FLOAT32.name:
+    if not is_constant(weight) or layouts != ("NCHW", "OIHW", "NCHW") or computed(weight.ty.dtype) is None:
         return None
     batch, channels, height, width = shape_of(call.args[0])
     values = weight.value.numpy()
@@ -141,7 +143,7 @@ def _linear(graph: Graph, var: Expr, call: Expr) -> _Layer | None:
     if transposed:
         weight = graph.value(weight).args[0]
     weight = graph.value(weight)
-    if not is_constant(weight) or len(shape_of(weight)) != 2 or weight.value.dtype != FLOAT32.name:
+    if not is_constant(weight) or len(shape_of(weight)) != 2 or computed(weight.ty.dtype) is None:
         return None
     values = weight.value.numpy() if transposed else weight.value.numpy().T
     shape = shape_of(x)
@@ -247,7 +249,7 @@ def _arithmetic(graph: Graph, layer: _Layer, name: str, step: Expr) -> bool:
         return True
     operand = step.args[1 - mine]
     same = operand != layer.var and shape_of(operand) == layer.out_shape and name == "relax.add"
-    if same and operand.ty.dtype == FLOAT32.name:
+    if same and operand.ty.dtype == layer.x.ty.dtype:
         layer.residual = operand
         return True
     return False

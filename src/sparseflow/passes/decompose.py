@@ -16,7 +16,7 @@ import tvm
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from sparseflow.core.element_type import FLOAT32
+from sparseflow.kernels.template import computed
 from sparseflow.ops.expressions import op_name, scalar
 
 ATTENTION = ("relax.nn.attention", "relax.nn.attention_bias")
@@ -96,10 +96,10 @@ class _Rewrite(PyExprMutator):
         if len(count) < 3 or any(isinstance(a, tvm.ir.GenericConst) for a in operands):
             return None
         side = 0 if count[0] <= count[1] else 1
-        if count[side] >= count[2] or str(product.ty.dtype) != FLOAT32.name:
+        if count[side] >= count[2] or computed(product.ty.dtype) is None:
             return None
         value = number if name == "relax.multiply" else 1.0 / number
-        scaled = relax.op.multiply(operands[side], relax.const(np.float32(value)))
+        scaled = relax.op.multiply(operands[side], relax.const(value, str(product.ty.dtype)))
         operands[side] = self.builder_.emit(scaled)
         return relax.op.matmul(*operands, out_dtype=made.attrs.out_dtype)
 

@@ -36,19 +36,19 @@ class ExposedMaps:
     mod : tvm.IRModule
     layers : tuple of ExposedLayer
         Every layer with weights, in order.
-    shapes : tuple of tuple of int
-        Of the results.
+    types : tuple of (tuple of int, str)
+        Shape and data type of the results.
     """
 
     mod: tvm.IRModule
     layers: tuple[ExposedLayer, ...]
-    shapes: tuple[tuple[int, ...], ...]
+    types: tuple[tuple[tuple[int, ...], str], ...]
 
 
 def expose_maps(mod: tvm.IRModule) -> ExposedMaps:
     """``mod`` with its layers' inputs for results, each once; its own inputs are not among them.
 
-    Where no layer reads a computed map, the module stays as it is and there are no ``shapes``.
+    Where no layer reads a computed map, the module stays as it is and there are no ``types``.
     """
     graph = Graph(mod)
     parameters = list(graph.function.params)
@@ -70,7 +70,7 @@ def expose_maps(mod: tvm.IRModule) -> ExposedMaps:
     rebuild.graph.output = relax.Tuple(found) if len(found) > 1 else found[0]
     exposed = rebuild.run(lambda _rebuild, _var, _value: None)
     exposed = relax.transform.DeadCodeElimination()(exposed)
-    return ExposedMaps(exposed, tuple(layers), tuple(shape_of(x) for x in found))
+    return ExposedMaps(exposed, tuple(layers), tuple((shape_of(x), str(x.ty.dtype)) for x in found))
 
 
 @tvm.transform.module_pass(opt_level=0, name="sparseflow.WriteDensities")

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sparseflow.core.activations import ACTIVATIONS
-from sparseflow.core.element_type import FLOAT32
+from sparseflow.core.element_type import ELEMENT_TYPES
 from sparseflow.kernels.layouts.lane import LaneLayout, canonical
-from sparseflow.kernels.template import TEMPLATES, Candidate
+from sparseflow.kernels.template import TEMPLATES, Candidate, computed
 from sparseflow.kernels.workload import Workload
 from sparseflow.ops.expressions import op_name, shape_of
 from sparseflow.ops.operator import Operator, operator_of
@@ -96,10 +96,10 @@ def images(shape: tuple[int, ...], view: str) -> int:
 def _node(nodes: dict[Expr, Node], var: Expr, value: Expr, lanes: int) -> Node | None:
     if is_layer(value):
         return _layer(value)
-    if getattr(var.ty, "shape", None) is None or str(getattr(var.ty, "dtype", "")) != FLOAT32.name:
+    if getattr(var.ty, "shape", None) is None or computed(var.ty.dtype) is None:
         return None
     if op_name(value) == DENSE_MAP:
-        layout = canonical(*logical(shape_of(var), "nchw"), lanes)
+        layout = canonical(*logical(shape_of(var), "nchw"), lanes, ELEMENT_TYPES[str(var.ty.dtype)])
         return Node(None, None, [], layout, "nchw", [], bool(value.attrs["positive"]))
     operator = operator_of(value)
     return None if operator is None else _operator(nodes, var, value, operator, lanes)
@@ -119,7 +119,7 @@ def _operator(nodes: dict[Expr, Node], var: Expr, value: Expr, operator: Operato
             return None
     shapes = [logical(shape_of(o), view) for o in operands]
     layout = shapes[0] if operator.reduces else logical(shape_of(var), view)
-    out = canonical(*layout, lanes)
+    out = canonical(*layout, lanes, ELEMENT_TYPES[str(var.ty.dtype)])
     needs = operator.needs(out, shapes, lanes, all(positive))
     non_negative = operator.non_negative(positive)
     return Node(None, operator, operands, None if operator.reduces else out, view, needs, non_negative)
@@ -144,4 +144,4 @@ def _takes_lanes(attrs: LayerAttrs) -> bool:
     if attrs.candidate:
         return TEMPLATES[Candidate.from_json(attrs.candidate).template].layout == "lanes"
     on_lanes = (t for t in TEMPLATES.values() if (t.layout, t.format) == ("lanes", "dense"))
-    return any(t.rejects(attrs.workload) is None for t in on_lanes)
+    return any(t.refusal(attrs.workload) is None for t in on_lanes)

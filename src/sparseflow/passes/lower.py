@@ -12,7 +12,6 @@ from typing import Any
 import tvm
 from tvm import relax, tirx
 
-from sparseflow.core.element_type import FLOAT32
 from sparseflow.kernels.lane import conversions as relayout
 from sparseflow.kernels.lane.conversions import Strides
 from sparseflow.kernels.layouts.lane import LaneLayout
@@ -232,7 +231,7 @@ class _Lowering:
 
     def _call(self, kernel: Any, tensors: list[Expr], shape: tuple[int, ...]) -> Expr:
         return self.rebuild.emit(
-            relax.call_tir(kernel, relax.Tuple(tensors), relax.TensorType(shape, FLOAT32.name))
+            relax.call_tir(kernel, relax.Tuple(tensors), relax.TensorType(shape, tensors[0].ty.dtype))
         )
 
     def reshaped(self, tensor: Expr, shape: tuple[int, ...]) -> Expr:

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 from tvm import relax
 
 from sparseflow.core.codec import loads
-from sparseflow.core.element_type import FLOAT32
 from sparseflow.kernels.indexed import operators as pixel_maps
 from sparseflow.kernels.indexed.density_switch import Spec, Stage, density_switch
 from sparseflow.kernels.lane.conversions import Strides
@@ -103,7 +102,7 @@ class MapLowering:
             repr((shape[0], layout, out)),
             lambda n: pixel_maps.from_pixels(shape[0], layout, out, self.all.threads, n),
         )
-        call = _call(kernel, [self._field(value.args[0], 0)], (((shape[0], size), FLOAT32.name),))
+        call = _call(kernel, [self._field(value.args[0], 0)], (((shape[0], size), layout.element.storage),))
         tensor = self.all.rebuild.emit(call)
         if isinstance(out, LaneLayout):
             self.all.lanes[var] = tensor
@@ -121,7 +120,7 @@ class MapLowering:
         kernel = self.all.kernel(f"map_{operator.name}", repr(make), make)
         if not operator.reduces:
             return _call(kernel, tensors, out.tensors(batch))
-        result = _call(kernel, tensors, (((batch, out.channels), FLOAT32.name),))
+        result = _call(kernel, tensors, (((batch, out.channels), out.element.storage),))
         return self.all.reshaped(self.all.rebuild.emit(result), shape_of(var))
 
     def _layer(self, value: Expr) -> Expr:
@@ -183,7 +182,7 @@ class LayerSwitch:
         )
         if self.dense is not None:
             for name, layout in self._plain_maps().items():
-                found[name] = ((batch, layout.size), FLOAT32.name)
+                found[name] = ((batch, layout.size), layout.element.storage)
         return found
 
     def _plain_maps(self) -> dict[str, LaneLayout]:
@@ -238,7 +237,7 @@ class LayerSwitch:
             "x": values,
             "x_bits": bits,
             "count": count,
-            "bias": ((w.filters,), FLOAT32.name),
+            "bias": ((w.filters,), w.sums.storage),
         }
         if self.use.residual is not None:
             specs["residual"] = self.use.residual.tensors(w.batch)[0]

@@ -7,13 +7,12 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sparseflow.core.element_type import FLOAT32
 from sparseflow.core.plan import CandidateTime, LayerPlan
 from sparseflow.kernels.indexed import operators as pixel_maps
 from sparseflow.kernels.lane.conversions import Strides
 from sparseflow.kernels.layouts.indexed import PixelLayout
 from sparseflow.kernels.layouts.lane import LaneLayout
-from sparseflow.kernels.template import TEMPLATES, Candidate
+from sparseflow.kernels.template import TEMPLATES, Candidate, computed
 from sparseflow.kernels.tuning.map_times import MapTimes
 from sparseflow.kernels.workload import Workload
 from sparseflow.ops.expressions import inputs_of, shape_of
@@ -199,7 +198,7 @@ class _Assessment:
         if var in self.edges:
             return self.edges[var]
         shape = shape_of(var)
-        if len(shape) != 4 or var.ty.dtype != FLOAT32.name:
+        if len(shape) != 4 or computed(var.ty.dtype) is None:
             return Edge(0.0, 0.0)
         node, batch, threads = self.nodes.get(var), shape[0], self._threads
         plain: LaneLayout | Strides = Strides.nchw(*shape[2:])

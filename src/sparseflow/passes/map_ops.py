@@ -15,7 +15,7 @@ from typing import Any
 from tvm import ir, relax
 
 from sparseflow.core.codec import dumps, loads
-from sparseflow.core.element_type import FLOAT32
+from sparseflow.core.element_type import ELEMENT_TYPES
 from sparseflow.kernels.layouts.indexed import PixelLayout
 from sparseflow.ops.expressions import shape_of
 from sparseflow.ops.operator import OPERATORS, Operator
@@ -50,7 +50,7 @@ class MapUse:
 def map_of(var: Expr) -> PixelLayout:
     """The layout of an NCHW tensor as an indexed map without halo."""
     _, channels, height, width = shape_of(var)
-    return PixelLayout(channels, height, width)
+    return PixelLayout(channels, height, width, element=ELEMENT_TYPES[str(var.ty.dtype)])
 
 
 def map_type(layout: PixelLayout, batch: int) -> Any:
@@ -101,14 +101,13 @@ def _infer_index(call: relax.Call, _builder: Any) -> Any:
 
 
 def _infer_dense(call: relax.Call, _builder: Any) -> Any:
-    return relax.TensorType(tuple(json.loads(str(call.attrs["out_shape"]))), FLOAT32.name)
+    return relax.TensorType(tuple(json.loads(str(call.attrs["out_shape"]))), call.args[0].ty.fields[0].dtype)
 
 
-def _infer_op(call: relax.Call, builder: Any) -> Any:
+def _infer_op(call: relax.Call, _builder: Any) -> Any:
     operator, _, out = map_operator(call)
-    if operator.reduces:
-        return _infer_dense(call, builder)
-    return map_type(out, json.loads(str(call.attrs["out_shape"]))[0])
+    shape = tuple(json.loads(str(call.attrs["out_shape"])))
+    return relax.TensorType(shape, out.element.name) if operator.reduces else map_type(out, shape[0])
 
 
 for _name, _infer in ((INDEX_MAP, _infer_index), (DENSE_MAP, _infer_dense), (MAP_OP, _infer_op)):

@@ -19,7 +19,6 @@ import tvm
 from tvm import ir, relax
 
 from sparseflow.core.codec import dumps, loads
-from sparseflow.core.element_type import FLOAT32
 from sparseflow.core.formats import FORMATS, KernelIndex
 from sparseflow.kernels.lane.attention import Attention
 from sparseflow.kernels.workload import Array, Workload
@@ -163,7 +162,7 @@ def _infer(call: relax.Call, _builder: Any) -> Any:
         attrs = LayerAttrs.of(call)
         if attrs.map_use is not None:
             return map_type(attrs.map_use.output, attrs.workload.batch)
-    return relax.TensorType(tuple(json.loads(str(call.attrs["out_shape"]))), FLOAT32.name)
+    return relax.TensorType(tuple(json.loads(str(call.attrs["out_shape"]))), call.args[0].ty.dtype)
 
 
 for _name in (CONV2D, LINEAR, ATTENTION):

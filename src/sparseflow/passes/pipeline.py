@@ -9,11 +9,12 @@ from typing import Any
 import tvm
 from tvm import relax
 
-from sparseflow.core.element_type import FLOAT32, ElementType
+from sparseflow.core.element_type import ElementType
 from sparseflow.core.map_profile import MapProfile
 from sparseflow.kernels.cpu_rules.dense_matmul import legalize_matmul
 from sparseflow.kernels.tuning.map_times import MapTimes
 from sparseflow.kernels.tuning.selector import Selector
+from sparseflow.kernels.workload import Workload
 from sparseflow.passes.attention import FuseAttention
 from sparseflow.passes.canonicalise import Canonicalise
 from sparseflow.passes.comparisons import KEEP_NAN
@@ -35,7 +36,7 @@ def phases(
     selector: Selector,
     threads: int = 1,
     profile: MapProfile | None = None,
-    weights: ElementType = FLOAT32,
+    weights: ElementType = Workload.weights,
 ) -> dict[str, list[Any]]:
     """The passes of each phase, in order.
 
@@ -82,7 +83,7 @@ def run(
     observe: Observer | None = None,
     profile: MapProfile | None = None,
     say: Say | None = None,
-    weights: ElementType = FLOAT32,
+    weights: ElementType = Workload.weights,
 ) -> tvm.IRModule:
     """The module after all phases.
 

@@ -12,7 +12,7 @@ from sparseflow.cli import options, output
 from sparseflow.cli.calibration import calibration_calls
 from sparseflow.cli.models import ModelRequest, load_model
 from sparseflow.core.codec import encode
-from sparseflow.core.element_type import FLOAT32
+from sparseflow.core.plan import Plan
 
 
 def register(app: typer.Typer) -> None:
@@ -32,7 +32,7 @@ def command(
     threads: options.ThreadsOption = 1,
     no_measure: options.NoMeasureOption = False,
     exact: options.ExactOption = False,
-    weights: options.WeightsOption = FLOAT32.name,
+    weights: options.WeightsOption = Plan.weights,
     calibrate: options.CalibrateOption = None,
     samples: options.SamplesOption = 32,
     target: Annotated[

@@ -10,7 +10,6 @@ import typer
 
 from sparseflow.cli import options, output
 from sparseflow.core.codec import encode
-from sparseflow.core.element_type import FLOAT32
 from sparseflow.core.plan import Cut, LayerPlan, OperatorTime, Plan
 from sparseflow.errors import InputError
 
@@ -71,7 +70,7 @@ def layer_table(plan: Plan) -> Table:
     title = f"{len(plan.layers)} layers with weights, {plan.threads} thread(s), {how} on {plan.target}"
     if plan.exact:
         title += ", --exact"
-    if plan.weights != FLOAT32.name:
+    if plan.weights != Plan.weights:
         title += f", weights {plan.weights}"
     if plan.sparsify:
         title += f"\nsparsified: {plan.sparsify}"

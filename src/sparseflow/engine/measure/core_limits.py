@@ -9,7 +9,6 @@ import numpy as np
 import tvm
 from tvm.tirx.script import builder as T
 
-from sparseflow.core.element_type import FLOAT32
 from sparseflow.core.kernel_speed import GIGA, Limits
 from sparseflow.engine.target.machine import cache_bytes, machine_name
 from sparseflow.kernels.ir import emit
@@ -64,8 +63,8 @@ def read_probe(target: Target, nbytes: int) -> Probe:
     """Sums a buffer of about ``nbytes`` vector by vector, again and again."""
     unit = target.vectors
     lanes, sums = unit.lanes, _sums(unit)
-    steps = max(1, nbytes // (FLOAT32.nbytes * lanes * sums))
-    passes = max(1, _READ_BYTES // (steps * FLOAT32.nbytes * lanes * sums))
+    steps = max(1, nbytes // (unit.bits // 8 * sums))
+    passes = max(1, _READ_BYTES // (steps * unit.bits // 8 * sums))
     with emit.prim_func("read") as finish:
         x = emit.arg("x", (steps * sums * lanes,))
         y = emit.arg("y", (sums * lanes,))
@@ -79,7 +78,7 @@ def read_probe(target: Target, nbytes: int) -> Probe:
             T.buffer_store(y, acc[i], [emit.ramp(i * lanes, lanes)])
     module = tvm.compile(tvm.IRModule({"read": finish()}), target=target.tvm)
     data = _tensor(np.ones(steps * sums * lanes, np.float32))
-    work = float(passes * steps * sums * lanes * FLOAT32.nbytes)
+    work = float(passes * steps * sums * unit.bits // 8)
     return Probe(module, "read", [data, _tensor(np.zeros(sums * lanes, np.float32))], work, target.device)
 
 

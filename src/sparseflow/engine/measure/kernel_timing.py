@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from sparseflow.core import parse_sparsify
-from sparseflow.core.element_type import FLOAT32
 from sparseflow.core.kernel_speed import GIGA, KernelRun, Layer, SpeedPoint, kernel_label
 from sparseflow.engine.measure.core_limits import Probe, fma_probe
 from sparseflow.engine.target.machine import machine_name
@@ -199,7 +198,7 @@ def sparse_candidates(workload: Workload) -> list[Candidate]:
     for name, template in TEMPLATES.items():
         if template.format == DENSE:
             continue
-        reason = template.rejects(thin)
+        reason = template.refusal(thin)
         found = template.candidates(workload) if reason is None else []
         if reason is not None:
             reasons.append(f"{name}: {reason}")
@@ -233,7 +232,7 @@ def traffic(workload: Workload, candidate: Candidate, weight: LayerWeight) -> tu
         return None, memory
     tiles = positions / (p["rows"] * p["V"] * workload.vectors.lanes)
     chunks = math.ceil(workload.channels / p["chunk"]) if p.get("chunk") else 1
-    loads = float(FLOAT32.nbytes) * packed["data"].size / p["R"] * positions
+    loads = float(workload.maps.nbytes) * packed["data"].size / p["R"] * positions
     return loads + stored * tiles + output * (2 * chunks - 1), memory
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import tvm
 
-from sparseflow.core.element_type import FLOAT32
 from sparseflow.engine.build import Build, Progress, build, inside_tvm
 from sparseflow.engine.frontends.importer import Imported, TensorSpec, import_model
 from sparseflow.engine.runtime.manifest import Signature
@@ -88,7 +87,7 @@ def compile_stream(
         phases = pipeline.phases(how.selector(), how.threads)
         passes = [p for name in ("canonicalise", "propagate", "index") for p in phases[name]]
         parts = split(tvm.transform.Sequential(passes)(imported.mod))
-    specs = tuple(TensorSpec(f"map{i}", shape_of(v), FLOAT32.name) for i, v in enumerate(parts.boundary))
+    specs = tuple(TensorSpec(f"map{i}", shape_of(v), str(v.ty.dtype)) for i, v in enumerate(parts.boundary))
     rest = build(Imported(parts.rest, specs, imported.outputs), how)
     return _Builder(parts, how).engine(imported, rest, threshold)
 

@@ -182,9 +182,7 @@ def _linear(graph: Graph, var: Expr, value: Expr, maps: dict[Expr, tuple[int, in
 def _module(mod: tvm.IRModule, bindings: list[Any], boundary: tuple[Expr, ...]) -> tvm.IRModule:
     """``bindings`` as a module whose parameters are the maps that they read."""
     rebuild = Rebuild(mod)
-    params = [
-        relax.Var(f"map{i}", relax.TensorType(shape_of(v), FLOAT32.name)) for i, v in enumerate(boundary)
-    ]
+    params = [relax.Var(f"map{i}", relax.TensorType(shape_of(v), v.ty.dtype)) for i, v in enumerate(boundary)]
     rebuild.env = dict(zip(boundary, params, strict=True))
     builder = rebuild.builder
     with builder.function("main", params):

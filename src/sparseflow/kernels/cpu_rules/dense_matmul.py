@@ -21,8 +21,8 @@ import numpy as np
 import tvm
 from tvm import relax, s_tir, tirx
 
-from sparseflow.core.element_type import FLOAT32
 from sparseflow.errors import CompileError
+from sparseflow.kernels.ir.math import F32
 from sparseflow.kernels.target.base import VectorUnit
 
 from .expr import Expr, const
@@ -157,9 +157,9 @@ class _Matmul:
     def function(self, operands: Operands | None) -> tirx.PrimFunc:
         """The PrimFunc, marked as scheduled and as not to be fused."""
         passed = dict(zip("ABC", operands, strict=True)) if operands else self.sizes
-        params = {n: tirx.decl_buffer(s, FLOAT32.name, n) for n, s in passed.items()}
+        params = {n: tirx.decl_buffer(s, F32, n) for n, s in passed.items()}
         self.flat = {
-            n: tirx.decl_buffer((prod(self.sizes[n]),), FLOAT32.name, f"{n}_flat", data=tirx.buffer_data(b))
+            n: tirx.decl_buffer((prod(self.sizes[n]),), F32, f"{n}_flat", data=tirx.buffer_data(b))
             for n, b in params.items()
         }
         batches = prod(self.shape.batch)
@@ -222,9 +222,7 @@ class _Matmul:
         lanes = self.lanes
         groups = [lanes] * (width // lanes) + ([width % lanes] if width % lanes else [])
         padded = lanes * len(groups)
-        panel = (
-            tirx.decl_buffer((depth * padded,), FLOAT32.name, "panel", scope="local") if self.packed else None
-        )
+        panel = tirx.decl_buffer((depth * padded,), F32, "panel", scope="local") if self.packed else None
 
         def b_element(k: Expr, j: Expr) -> Expr:
             if panel is not None:
@@ -283,7 +281,7 @@ class _Matmul:
         lanes, shape = self.lanes, self.shape
         a_base, c_base = self._base("A", batch), self._base("C", batch)
         # one buffer a row: TVM keeps what is smaller than a kilobyte on the stack, where it becomes registers
-        acc = [tirx.decl_buffer((len(groups) * lanes,), FLOAT32.name, f"acc{r}") for r in range(count)]
+        acc = [tirx.decl_buffer((len(groups) * lanes,), F32, f"acc{r}") for r in range(count)]
 
         def each(make: Callable[[int, Expr], Any]) -> list[Any]:
             return [
@@ -296,7 +294,7 @@ class _Matmul:
             return c_base + (row + r) * shape.columns + column + j
 
         def begin(r: int, j: Expr) -> Any:
-            value = const(0.0, FLOAT32.name) if first else tirx.BufferLoad(self.flat["C"], [c_offset(r, j)])
+            value = const(0.0, F32) if first else tirx.BufferLoad(self.flat["C"], [c_offset(r, j)])
             return tirx.BufferStore(acc[r], value, [j])
 
         def finish(r: int, j: Expr) -> Any:
@@ -316,7 +314,7 @@ class _Matmul:
 def _static(expr: Any) -> tuple[int, ...] | None:
     """A tensor's shape if all of it is known and its elements are float32."""
     kind = expr.ty
-    if getattr(kind, "shape", None) is None or str(kind.dtype) != FLOAT32.name:
+    if getattr(kind, "shape", None) is None or str(kind.dtype) != F32:
         return None
     sizes = [int(d) if isinstance(d, tirx.IntImm) else None for d in kind.shape]
     return None if any(s is None for s in sizes) else tuple(s for s in sizes if s is not None)
@@ -345,8 +343,8 @@ def legalize_matmul(bb: relax.BlockBuilder, call: Any, *, vectors: VectorUnit, t
     a, b = call.args
     known = (_static(a), _static(b))
     shape = None if known[0] is None or known[1] is None else shape_of(known[0], known[1])
-    if shape is None or known[0] is None or known[1] is None or str(call.ty.dtype) != FLOAT32.name:
+    if shape is None or known[0] is None or known[1] is None or str(call.ty.dtype) != F32:
         return tvm.ir.Op.get("relax.matmul").get_attr("FLegalize")(bb, call)
     out = tuple(int(d) for d in call.ty.shape)
     function = bb.add_func(matmul(shape, vectors, threads, (known[0], known[1], out)), "dense_matmul")
-    return relax.call_tir(function, [a, b], relax.TensorType(out, FLOAT32.name))
+    return relax.call_tir(function, [a, b], relax.TensorType(out, F32))

@@ -31,13 +31,10 @@ from typing import Any
 from tvm import ir, tirx
 from tvm.ir.prim import expr as prim
 
-from sparseflow.core.element_type import FLOAT32
-from sparseflow.kernels.ir.math import LN2_HIGH, LN2_LOW
+from sparseflow.kernels.ir.math import F32, LN2_HIGH, LN2_LOW
 from sparseflow.kernels.ir.math import exp as vector_exp
 
 from .expr import Expr, const, dtype_of, rewrite, walk
-
-F32 = FLOAT32.name
 
 
 def _f(value: float) -> Expr:

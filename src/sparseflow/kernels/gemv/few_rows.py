@@ -9,7 +9,6 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from sparseflow.core.element_type import FLOAT32
 from sparseflow.core.formats import TapList
 from sparseflow.kernels.ir import emit
 from sparseflow.kernels.ir.elements import widened
@@ -66,7 +65,7 @@ class FewRows(KernelTemplate):
         """Stores one element after the other: a vector would end outside the tensors."""
         lanes = workload.vectors.lanes
         bias, residual, y = epilogue
-        sums = T.alloc_buffer((lanes,), FLOAT32.name)
+        sums = T.alloc_buffer((lanes,), workload.sums.storage)
         T.buffer_store(sums, value, [emit.ramp(0, lanes)])
         for f in range(workload.filters):
             one = sums[f]

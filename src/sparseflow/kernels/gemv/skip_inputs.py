@@ -13,7 +13,7 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from sparseflow.core.element_type import FLOAT32, ElementType
+from sparseflow.core.element_type import ElementType
 from sparseflow.kernels.gemv.few_rows import BYTES_PER_CYCLE, FewRows
 from sparseflow.kernels.ir import emit
 from sparseflow.kernels.ir.elements import widened
@@ -82,9 +82,9 @@ class FewRowsSkip(FewRows):
             element = self.stored(workload, candidate)
             data = emit.arg("data", (workload.channels * stored,), element.storage)
             epilogue = self._arguments(workload)
-            sums = T.alloc_buffer((stored,), FLOAT32.name)
+            sums = T.alloc_buffer((stored,), workload.sums.storage)
             starts = T.alloc_buffer((workload.channels + u,), "int32")
-            values = T.alloc_buffer((workload.channels + u,), FLOAT32.name)
+            values = T.alloc_buffer((workload.channels + u,), workload.maps.storage)
             with emit.loop(workload.width) as row:
                 number = _list_inputs(workload, (x, row), (starts, values), u)
                 with emit.share(stored // workload.vectors.lanes, workload.threads) as part:

@@ -15,7 +15,6 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from sparseflow.core.element_type import FLOAT32
 from sparseflow.kernels.ir import emit
 from sparseflow.kernels.lane.operators import BINARY, Pool
 from sparseflow.kernels.workload import Array
@@ -100,7 +99,7 @@ def accept(target: KeptLayout, name: str) -> tirx.PrimFunc:
         x = emit.arg("x", (1, target.channels, target.height, target.width))
         limit = T.arg("limit", T.float32())
         y, mask = emit.arg("y", (target.size,)), emit.arg("mask", (target.mask_size,), "int8")
-        fresh = T.alloc_buffer((target.depth,), FLOAT32.name)
+        fresh = T.alloc_buffer((target.depth,), y.dtype)
         with emit.loop(target.depth) as c:
             T.buffer_store(fresh, T.float32(0), [c])
         with emit.loop(target.height) as row, emit.loop(target.width) as col:
@@ -126,7 +125,7 @@ def pool(window: Pool, source: KeptLayout, target: KeptLayout, name: str) -> tir
     def value(pixel: tuple[Expr, Expr], x: Any, store: Callable[[Expr, Expr], None]) -> None:
         top, bottom, rows = span(pixel[0], sh, pt, pb, kh, source.height)
         left, right, cols = span(pixel[1], sw, pl, pr, kw, source.width)
-        scale = T.bind(T.float32(1) / tirx.Cast(FLOAT32.name, rows * cols))
+        scale = T.bind(T.float32(1) / tirx.Cast(x.dtype, rows * cols))
         with emit.loop(source.depth // lanes) as block:
             acc = emit.Accumulators(1, lanes)
             acc[0] = emit.const(0.0 if mean else float("-inf"), lanes)
@@ -184,7 +183,7 @@ def _pixelwise(
             masks.append(emit.arg(f"mask{i}", (source.mask_size,), "int8"))
         limit = T.arg("limit", T.float32())
         y, marks = emit.arg("y", (target.size,)), emit.arg("mask", (target.mask_size,), "int8")
-        fresh = T.alloc_buffer((target.depth,), FLOAT32.name)
+        fresh = T.alloc_buffer((target.depth,), y.dtype)
         with emit.loop(target.depth) as c:
             T.buffer_store(fresh, T.float32(0), [c])
         with emit.loop(target.height) as row, emit.loop(target.width) as col:
@@ -242,7 +241,7 @@ def linear(source: KeptLayout, target: KeptLayout, activation: tuple[str, float]
         bias, sums = emit.arg("bias", (depth,)), emit.arg("sums", (pixels * depth,))
         limit = T.arg("limit", T.float32())
         y, marks = emit.arg("y", (target.size,)), emit.arg("mask", (target.mask_size,), "int8")
-        fresh = T.alloc_buffer((depth,), FLOAT32.name)
+        fresh = T.alloc_buffer((depth,), y.dtype)
         with emit.loop(source.height) as row, emit.loop(source.width) as col:
             changed = mask[source.pixel(row, col)] != T.int8(0)
             with T.If(changed), T.Then():

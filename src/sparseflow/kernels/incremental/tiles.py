@@ -14,7 +14,6 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from sparseflow.core.element_type import FLOAT32
 from sparseflow.kernels.incremental.operators import MASK_VECTOR, KeptLayout, Window, settle
 from sparseflow.kernels.ir import emit
 from sparseflow.kernels.ir.transpose import transposed
@@ -167,7 +166,7 @@ def scatter(
         need = emit.arg("need", (target.mask_size,), "int8")
         first, limit = T.arg("first", T.int32()), T.arg("limit", T.float32())
         y, mask = emit.arg("y", (target.size,)), emit.arg("mask", (target.mask_size,), "int8")
-        fresh = T.alloc_buffer((lanes * target.depth,), FLOAT32.name)
+        fresh = T.alloc_buffer((lanes * target.depth,), x.dtype)
         with emit.loop(batch) as n, emit.loop(layout.block[0]) as r, emit.loop(layout.block[1]) as c:
             for part in emit.segments(target.channels, lanes):
                 with emit.loop(part.count) as block:

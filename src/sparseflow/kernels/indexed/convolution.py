@@ -28,7 +28,6 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from sparseflow.core.element_type import FLOAT32
 from sparseflow.kernels.indexed import emit as pixel_emit
 from sparseflow.kernels.indexed.cost import pixel_candidates, pixel_cycles
 from sparseflow.kernels.ir import emit
@@ -205,7 +204,7 @@ class PixelBody:
         """The bias, filled up with zeros if a vector of it would end outside."""
         if bias is None or self.workload.filters == self.output.stored:
             return bias
-        filled = T.alloc_buffer((self.output.stored,), FLOAT32.name)
+        filled = T.alloc_buffer((self.output.stored,), bias.dtype)
         with emit.loop(self.output.stored) as f:
             inside = f < self.workload.filters
             T.buffer_store(filled, tirx.if_then_else(inside, bias[f], T.float32(0)), [f])

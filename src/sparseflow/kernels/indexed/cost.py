@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from sparseflow.core.element_type import FLOAT32
 from sparseflow.kernels.layouts.indexed import WORD
 from sparseflow.kernels.template import Candidate
 from sparseflow.kernels.workload import Workload
@@ -30,7 +29,7 @@ def pixel_candidates(workload: Workload, kept: Callable[[int], float]) -> list[d
         if vb > workload.vectors.accumulators or (vb > 1 and vb // 2 >= vectors):
             continue
         for taps in sorted({1, kw, kh * kw}):
-            weights = taps * min(WORD, workload.channels) * kept(vb) * vb * lanes * FLOAT32.nbytes
+            weights = taps * min(WORD, workload.channels) * kept(vb) * vb * lanes * workload.sums.nbytes
             if taps == 1 or weights <= most:
                 found += [{"VB": vb, "taps": taps, "band": min(b, share)} for b in bands]
     return [dict(t) for t in sorted({tuple(sorted(p.items())) for p in found})]

@@ -13,7 +13,6 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from sparseflow.core.element_type import FLOAT32
 from sparseflow.kernels.indexed import emit as pixel_emit
 from sparseflow.kernels.ir import emit
 from sparseflow.kernels.ir.transpose import transposed
@@ -173,7 +172,7 @@ def global_mean(batch: int, source: PixelLayout, threads: int, name: str) -> tir
             if kept == ALIGNED:
                 T.buffer_store(y, acc[0] * share, [n, emit.ramp(number * ALIGNED, ALIGNED)])
                 return
-            rest = T.alloc_buffer((ALIGNED,), FLOAT32.name)
+            rest = T.alloc_buffer((ALIGNED,), x.dtype)
             T.buffer_store(rest, acc[0] * share, [emit.ramp(0, ALIGNED)])
             for i in range(kept):
                 T.buffer_store(y, rest[i], [n, number * ALIGNED + i])

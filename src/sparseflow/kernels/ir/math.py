@@ -11,6 +11,8 @@ from tvm.ir.prim import expr as prim
 from sparseflow.core.element_type import FLOAT32
 
 Expr = Any
+F32 = FLOAT32.name
+"""The type that this arithmetic and its constants are made for."""
 EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 LOG2E, LN2_HIGH, LN2_LOW = 1.44269504088896341, 0.693359375, -2.12194440e-4
 
@@ -41,7 +43,7 @@ def exp(x: Expr, lanes: int, once: Callable[[Expr], Expr]) -> Expr:
     """
 
     def number(value: float) -> Expr:
-        return vector(tirx.const(value, FLOAT32.name), lanes)
+        return vector(tirx.const(value, F32), lanes)
 
     def integer(value: int) -> Expr:
         return vector(tirx.const(value, "int32"), lanes)
@@ -56,4 +58,4 @@ def exp(x: Expr, lanes: int, once: Callable[[Expr], Expr]) -> Expr:
         series = series * r + number(c)
     series = series * (r * r) + r + number(1.0)
     bits = (prim.Cast(f"int32{width}", n) + integer(126)) << integer(23)
-    return series * tirx.reinterpret(f"{FLOAT32.name}{width}", bits) * number(2.0)
+    return series * tirx.reinterpret(f"{F32}{width}", bits) * number(2.0)

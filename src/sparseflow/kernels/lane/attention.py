@@ -28,7 +28,6 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from sparseflow.core.element_type import FLOAT32
 from sparseflow.kernels.ir import emit
 from sparseflow.kernels.layouts.lane import LaneLayout
 
@@ -136,7 +135,7 @@ class _Body:
             self.n = T.bind(tirx.floordiv(item, T.int32(s.heads)))
             self.h = T.bind(tirx.floormod(item, T.int32(s.heads)))
             rows = self.k_layout.block[1] * self.lanes
-            self.scores = T.alloc_buffer((rows * self.V * self.lanes,), FLOAT32.name)
+            self.scores = T.alloc_buffer((rows * self.V * self.lanes,), self.q.dtype)
             for part in emit.segments(self.q_layout.block[1], self.V):
                 with emit.loop(part.count) as i:
                     self._queries(part.start + i * part.size, part.size)

@@ -71,15 +71,16 @@ def to_lanes(
         stride, size = source.plane * source.lanes, source.size
     else:
         stride, size = source.channel, channels * layout.height * layout.width
+    fill = tirx.const(layout.element.encode(np.array(layout.fill)).item(), layout.element.storage)
     with emit.prim_func(name) as finish:
-        x = emit.arg("x", (batch, size))
+        x = emit.arg("x", (batch, size), layout.element.storage)
         table = emit.arg("table", (layout.plane * lanes,), "int32")
-        y = emit.arg("y", (batch, layout.size))
+        y = emit.arg("y", (batch, layout.size), layout.element.storage)
         with emit.channel_loop(channels, threads) as c, emit.loop(batch) as n, emit.loop(layout.plane) as p:
             for lane in range(lanes):
                 offset = T.bind(table[p * lanes + lane])
                 value = x[n, c * stride + tirx.max(offset, T.int32(0))]
-                value = tirx.Select(offset >= 0, value, T.float32(layout.fill))
+                value = tirx.Select(offset >= 0, value, fill)
                 T.buffer_store(y, value, [n, (c * layout.plane + p) * lanes + lane])
     return finish()
 
@@ -89,9 +90,9 @@ def from_lanes(batch: int, layout: LaneLayout, strides: Strides, threads: int, n
     channels, pixels = layout.channels, layout.height * layout.width
     plane = layout.plane * layout.lanes
     with emit.prim_func(name) as finish:
-        x = emit.arg("x", (batch, layout.size))
+        x = emit.arg("x", (batch, layout.size), layout.element.storage)
         table = emit.arg("table", (pixels,), "int32")
-        y = emit.arg("y", (batch, channels * pixels))
+        y = emit.arg("y", (batch, channels * pixels), layout.element.storage)
         if strides.channel != 1:
             with emit.channel_loop(channels, threads) as c, emit.loop(batch) as n, emit.loop(pixels) as q:
                 T.buffer_store(y, x[n, c * plane + table[q]], [n, c * strides.channel + q])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-from sparseflow.core.element_type import FLOAT32
 from sparseflow.kernels.template import Candidate
 from sparseflow.kernels.workload import Workload
 
@@ -101,7 +100,7 @@ def _load_cycles(workload: Workload, chunk: int, rows: int, v: int) -> float:
     """
     kh, kw = workload.kernel_size
     touched = (rows * workload.stride[0] + kh - 1) * (v * workload.stride[1] + kw - 1)
-    outgrown = chunk * touched * workload.vectors.lanes * FLOAT32.nbytes / workload.target.caches.l1
+    outgrown = chunk * touched * workload.vectors.lanes * workload.maps.nbytes / workload.target.caches.l1
     return 1.05 + 1.05 * min(1.0, max(0.0, math.log2(outgrown) / 2))
 
 

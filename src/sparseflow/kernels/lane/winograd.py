@@ -35,7 +35,6 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from sparseflow.core.element_type import FLOAT32
 from sparseflow.kernels.ir import emit
 from sparseflow.kernels.lane.toom_cook import SIZES, SUMS, TAPS, matrices
 from sparseflow.kernels.layouts.lane import LaneLayout
@@ -113,14 +112,14 @@ class Winograd(KernelTemplate):
         rate, caches = w.vectors.per_cycle, w.target.caches
         groups = math.ceil(w.batch * math.ceil(bh / mh) * math.ceil(bw / mw) / t)
         positions, blocks = nh * nw, math.ceil(w.filters / r)
-        load = 1.0 if channels * t * w.vectors.lanes * FLOAT32.nbytes <= caches.l1 else 2.0
+        load = 1.0 if channels * t * w.vectors.lanes * w.sums.nbytes <= caches.l1 else 2.0
         per_channel = max(1.03 * r * t / rate, t * load / rate + 0.5 * r, 4.2)
         product = positions * blocks * (channels * per_channel + 2 * r * t / rate + 12)
         sums = 2.2 * positions + nh * _sums(mw, nw) + nw * _sums(mh, nh)
         transforms = t * (channels + w.filters) * sums / rate
-        between = positions * (channels + w.filters) * t * w.vectors.lanes * FLOAT32.nbytes  # V and M
+        between = positions * (channels + w.filters) * t * w.vectors.lanes * w.sums.nbytes  # V and M
         transforms += max(0, between - caches.l2 // 2) / 16
-        streamed = _stream(positions * blocks * r * channels * FLOAT32.nbytes, caches)
+        streamed = _stream(positions * blocks * r * channels * w.sums.nbytes, caches)
         return groups * (product + transforms + streamed) / w.threads
 
     def pack(
@@ -199,8 +198,9 @@ class _Body:
         self.grid = (math.ceil(output.block[0] / p["mh"]), math.ceil(output.block[1] / p["mw"]))
         self.positions = self.n[0] * self.n[1]
         self.blocks = math.ceil(workload.filters / self.R)
-        self.v_plane = _odd(self.channels * self.T, self.lanes) * self.lanes
-        self.m_plane = _odd(self.blocks * self.R * self.T, self.lanes) * self.lanes
+        nbytes = self.lanes * workload.sums.nbytes
+        self.v_plane = _odd(self.channels * self.T, nbytes) * self.lanes
+        self.m_plane = _odd(self.blocks * self.R * self.T, nbytes) * self.lanes
 
     def write(self) -> None:
         """The whole kernel."""
@@ -210,8 +210,8 @@ class _Body:
         self.bias = emit.arg("bias", (w.filters,)) if w.bias else None
         self.other = emit.arg("residual", (w.batch, self.residual.size)) if self.residual else None
         self.y = emit.arg("y", (w.batch, self.output.size))
-        self.v = T.alloc_buffer((self.positions * self.v_plane,), FLOAT32.name)
-        self.m = T.alloc_buffer((self.positions * self.m_plane,), FLOAT32.name)
+        self.v = T.alloc_buffer((self.positions * self.v_plane,), w.sums.storage)
+        self.m = T.alloc_buffer((self.positions * self.m_plane,), w.sums.storage)
         for part in emit.segments(w.batch * self.grid[0] * self.grid[1], self.T):
             with emit.loop(part.count) as g:
                 self._group(part.start + g * part.size, part.size)
@@ -316,9 +316,9 @@ class _Body:
         return emit.ramp((f * layout.plane + layout.position(row, col)) * self.lanes, self.lanes)
 
 
-def _odd(vectors: int, lanes: int) -> int:
+def _odd(vectors: int, nbytes: int) -> int:
     """One vector more where a multiple of 4,096 bytes would put all positions into the same set of the L1 cache."""
-    return vectors + 1 if vectors * lanes * FLOAT32.nbytes % 4096 == 0 else vectors
+    return vectors + 1 if vectors * nbytes % 4096 == 0 else vectors
 
 
 def _combine(terms: Sequence[tuple[float, Expr]], lanes: int) -> Expr:

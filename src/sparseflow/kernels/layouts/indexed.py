@@ -1,6 +1,6 @@
 """The layout of a feature map that carries its index: channels last, with one bit for each channel of a pixel.
 
-A map is three tensors. ``values`` (N, height * width * stored) float32 are channels-last, channels rounded up to whole
+A map is three tensors. ``values`` (N, height * width * stored) are channels-last, channels rounded up to whole
 vectors, the rest zero. ``bits`` (N, rows * cols * words) uint64 say which channels of a pixel are not zero, channel
 c in bit c % 64 of word c // 64; around the map lies a halo of zero words, so that a kernel position outside the
 map needs no branch. ``count`` (1,) int32 is the number of set bits. The format is `PixelBitmap` in words.
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sparseflow.core.element_type import FLOAT32
+from sparseflow.core.element_type import FLOAT32, ElementType
 from sparseflow.core.formats.feature_map import PixelBitmap, carried
 
 Array = npt.NDArray[Any]
@@ -34,6 +34,8 @@ class PixelLayout:
         The logical map.
     halo : (int, int, int, int)
         Rows or columns of zero words around the bits: top, left, bottom, right. The values have none.
+    element : ElementType
+        In which the values are stored.
     format : str
         The feature-map format that the map carries.
 
@@ -47,6 +49,7 @@ class PixelLayout:
     height: int
     width: int
     halo: tuple[int, int, int, int] = (0, 0, 0, 0)
+    element: ElementType = FLOAT32
     format: str = PixelBitmap.name
 
     def __post_init__(self) -> None:
@@ -84,7 +87,8 @@ class PixelLayout:
 
     def tensors(self, batch: int) -> tuple[tuple[tuple[int, ...], str], ...]:
         """Shape and type of values, bits and count."""
-        return ((batch, self.size), FLOAT32.name), ((batch, self.bits_size), "uint64"), ((1,), "int32")
+        values = (batch, self.size), self.element.storage
+        return values, ((batch, self.bits_size), "uint64"), ((1,), "int32")
 
     def pixel(self, row: Any, col: Any) -> Any:
         """Offset of the first value of pixel ``(row, col)``."""
@@ -106,19 +110,19 @@ class PixelLayout:
 
     def pack(self, x: Array) -> tuple[Array, Array, Array]:
         """Values, bits and count of ``x`` (N, C, H, W)."""
-        found = carried(self.format, "pixels")().encode(x, self.channels)
+        found = carried(self.format, "pixels")().encode(self.element.rounded(x), self.channels)
         spare = ((0, 0), (0, 0), (0, 0))
         values = np.pad(found["data"], (*spare, (0, self.stored - self.channels)))
         octets = np.pad(found["bits"], (*spare, (0, self.words * WORD // 8 - found["bits"].shape[-1])))
         top, left, bottom, right = self.halo
         words = np.pad(octets.view("<u8"), ((0, 0), (top, bottom), (left, right), (0, 0)))
         return (
-            np.ascontiguousarray(values.reshape(len(x), self.size), np.float32),
+            self.element.encode(values.reshape(len(x), self.size)),
             np.ascontiguousarray(words.reshape(len(x), self.bits_size), np.uint64),
-            np.array([np.count_nonzero(x)], np.int32),
+            np.array([np.count_nonzero(values)], np.int32),
         )
 
     def unpack(self, values: Array) -> Array:
-        """The map (N, C, H, W) of ``values``."""
-        shape = (len(values), self.height, self.width, self.stored)
-        return np.ascontiguousarray(np.moveaxis(values.reshape(shape)[..., : self.channels], -1, 1))
+        """The map (N, C, H, W) of ``values``, float32."""
+        pixels = self.element.decode(values).reshape(len(values), self.height, self.width, self.stored)
+        return np.ascontiguousarray(np.moveaxis(pixels[..., : self.channels], -1, 1))

@@ -2,7 +2,7 @@
 
 Lane ``(by, bx)`` of a ``grid`` holds its own block of the map, with its own halo, so a convolution's tap ``(dy, dx)``
 is a shift by *whole vectors*: every load is aligned and no column is wasted on the halo. A tensor in this layout is the
-matrix ``(N, C * plane * lanes)`` float32; ``plane`` counts vectors of ``rows x cols`` positions.
+matrix ``(N, C * plane * lanes)`` of one element type; ``plane`` counts vectors of ``rows x cols`` positions.
 
 References
 ----------
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sparseflow.core.element_type import FLOAT32
+from sparseflow.core.element_type import FLOAT32, ElementType
 
 Array = npt.NDArray[Any]
 
@@ -40,6 +40,8 @@ class LaneLayout:
         Rows or columns kept from the neighbours: top, left, bottom, right.
     fill : float
         Value of the positions outside the map: 0, or -inf for a max pool over values of any sign.
+    element : ElementType
+        In which the map is stored.
     """
 
     channels: int
@@ -49,6 +51,7 @@ class LaneLayout:
     block: tuple[int, int]
     halo: tuple[int, int, int, int] = (0, 0, 0, 0)
     fill: float = 0.0
+    element: ElementType = FLOAT32
 
     @property
     def lanes(self) -> int:
@@ -73,7 +76,7 @@ class LaneLayout:
         plane is one vector longer.
         """
         vectors = self.rows * self.cols
-        return vectors + 1 if vectors * self.lanes * FLOAT32.nbytes % 4096 == 0 else vectors
+        return vectors + 1 if vectors * self.lanes * self.element.nbytes % 4096 == 0 else vectors
 
     @property
     def size(self) -> int:
@@ -90,9 +93,9 @@ class LaneLayout:
         return (row + self.halo[0]) * self.cols + col + self.halo[1]
 
     def same_blocks(self, other: LaneLayout) -> bool:
-        """True when both hold the same pixels in the same lanes, whatever their halos and channels."""
-        mine = (self.height, self.width, self.grid, self.block)
-        return mine == (other.height, other.width, other.grid, other.block)
+        """True when both hold the same pixels in the same lanes and type, whatever their halos and channels."""
+        mine = (self.height, self.width, self.grid, self.block, self.element)
+        return mine == (other.height, other.width, other.grid, other.block, other.element)
 
     def serves(self, wanted: LaneLayout) -> bool:
         """True when a consumer that asks for ``wanted`` may read this layout as it is."""
@@ -127,7 +130,7 @@ class LaneLayout:
         bottom = max(0, dh * (kh - 1) - top - (sh - 1))
         right = max(0, dw * (kw - 1) - left - (sw - 1))
         block = (self.block[0] * sh, self.block[1] * sw)
-        return LaneLayout(*shape, self.grid, block, (top, left, bottom, right))
+        return LaneLayout(*shape, self.grid, block, (top, left, bottom, right), element=self.element)
 
     def coordinates(self) -> tuple[Array, Array]:
         """Height and width coordinates, each int (plane, lanes), of every element of a plane; -1 outside the map."""
@@ -143,18 +146,18 @@ class LaneLayout:
         return h, w
 
     def pack(self, x: Array) -> Array:
-        """``x`` (N, C, H, W) in this layout, (N, size)."""
+        """``x`` (N, C, H, W) in this layout, (N, size), as `element` stores it."""
         h, w = self.coordinates()
         values = np.where(h >= 0, x[:, :, h, w], np.float32(self.fill))
-        return np.ascontiguousarray(values.reshape(x.shape[0], self.size).astype(np.float32))
+        return self.element.encode(values.reshape(x.shape[0], self.size))
 
     def unpack(self, y: Array) -> Array:
-        """The inverse of `pack`: ``y`` (N, size) as (N, C, H, W)."""
+        """The inverse of `pack`: ``y`` (N, size) as float32 (N, C, H, W)."""
         interior = replace(self, halo=(0, 0, 0, 0))
         h, w = interior.coordinates()
         row, col = np.divmod(np.arange(self.block[0] * self.block[1]), self.block[1])
         vectors = (row + self.halo[0]) * self.cols + col + self.halo[1]
-        planes = y.reshape(y.shape[0], self.channels, self.plane, self.lanes)[:, :, vectors]
+        planes = self.element.decode(y).reshape(len(y), self.channels, self.plane, self.lanes)[:, :, vectors]
         h, w = h[: len(vectors)], w[: len(vectors)]
         out = np.zeros((y.shape[0], self.channels, self.height, self.width), np.float32)
         out[:, :, h[h >= 0], w[h >= 0]] = planes[:, :, h >= 0]
@@ -174,8 +177,10 @@ def best_grid(height: int, width: int, lanes: int) -> tuple[int, int]:
     return min(near, key=lambda g: (abs(math.log2(g[0] / g[1])), g[0]))
 
 
-def canonical(channels: int, height: int, width: int, lanes: int) -> LaneLayout:
+def canonical(
+    channels: int, height: int, width: int, lanes: int, element: ElementType = FLOAT32
+) -> LaneLayout:
     """The layout a layer writes unless its consumers ask for a halo."""
     grid = best_grid(height, width, lanes)
     block = (math.ceil(height / grid[0]), math.ceil(width / grid[1]))
-    return LaneLayout(channels, height, width, grid, block)
+    return LaneLayout(channels, height, width, grid, block, element=element)

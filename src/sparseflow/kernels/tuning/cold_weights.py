@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from sparseflow.core.element_type import FLOAT32
 from sparseflow.kernels.target.base import Caches
 from sparseflow.kernels.workload import Array
 
-LINE = 16  # float32 of a cache line
+LINE = 64  # bytes of a cache line
 
 
 def bounds(caches: Caches) -> tuple[int, int]:
@@ -41,9 +40,9 @@ class ColdWeights:
 
     def __call__(self, *_arguments: Any) -> None:
         for array in self._read:
-            array[::LINE].sum()
+            array[:: LINE // array.itemsize].sum()
 
 
 @functools.lru_cache(maxsize=1)
 def _others(nbytes: int) -> Array:
-    return np.ones(nbytes // FLOAT32.nbytes, FLOAT32.dtype)  # not zeros: all their pages would be one
+    return np.ones(nbytes // 8)  # not zeros: all their pages would be one

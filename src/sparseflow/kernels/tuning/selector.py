@@ -18,6 +18,7 @@ import tvm
 
 import sparseflow
 from sparseflow.core.codec import decode, encode
+from sparseflow.core.element_type import ElementType
 from sparseflow.core.files import write_json
 from sparseflow.core.plan import CandidateTime, Rejection
 from sparseflow.errors import CompileError, FormatError, SparseflowError
@@ -265,18 +266,19 @@ class Trial:
             out.copyfrom(array)
             return out
 
-        def filled(shape: tuple[int, ...]) -> Any:
-            return tensor(random.random(shape, dtype=np.float32))
+        def filled(shape: tuple[int, ...], element: ElementType) -> Any:
+            return tensor(element.encode(random.random(shape, dtype=np.float32)))
 
         inputs, outputs = ([tensor(m) for m in maps] for maps in self._maps(layouts, workload, random))
         packed = template.pack(workload, candidate, weight, layouts)
-        extra = [filled((workload.filters,))] if workload.bias else []
+        extra = [filled((workload.filters,), workload.sums)] if workload.bias else []
         if workload.residual_channels:
             picks = np.arange(workload.filters, dtype=np.int32) % workload.residual_channels
             extra.append(tensor(picks))
         if workload.residual:
-            out = outputs[0].shape
-            extra.append(filled(out if layouts.residual is None else (workload.batch, layouts.residual.size)))
+            rest = layouts.residual
+            shape = outputs[0].shape if rest is None else (workload.batch, rest.size)
+            extra.append(filled(shape, workload.maps))
         self.arguments = [*inputs, *map(tensor, packed.values()), *extra, *outputs]
         maps = [*outputs, *(extra[-1:] if workload.residual else ()), *inputs]
         self.module, self.name, self.device = module, name, workload.target.device
@@ -300,7 +302,7 @@ class Trial:
         x, y = (random.random(shape, dtype=np.float32) for shape in shapes)
         if workload.map_density < 1.0:
             x *= random.random(x.shape) < workload.map_density
-        return [x], [y]
+        return [workload.maps.encode(x)], [workload.maps.encode(y)]
 
     def seconds(self, number: int) -> float:
         """Mean time of ``number`` calls in a row; the median of at most `COLD_CALLS` if each comes after other data."""
