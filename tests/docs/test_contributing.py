@@ -17,13 +17,15 @@ from sparseflow.kernels.ir.elements import WIDEN
 from sparseflow.kernels.target.base import TARGETS
 from sparseflow.kernels.target.cpu import AVX512
 from sparseflow.kernels.template import TEMPLATES
-from sparseflow.passes import activations as fused_activations
+from sparseflow.ops import activations as fused_activations
+from sparseflow.ops.operator import OPERATORS
 from sparseflow.registry import Registry
 from tests.core import test_activations as activation_contract
 from tests.core import test_element_type as element_contract
 from tests.core import test_formats as format_contract
 from tests.core import test_structures as structure_contract
 from tests.docs.snippets import BLOCK, ROOT
+from tests.kernels import test_operators as operator_contract
 from tests.kernels.conftest import compile_kernels, dense_reference, host  # noqa: F401  (fixtures)
 from tests.kernels.test_contract import (
     CASES,
@@ -36,7 +38,9 @@ from tests.kernels.test_contract import (
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 SECTIONS = {s.split("\n")[0]: s for s in re.split(r"^## ", TEXT, flags=re.M)[1:]}
-REGISTRIES: tuple[Registry[Any], ...] = (STRUCTURES, FORMATS, TEMPLATES, ACTIVATIONS, ELEMENT_TYPES, TARGETS)
+REGISTRIES: tuple[Registry[Any], ...] = (
+    STRUCTURES, FORMATS, TEMPLATES, ACTIVATIONS, OPERATORS, ELEMENT_TYPES, TARGETS
+)  # fmt: skip
 
 
 def forget_activations() -> None:
@@ -83,6 +87,7 @@ def test_every_walked_example_is_run() -> None:
         "Add an index format",
         "Add a kernel template",
         "Add an activation",
+        "Add an operator",
         "Add an element type",
         "Add a target",
     }
@@ -130,6 +135,15 @@ def test_the_activation_keeps_the_contract(walk: Any) -> None:
     activation_contract.test_the_meaning_is_torchs("softsign")
     activation_contract.test_the_facts_are_true("softsign")
     activation_contract.test_torch_has_the_operators_that_are_named("softsign")
+
+
+def test_the_operator_keeps_the_contract(walk: Any, compile_kernels: Any) -> None:  # noqa: F811
+    walk("Add an operator")
+    example = operator_contract.Example(
+        OPERATORS["largest"](), ((2, 19, 9, 13),), lambda x: x.amax((2, 3), keepdim=True)
+    )
+    operator_contract.test_the_meaning_is_torchs_and_the_sign_is_true(example)
+    operator_contract.test_the_kernel_on_lanes(example, 2, compile_kernels)
 
 
 def test_the_element_type_keeps_the_contract(

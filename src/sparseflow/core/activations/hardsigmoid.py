@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparseflow.core.activations.base import Activation, register
+from sparseflow.core.activations.base import Activation, Expr, Vectors, register
 from sparseflow.core.arrays import Array
 
 
@@ -21,3 +21,6 @@ class HardSigmoid(Activation):
 
     def numpy(self, x: Array, t: float) -> Array:
         return np.asarray(np.clip(x + 3.0, 0.0, 6.0) / 6.0)
+
+    def vector(self, x: Expr, v: Vectors, t: float) -> Expr:
+        return v.at_most(v.at_least(x + v.number(3.0), v.number(0.0)), v.number(6.0)) * v.number(1.0 / 6.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparseflow.core.activations.base import Activation, register
+from sparseflow.core.activations.base import Activation, Expr, Vectors, register
 from sparseflow.core.arrays import Array
 
 
@@ -19,3 +19,6 @@ class HardTanh(Activation):
 
     def numpy(self, x: Array, t: float) -> Array:
         return np.clip(x, -1.0, 1.0)
+
+    def vector(self, x: Expr, v: Vectors, t: float) -> Expr:
+        return v.at_most(v.at_least(x, v.number(-1.0)), v.number(1.0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparseflow.core.activations.base import Activation, register
+from sparseflow.core.activations.base import Activation, Expr, Vectors, register
 from sparseflow.core.arrays import Array
 
 
@@ -24,3 +24,7 @@ class LeakyRelu(Activation):
 
     def allows(self, t: float) -> bool:
         return t >= 0.0
+
+    def vector(self, x: Expr, v: Vectors, t: float) -> Expr:
+        x = v.once(x)
+        return v.where(x > v.number(0.0), x, x * v.number(t))
