@@ -119,11 +119,6 @@ TEMPLATES: Registry[KernelTemplate] = Registry(
 )
 
 
-def readers(format: str) -> tuple[str, ...]:
-    """The templates that read weights in an index format; none if it serves accounting and export only."""
-    return tuple(name for name, template in TEMPLATES.items() if template.format == format)
-
-
 def register(template: type[KernelTemplate]) -> type[KernelTemplate]:
     """A class decorator that puts an instance of the template into `TEMPLATES`."""
     TEMPLATES.register(template.name)(template())
