@@ -26,12 +26,13 @@ from sparseflow.core import (
     parse_structure,
 )
 from sparseflow.core.activations import fused
+from sparseflow.engine.weights import formats_read
 from sparseflow.errors import FormatError, RegistryError
 from sparseflow.kernels.lane.patterns import assign_patterns
 from sparseflow.kernels.layouts.indexed import PixelLayout
 from sparseflow.kernels.layouts.lane import LaneLayout
 from sparseflow.kernels.target.cpu import AVX2, AVX512, NEON, Cpu
-from sparseflow.kernels.template import TEMPLATES, Candidate, KernelTemplate, computed, readers
+from sparseflow.kernels.template import TEMPLATES, Candidate, KernelTemplate, computed
 from sparseflow.kernels.weight import LayerWeight
 from sparseflow.kernels.workload import Layouts, Workload, covers_of, patterns_of
 
@@ -503,7 +504,7 @@ def test_a_template_says_what_it_reads(name: str) -> None:
     assert template.name == name
     assert template.layout in ("lanes", "pixels", "rows")
     assert template.format == "dense" or template.format in FORMATS
-    assert name in readers(template.format)
+    assert name in formats_read()[template.format]
 
 
 def test_templates_pack_the_index_that_they_declare(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -533,7 +534,7 @@ def test_the_page_says_which_formats_kernels_read() -> None:
         r"^\| (`[^|]+) \| ([^|]+) \|$", page.split("| index format |")[1].split("\n\n")[0], re.M
     )
     said = {f: set(re.findall("`(.+?)`", by)) for formats, by in rows for f in re.findall("`(.+?)`", formats)}
-    assert said == {name: set(readers(name)) for name in FORMATS}
+    assert said == {name: set(read_by) for name, read_by in formats_read().items() if name != "dense"}
 
 
 def test_the_map_format_of_a_layout_is_one_that_its_kernels_read() -> None:

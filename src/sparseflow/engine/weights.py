@@ -13,7 +13,7 @@ from sparseflow.core.formats import FORMATS
 from sparseflow.core.roles import roles_of
 from sparseflow.engine.runtime.memory import weight_tensor
 from sparseflow.errors import ImportModelError
-from sparseflow.kernels.template import readers
+from sparseflow.kernels.template import TEMPLATES
 
 Array = np.ndarray[Any, Any]
 
@@ -47,8 +47,8 @@ class WeightedLayer:
 
 
 def formats_read() -> dict[str, tuple[str, ...]]:
-    """Each index format, ``dense`` too, with the kernel templates that read weights in it."""
-    return {name: readers(name) for name in ("dense", *FORMATS)}
+    """Each index format, ``dense`` too, with the templates that read it; if none, it serves accounting and export."""
+    return {f: tuple(n for n, t in TEMPLATES.items() if t.format == f) for f in ("dense", *FORMATS)}
 
 
 def weighted_layers(model: Any) -> tuple[WeightedLayer, ...]:

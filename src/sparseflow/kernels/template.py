@@ -124,11 +124,6 @@ TEMPLATES: Registry[KernelTemplate] = Registry(
 )
 
 
-def readers(format: str) -> tuple[str, ...]:
-    """The templates that read weights in an index format; none if it serves accounting and export only."""
-    return tuple(name for name, template in TEMPLATES.items() if template.format == format)
-
-
 def computed(dtype: object) -> ElementType | None:
     """The element type that TVM calls ``dtype``, if a template computes maps of it."""
     return next((e for t in TEMPLATES.values() for e in t.maps if e.name == str(dtype)), None)

@@ -97,6 +97,8 @@ def command(
         sparseflow inspect zoo:resnet18 --sparsify filter@0.5 --cut
         sparseflow inspect runs/cifar10/model.pt2 --data cifar10 --json maps.json
     """
+    from sparseflow.engine.weights import formats_read
+
     if data is not None:
         if cut or layer is not None:
             raise InputError(f"{model}: --data lists feature maps; leave out --cut and --layer")
@@ -109,12 +111,13 @@ def command(
         loaded = load_model(ModelRequest(model, sparsify, tuple(include or ())))
         layers = inspect_layers(loaded, say)
         cuts = _cuts(loaded, say) if cut else ()
+    kernels = formats_read()
     content: dict[str, Any] = {
         "model": model,
         "weights": loaded.weights,
         "sparsify": loaded.sparsified.label if loaded.sparsified is not None else None,
         "layers": encode(layers),
-        "kernels": encode(_kernels()),
+        "kernels": encode(kernels),
     }
     if cut:
         content["cuts"] = encode(cuts)
@@ -123,7 +126,7 @@ def command(
         return
     console = output.stdout()
     if chosen is not None:
-        console.print(storage_table(chosen))
+        console.print(storage_table(chosen, kernels))
         return
     console.print(layer_table(loaded, layers))
     for line in left_dense(loaded):
@@ -167,13 +170,6 @@ def inspect_layers(loaded: LoadedModel, say: Any) -> list[InspectedLayer]:
             )
         )
     return found
-
-
-def _kernels() -> dict[str, tuple[str, ...]]:
-    """Each index format with the kernels that read it; the others serve accounting and export."""
-    from sparseflow.engine.weights import formats_read
-
-    return formats_read()
 
 
 def _cuts(loaded: LoadedModel, say: Any) -> tuple[Cut, ...]:
@@ -222,13 +218,12 @@ def left_dense(loaded: LoadedModel) -> list[str]:
     return [f"not pruned, {reason}: {', '.join(names)}" for reason, names in by_reason.items()]
 
 
-def storage_table(layer: InspectedLayer) -> Table:
-    """Bytes of one layer in every format."""
+def storage_table(layer: InspectedLayer, kernels: dict[str, tuple[str, ...]]) -> Table:
+    """Bytes of one layer in every format, and the kernels that read it."""
     title = f"{layer.name}: {output.dims(layer.shape)}, {brief(layer.structure)}\n{layer.why}"
     drawn = output.table(
         title, "format", "values", "index", "of dense", "read by", numbers=("values", "index", "of dense")
     )
-    kernels = _kernels()
     for row in layer.storage:
         if row.reason:
             drawn.add_row(row.format, "", "", "", row.reason)

@@ -13,37 +13,30 @@ from sparseflow.kernels.target.flags import vector_flags
 
 
 @functools.cache
-def cpu_flags() -> frozenset[str]:
-    """The vector instruction sets of this processor, by their names without underscores (``avx512bf16``)."""
+def _cpuinfo() -> dict[str, str]:
+    """What Linux says of the first processor."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
-        return frozenset()
-    for line in text.splitlines():
-        if line.startswith(("flags", "Features")):
-            words = line.split(":", 1)[1].split()
-            return vector_flags(words)
-    return frozenset()
+        return {}
+    lines = (line.partition(":") for line in text.partition("\n\n")[0].splitlines())
+    return {key.strip(): value.strip() for key, _, value in lines}
+
+
+def cpu_flags() -> frozenset[str]:
+    """The vector instruction sets of this processor, by their names without underscores (``avx512bf16``)."""
+    info = _cpuinfo()
+    return vector_flags(info.get("flags", info.get("Features", "")).split())
 
 
 @functools.cache
 def machine_name() -> str:
     """Processor model, widest vectors and cores, as ``AMD EPYC (avx512f), 2 cores``."""
-    model = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.split(":", 1)[1].strip()
-                break
-        family = [
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith(("cpu family", "model\t"))
-        ][:2]
-    except OSError:
-        family = []
+    info = _cpuinfo()
+    model = info.get("model name") or platform.processor() or platform.machine()
     widest = next((f for f in ("avx512f", "avx2", "neon") if f in cpu_flags()), "scalar")
-    version = f" family {' model '.join(family)}" if family else ""
+    known = "cpu family" in info and "model" in info
+    version = f" family {info['cpu family']} model {info['model']}" if known else ""
     return f"{model}{version} ({widest}), {os.cpu_count()} cores"
 
 
