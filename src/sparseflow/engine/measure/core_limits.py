@@ -82,9 +82,9 @@ def read_probe(target: Target, nbytes: int) -> Probe:
     return Probe(module, "read", [data, _tensor(np.zeros(sums * lanes, np.float32))], work, target.device)
 
 
-def measure_limits(target: Target, caches: tuple[int, int, int] | None = None) -> Limits:
+def measure_limits(target: Target) -> Limits:
     """The limits of one core: half of each cache is read, and four times the last one for DRAM (at most 256 MB)."""
-    sizes = caches or cache_bytes(target.caches)
+    sizes = cache_bytes(target.caches)
     reads = [size // 2 for size in sizes] + [min(4 * sizes[-1], 256 << 20)]
     probes = [fma_probe(target), *(read_probe(target, n) for n in reads)]
     times = time_interleaved(probes)
