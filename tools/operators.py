@@ -1,4 +1,4 @@
-"""Writes docs/operators.md, the table of operators that can be imported, from the importers' own tables.
+"""Writes docs/operators.md, the table of operators, from the importers' own tables and the registries.
 
     python -m tools.operators
 
@@ -34,6 +34,34 @@ ONNX = """
 Operators by name, from opset 1 on where TVM or this project reads their older forms. Functions of a model are inlined.
 """
 
+KERNELS = """
+## Kernels
+
+What has a kernel in which form of a feature map; what has none in a form is changed to another by a conversion, or runs
+on plain tensors with vector code of its own. *Lanes* is the layout of dense maps, *index* a map with the bits of its
+non-zeros, *stream* a map of which only what changed is computed.
+"""
+ACTIVATIONS = """
+Activations run at the end of the layer before them where nothing else reads that layer's result; those that leave zeros
+zeros have kernels on maps too.
+"""
+
+
+def kernel_rows() -> Iterable[tuple[str, str, bool, bool]]:
+    """Name, first line, and whether there is a kernel on indexed maps and on a stream's."""
+    from sparseflow.ops.operator import OPERATORS, Operator
+
+    for name, operator in sorted(OPERATORS.items()):
+        meaning = (operator.__doc__ or "").splitlines()[0]
+        yield name, meaning, operator.on_pixels is not Operator.on_pixels, operator.in_streams()
+
+
+def activation_rows() -> Iterable[tuple[str, bool, bool]]:
+    """Name, whether layers compute it at their end, and whether it leaves zeros zeros."""
+    from sparseflow.core.activations import ACTIVATIONS
+
+    return [(name, a.fused, a.keeps_zero()) for name, a in sorted(ACTIVATIONS.items())]
+
 
 def torch_rows() -> Iterable[tuple[str, str, bool]]:
     """Name, its overloads as text, and whether this project translates any of them."""
@@ -62,6 +90,11 @@ def page() -> str:
     lines += [f"| `{name}` | {found} | {translated[own]} |" for name, found, own in torch_rows()]
     lines += [ONNX, "| operator | translated by |", "|---|---|"]
     lines += [f"| `{name}` | {translated[own]} |" for name, own in onnx_rows()]
+    mark = {True: "yes", False: "–"}
+    lines += [KERNELS, "| operator | meaning | lanes | index | stream |", "|---|---|---|---|---|"]
+    lines += [f"| `{n}` | {text} | yes | {mark[i]} | {mark[s]} |" for n, text, i, s in kernel_rows()]
+    lines += [ACTIVATIONS, "| activation | at the end of a layer | leaves zeros |", "|---|---|---|"]
+    lines += [f"| `{n}` | {mark[fused]} | {mark[zeros]} |" for n, fused, zeros in activation_rows()]
     return "\n".join(lines) + "\n"
 
 
