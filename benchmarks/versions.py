@@ -71,7 +71,8 @@ def worker(model: str, sparsify: str, maps: str, output: str) -> None:
     import sparseflow
     from sparseflow.cli.models import ModelRequest, load_model
 
-    loaded = load_model(ModelRequest(f"zoo:{model}", None if sparsify == "none" else sparsify, (), {}, 1))
+    text = model if Path(model).is_file() else f"zoo:{model}"
+    loaded = load_model(ModelRequest(text, None if sparsify == "none" else sparsify))
     imported = loaded.imported()
     inputs = loaded.inputs(imported.inputs)
     begin = time.perf_counter()
@@ -138,7 +139,9 @@ def main() -> int:
         prog=f"python benchmarks/{NAME}.py", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("old", type=Path, help="a checkout of the other version")
-    parser.add_argument("--models", default="resnet50,vgg16,mobilenet_v1,mobilenet_v2,bert_base")
+    parser.add_argument(
+        "--models", default="resnet50,vgg16,mobilenet_v1,mobilenet_v2,bert_base", help="of the zoo, or files"
+    )
     parser.add_argument("--sparsify", default="unstructured@0.9,block:4x1@0.9,unstructured@0.95")
     parser.add_argument(
         "--maps", action="store_true", help="let maps carry an index, calibrated on the input"

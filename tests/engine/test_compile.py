@@ -292,3 +292,24 @@ def test_tokens_are_looked_up() -> None:
     assert engine.inputs[0].dtype == "int64"
     with torch.no_grad():
         np.testing.assert_allclose(engine(tokens.numpy()), model(tokens).numpy(), atol=1e-5)
+
+
+def test_channels_are_followed_through_a_concatenation_with_a_constant() -> None:
+    class Joined(nn.Module):
+        """Two dead filters behind a constant part of the same tensor."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(12, 5, 1)
+            self.register_buffer("constant", torch.rand(1, 4, 9, 9) + 1.0)
+            with torch.no_grad():
+                self.first.weight[[2, 5]] = 0.0
+                self.first.bias[[2, 5]] = torch.tensor([0.7, -1.0])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(torch.cat([self.constant, torch.relu(self.first(x))], 1))
+
+    torch.manual_seed(4)
+    model, x = Joined().eval(), torch.randn(1, 3, 9, 9)
+    engine = sparseflow.compile(model, (x,), measure=False)
+    torch.testing.assert_close(engine(x), model(x), rtol=1e-4, atol=1e-5)
