@@ -16,6 +16,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from sparseflow.kernels.ir.math import F32
 from sparseflow.kernels.lane.attention import Attention
 from sparseflow.kernels.template import TEMPLATES, Candidate
 from sparseflow.kernels.workload import Array
@@ -175,9 +176,9 @@ def _view(graph: Graph, expr: Expr) -> _View:
 
 
 def _in_lanes(graph: Graph, var: Expr) -> bool:
-    """True for a linear layer whose kernel writes lanes."""
+    """True for a linear layer whose kernel writes lanes, in the type that the attention kernel computes in."""
     value = graph.value(var)
-    if not is_layer(value) or len(shape_of(var)) < 2:
+    if not is_layer(value) or len(shape_of(var)) < 2 or var.ty.dtype != F32:
         return False
     attrs = LayerAttrs.of(value)
     template = Candidate.from_json(attrs.candidate).template
