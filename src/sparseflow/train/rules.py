@@ -130,8 +130,7 @@ def select_targets(model: nn.Module, rules: tuple[Rule, ...]) -> tuple[Target, .
     for rule in rules:
         if not any(fnmatchcase(name, rule.layers) for name in layers):
             raise StructureError(
-                f"rule {rule.layers!r}: matches none of the layers {', '.join(layers) or '(none)'}; "
-                "correct its name"
+                f"rule {rule.layers!r}: matches none of the layers {', '.join(layers) or '(none)'}; correct its name"
             )
     targets = []
     for name in layers:

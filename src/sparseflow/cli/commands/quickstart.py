@@ -40,8 +40,7 @@ def command(
         from sparseflow.studies.quickstart import QuickstartSettings, run
     except ModuleNotFoundError as error:
         raise DataError(
-            f"quickstart: {error.name} is not installed; "
-            "python -m pip install 'sparseflow[train,report,peers]'"
+            f"quickstart: {error.name} is not installed; python -m pip install 'sparseflow[train,report,peers]'"
         ) from error
     from sparseflow.report import build_document, read_results, render_run, show
 

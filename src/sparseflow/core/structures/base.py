@@ -183,8 +183,7 @@ class Structure(ABC):
         for key, value in sizes.items():
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise StructureError(
-                    f"{type(self).__name__}: {key} is {value!r}; it must be a positive integer, "
-                    f"as in {self.example}"
+                    f"{type(self).__name__}: {key} is {value!r}; it must be a positive integer, as in {self.example}"
                 )
 
 

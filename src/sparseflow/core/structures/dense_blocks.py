@@ -39,9 +39,8 @@ class DenseBlocks(Structure):
         self._check_positive(rows=self.rows, cols=self.cols)
         if not isinstance(self.inner, Structure) or isinstance(self.inner, DenseBlocks):
             raise StructureError(
-                f"DenseBlocks: the inner structure is {self.inner}; give any structure other than "
-                "dense-blocks, "
-                f"as in {self.example}"
+                f"DenseBlocks: the inner structure is {self.inner}; give any structure other than dense-blocks, as in "
+                f"{self.example}"
             )
 
     @property

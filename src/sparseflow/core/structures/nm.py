@@ -37,9 +37,8 @@ class NM(GroupStructure):
         self._check_positive(n=self.n, m=self.m)
         if self.n > self.m or self.axis not in (0, 1):
             raise StructureError(
-                f"NM: {self.n}:{self.m} along axis {self.axis}; N must not exceed M and the axis is 0 "
-                "(filters) "
-                "or 1 (input channels), as in nm:2:4"
+                f"NM: {self.n}:{self.m} along axis {self.axis}; N must not exceed M and the axis is 0 (filters) or 1 "
+                "(input channels), as in nm:2:4"
             )
 
     @property
@@ -50,9 +49,8 @@ class NM(GroupStructure):
         super().check(shape)
         if shape[self.axis] % self.m:
             raise StructureError(
-                f"{self}: axis {self.axis} of a weight of shape {tuple(shape)} has {shape[self.axis]} "
-                "elements, "
-                f"which {self.m} does not divide; leave this layer dense or choose another M"
+                f"{self}: axis {self.axis} of a weight of shape {tuple(shape)} has {shape[self.axis]} elements, which "
+                f"{self.m} does not divide; leave this layer dense or choose another M"
             )
 
     def group(self) -> Shape:

@@ -159,14 +159,12 @@ class Pattern(GroupStructure):
         for pattern in self.library if self.library is not None else ():
             if len(pattern) != self.entries or sorted(set(pattern) & set(range(POSITIONS))) != list(pattern):
                 raise StructureError(
-                    f"Pattern: library pattern {pattern} is not {self.entries} ascending positions from 0 "
-                    "to 8; "
-                    "write it like (0, 1, 3, 4)"
+                    f"Pattern: library pattern {pattern} is not {self.entries} ascending positions from 0 to 8; write "
+                    "it like (0, 1, 3, 4)"
                 )
         if self.library is not None and (not self.library or len(set(self.library)) != len(self.library)):
             raise StructureError(
-                "Pattern: the library is empty or repeats a pattern; give each pattern once, or None to "
-                "choose them"
+                "Pattern: the library is empty or repeats a pattern; give each pattern once, or None to choose them"
             )
 
     @property
@@ -181,9 +179,8 @@ class Pattern(GroupStructure):
         super().check(shape)
         if tuple(shape[2:]) != (3, 3):
             raise StructureError(
-                f"{self}: a weight of shape {tuple(shape)} has no 3x3 kernels; patterns are for 3x3 "
-                "convolutions, "
-                "use connectivity, block or unstructured here"
+                f"{self}: a weight of shape {tuple(shape)} has no 3x3 kernels; patterns are for 3x3 convolutions, use "
+                "connectivity, block or unstructured here"
             )
 
     def group(self) -> Shape:

@@ -169,8 +169,7 @@ def _bind_shapes(mod: Any, inputs: Sequence[str], shapes: Shapes) -> Any:
             free = declared[dim]
             if binding.setdefault(free, size) != size:
                 raise ImportModelError(
-                    f"input {name!r}: dimension {free} is {size} here and {binding[free]} elsewhere; "
-                    "give equal sizes"
+                    f"input {name!r}: dimension {free} is {size} here and {binding[free]} elsewhere; give equal sizes"
                 )
     return BindSymbolicVars(binding, "main")(mod) if binding else mod
 

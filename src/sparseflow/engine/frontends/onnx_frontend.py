@@ -140,8 +140,7 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
         except Exception as error:
             node = attrs.get("tvm_custom", {}).get("name") or "(unnamed)"
             raise ImportModelError(
-                f"unsupported use of operator {op_name} at node {node!r}: "
-                f"TVM cannot translate it ({_line(error)})"
+                f"unsupported use of operator {op_name} at node {node!r}: TVM cannot translate it ({_line(error)})"
             ) from error
 
 

@@ -106,8 +106,7 @@ def require(package: str) -> Any:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
         raise CompileError(
-            f"peer {package}: not installed; python -m pip install 'sparseflow[peers]', "
-            "or leave it out of --against"
+            f"peer {package}: not installed; python -m pip install 'sparseflow[peers]', or leave it out of --against"
         ) from error
 
 
