@@ -6,7 +6,7 @@ The builders in `sparseflow.report.kinds` make a `Document` of a result, the ren
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -93,6 +93,18 @@ class Table:
                 raise SparseflowError(
                     f"report table {self.caption!r}: a row has {len(row)} cells, not {len(self.columns)}"
                 )
+
+    @classmethod
+    def of(cls, caption: str, titles: Sequence[str | Column], rows: Iterable[Iterable[str | Cell]]) -> Table:
+        """A table of plain texts and cells; a plain title is one of numbers, the first excepted."""
+        columns = (t if isinstance(t, Column) else Column(t, number=i > 0) for i, t in enumerate(titles))
+        cells = (tuple(cell if isinstance(cell, Cell) else Cell(cell) for cell in row) for row in rows)
+        return cls(caption, tuple(columns), tuple(cells))
+
+    @classmethod
+    def facts(cls, caption: str, facts: Mapping[str, str]) -> Table:
+        """Names and what each stands for, under no titles; those that are empty are left out."""
+        return cls.of(caption, ("", Column("", number=False)), (fact for fact in facts.items() if fact[1]))
 
 
 @dataclass(frozen=True)

@@ -52,44 +52,43 @@ def build(data: dict[str, Any], where: str) -> Document:
 
 
 def _table(result: SweepResult) -> Table:
-    columns = (
-        Column("Method", number=False),
-        Column("Structure and sparsity", number=False),
-        Column("Accuracy"),
-        Column("Points vs dense"),
-        Column("Aim"),
-        Column("Fewer conv weights"),
-        Column("MACs of dense"),
-        Column("Latency, ms"),
-        Column("vs dense"),
-        Column("Epochs"),
-        Column("Minutes"),
-    )
     front = {cell.name for cell in result.pareto}
-    rows = tuple(_row(result, cell, cell.name in front) for cell in (result.dense, *result.cells))
-    caption = (
+    return Table.of(
         "Test accuracy after the last epoch; latency is the compiled engine's median, batch 1, all engines in "
-        "turns; bold: none is both faster and more accurate."
+        "turns; bold: none is both faster and more accurate.",
+        (
+            "Method",
+            Column("Structure and sparsity", number=False),
+            "Accuracy",
+            "Points vs dense",
+            "Aim",
+            "Fewer conv weights",
+            "MACs of dense",
+            "Latency, ms",
+            "vs dense",
+            "Epochs",
+            "Minutes",
+        ),
+        (_row(result, cell, cell.name in front) for cell in (result.dense, *result.cells)),
     )
-    return Table(caption, columns, rows)
 
 
-def _row(result: SweepResult, cell: CellResult, strong: bool) -> tuple[Cell, ...]:
+def _row(result: SweepResult, cell: CellResult, strong: bool) -> tuple[str | Cell, ...]:
     dense = cell.name == DENSE
     latency = cell.engine.latency if cell.engine is not None else None
     fraction = result.mac_fraction(cell)
     return (
-        Cell(cell.method),
-        Cell("" if dense else cell.structure),
+        cell.method,
+        "" if dense else cell.structure,
         Cell(words.percent(cell.accuracy, 2), strong=strong),
-        Cell("" if dense else words.points(result.points_lost(cell))),
-        Cell(_aim(result, cell)),
-        Cell(words.times(cell.conv_compression)),
-        Cell("–" if fraction is None else words.percent(fraction)),
+        "" if dense else words.points(result.points_lost(cell)),
+        _aim(result, cell),
+        words.times(cell.conv_compression),
+        "–" if fraction is None else words.percent(fraction),
         Cell("–" if latency is None else words.digits(latency.median_s * 1e3), strong=strong),
-        Cell(words.times(result.speedup(cell))),
-        Cell(str(cell.epochs)),
-        Cell(words.digits(cell.seconds / 60)),
+        words.times(result.speedup(cell)),
+        str(cell.epochs),
+        words.digits(cell.seconds / 60),
     )
 
 
@@ -148,6 +147,4 @@ def _environment(result: SweepResult) -> Table:
         "Written": environment.created,
         **environment.versions,
     }
-    columns = (Column("", number=False), Column("", number=False))
-    rows = tuple((Cell(name), Cell(value)) for name, value in facts.items())
-    return Table("Machine, versions", columns, rows)
+    return Table.facts("Machine, versions", facts)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sparseflow.core.files import complete_file, write_json
 from sparseflow.core.mask import Mask
+from sparseflow.core.prune_result import PruneResult
 from sparseflow.core.structures import parse_structure
 from sparseflow.errors import CheckpointError, RecipeError, first_line
 from sparseflow.train import parallel
@@ -39,7 +40,7 @@ from sparseflow.train.recipe.stages import (
     ThresholdsStage,
     TrainedStage,
 )
-from sparseflow.train.results import PruneResult, layer_table, map_table
+from sparseflow.train.results import layer_table, map_table
 from sparseflow.train.rules import Rule, select_targets
 from sparseflow.train.trainer import Hook, Session, Trainer, evaluate
 
