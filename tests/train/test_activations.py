@@ -25,8 +25,8 @@ from sparseflow.train.activations import (
     map_densities,
     mean_density,
     sparsify_activations,
-    take,
 )
+from sparseflow.train.methods.observe import take
 
 
 def _network() -> nn.Sequential:
@@ -146,7 +146,7 @@ def test_thresholds_are_fitted_within_the_budget(loader: DataLoader[tuple[Tensor
     activations = sparsify_activations(model)
     Trainer(model, loader, loader, TrainSettings(epochs=6, learning_rate=0.05)).fit()
     model.train()
-    batches, before = take(loader, 200), evaluate(model, loader)
+    batches, before = list(take(loader, 200)), evaluate(model, loader)
     assert sum(len(labels) for _, labels in batches) == 200
     fit = fit_thresholds(model, activations, batches, 0.02)
     assert model.training

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,48 +28,62 @@ class Loader(Protocol):
     def __len__(self) -> int: ...
 
 
-@runtime_checkable
-class Hook(Protocol):
-    """A method's part in the training loop; see `sparseflow.train.methods.InTraining`."""
+class Hook:
+    """A part in the training loop, such as a method's; a subclass overrides what it takes part in."""
 
     def begin_epoch(self, epoch: int, steps: int) -> None:
         """Called before each epoch with the number of completed ones and the number of its batches."""
 
     def penalty(self) -> Tensor | None:
-        """What to add to the loss of a batch."""
+        """What to add to the loss of a batch; None for nothing."""
+        return None
 
     def before_step(self) -> None:
-        """Called between the backward pass and the optimiser's step."""
+        """Called between the backward pass and the optimiser's step; may change gradients."""
 
     def after_step(self) -> None:
         """Called after each step of the optimiser."""
 
     def after_epoch(self, epoch: int) -> str:
         """Called with the number of completed epochs; the text goes into the progress line."""
+        return ""
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed training needs, as tensors and plain containers."""
+        return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """The device of a model's parameters."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[torch.device]:
+    """Evaluation mode inside the ``with`` block, afterwards the mode from before; gives the model's device."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield device_of(model)
+    finally:
+        model.train(was_training)
+
+
 def evaluate(model: nn.Module, loader: Loader) -> float:
     """Fraction of correctly classified samples, in 0..1; the model keeps its mode."""
-    with torch.no_grad():
-        was_training = model.training
-        model.eval()
-        device = device_of(model)
-        right = total = 0
+    right = total = 0
+    with torch.no_grad(), evaluating(model) as device:
         for i, (x, labels) in enumerate(loader):
             if i % parallel.processes() != parallel.rank():
                 continue  # another process counts this batch
             predicted = model(x.to(device)).argmax(1)
             right += int((predicted == labels.to(device)).sum())
             total += len(labels)
-        model.train(was_training)
-        right_all, total_all = parallel.total([right, total])
-        return right_all / max(total_all, 1)
+    right_all, total_all = parallel.total([right, total])
+    return right_all / max(total_all, 1)
 
 
 @dataclass(frozen=True)
@@ -309,8 +324,3 @@ class Trainer:
         if len(states) != parallel.processes():
             raise ValueError(f"it is of {len(states)} processes, not of {parallel.processes()}")
         return states[parallel.rank()]
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """The device of a model's parameters."""
-    return next((p.device for p in model.parameters()), torch.device("cpu"))

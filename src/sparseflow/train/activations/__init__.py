@@ -3,7 +3,7 @@
 from sparseflow.train.activations.hooks import MapHook, MapHooks
 from sparseflow.train.activations.modules import Activation, FATReLU, TopK, sparsify_activations
 from sparseflow.train.activations.regularise import REGULARISERS, MapRegulariser
-from sparseflow.train.activations.thresholds import ThresholdFit, fit_thresholds, take
+from sparseflow.train.activations.thresholds import ThresholdFit, fit_thresholds
 from sparseflow.train.activations.track import DensityRamp
 from sparseflow.train.activations.watch import MapUse, map_densities, mean_density
 
@@ -22,5 +22,4 @@ __all__ = [
     "map_densities",
     "mean_density",
     "sparsify_activations",
-    "take",
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,8 @@ from torch.nn import functional as F
 from sparseflow.errors import StructureError
 from sparseflow.train.activations.modules import FATReLU
 from sparseflow.train.activations.track import quantile
-from sparseflow.train.activations.watch import inference, map_densities, mean_density, watched
+from sparseflow.train.activations.watch import map_densities, mean_density, watched
+from sparseflow.train.trainer import evaluating
 
 STEPS = (1.0, 0.85, 0.7, 0.55, 0.42, 0.3, 0.2)
 """Densities that are tried in each layer, as fractions of its density at the start."""
@@ -139,7 +139,7 @@ class _Search:
     def evaluate(self) -> _Score:
         """Accuracy and mean loss at the thresholds as they are."""
         right, total, loss = 0, 0, 0.0
-        with inference(self.model) as device:
+        with torch.no_grad(), evaluating(self.model) as device:
             for x, labels in self.batches:
                 logits, labels = self.model(x.to(device)).float(), labels.to(device)
                 right += int((logits.argmax(1) == labels).sum())
@@ -180,7 +180,7 @@ class _Search:
         low, high = (
             math.log(min(ratios) * 0.1),
             math.log(max(ratios) * 10.0),
-        )  # of the price: savings for one of loss
+        )  # of the price of loss in savings
         for _ in range(_BISECTIONS):
             price = math.exp((low + high) / 2)
             chosen = {n: max(f, key=lambda x: x.saved - price * x.cost) for n, f in levels.items()}
@@ -201,7 +201,7 @@ class _Search:
             parts[name].append(flat[:: max(1, flat.numel() // _PER_BATCH) | 1].float().cpu())
             sizes[name] = x[0].numel()
 
-        with watched(self.layers, see), inference(self.model) as device:
+        with watched(self.layers, see), torch.no_grad(), evaluating(self.model) as device:
             for x, _labels in self.batches[:_BATCHES]:
                 self.model(x.to(device))
         return {name: _Inputs(torch.cat(p), sizes[name]) for name, p in parts.items() if p}
@@ -214,14 +214,3 @@ _PER_BATCH, _BATCHES = 4096, 8
 class _Inputs:
     sample: Tensor
     size: int
-
-
-def take(batches: Any, samples: int) -> list[tuple[Tensor, Tensor]]:
-    """The first batches of a loader that hold ``samples`` samples, or all if it has fewer."""
-    taken: list[tuple[Tensor, Tensor]] = []
-    for x, labels in batches:
-        missing = samples - sum(len(t[1]) for t in taken)
-        if missing <= 0:
-            break
-        taken.append((x[:missing], labels[:missing]))
-    return taken

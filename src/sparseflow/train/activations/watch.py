@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparseflow.train.trainer import evaluating
+
 
 @dataclass(frozen=True)
 class MapUse:
@@ -44,18 +46,6 @@ def watched(
             handle.remove()
 
 
-@contextmanager
-def inference(model: nn.Module) -> Iterator[torch.device]:
-    """Evaluation mode without gradients inside the ``with`` block; gives the model's device."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield next((p.device for p in model.parameters()), torch.device("cpu"))
-    finally:
-        model.train(was_training)
-
-
 def map_densities(
     model: nn.Module, activations: Mapping[str, nn.Module], batches: Iterable[Any]
 ) -> dict[str, MapUse]:
@@ -69,7 +59,7 @@ def map_densities(
         total[name] += y.numel()
         size[name] = y[0].numel()
 
-    with watched(activations, see), inference(model) as device:
+    with watched(activations, see), torch.no_grad(), evaluating(model) as device:
         for x, _labels in batches:
             model(x.to(device))
     return {name: MapUse(kept[name] / max(total[name], 1), size[name]) for name in activations}

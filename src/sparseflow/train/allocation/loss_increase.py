@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from itertools import islice
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from sparseflow.core.structures import Structure
 from sparseflow.registry import Registry
 from sparseflow.train.allocation.base import Problem
+from sparseflow.train.methods.observe import take
 from sparseflow.train.rules import scores_of, weight_of
+from sparseflow.train.trainer import device_of, evaluating
 
 CHUNK = 16
 """Samples whose mean gradient is one sample of the Fisher information."""
@@ -32,7 +31,8 @@ class LossIncrease(ABC):
 
     def __init__(self, problem: Problem, samples: int) -> None:
         self.model, self.samples = problem.model, samples
-        self.batches = list(_first(problem, samples))
+        device = device_of(self.model)
+        self.batches = [(x.to(device), y.to(device)) for x, y in take(problem.loader, samples)]
 
     @abstractmethod
     def of(self, name: str, structure: Structure, density: float) -> float:
@@ -64,7 +64,7 @@ class SecondOrder(LossIncrease):
         weights = [weight_of(self.model, name) for name in names]
         fisher = [torch.zeros_like(w) for w in weights]
         count = 0
-        with _evaluating(self.model):
+        with evaluating(self.model):
             for x, labels in self.batches:
                 for part, wanted in zip(x.split(CHUNK), labels.split(CHUNK), strict=True):
                     loss = F.cross_entropy(self.model(part), wanted)
@@ -108,31 +108,8 @@ class Measured(LossIncrease):
 
     def _loss(self) -> float:
         total = count = 0.0
-        with torch.no_grad(), _evaluating(self.model):
+        with torch.no_grad(), evaluating(self.model):
             for x, labels in self.batches:
                 total += float(F.cross_entropy(self.model(x), labels, reduction="sum"))
                 count += len(labels)
         return total / count
-
-
-def _first(problem: Problem, samples: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of the loader up to ``samples`` samples, on the model's device."""
-    device, left = next(problem.model.parameters()).device, samples
-    for x, labels in islice(problem.loader, samples):
-        if left <= 0:
-            return
-        yield x[:left].to(device), labels[:left].to(device)
-        left -= len(labels)
-
-
-class _evaluating:
-    """The model in evaluation mode for a while."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model, self.was = model, model.training
-
-    def __enter__(self) -> None:
-        self.model.eval()
-
-    def __exit__(self, *_: Any) -> None:
-        self.model.train(self.was)

@@ -13,10 +13,11 @@ from sparseflow.train.methods.base import (
     TrainingSettings,
 )
 from sparseflow.train.methods.gradual import Gradual, GradualSettings
-from sparseflow.train.methods.group_lasso import GroupLasso, GroupLassoSettings
-from sparseflow.train.methods.hoyer import Hoyer, HoyerSettings
+from sparseflow.train.methods.group_lasso import GroupLasso
+from sparseflow.train.methods.hoyer import Hoyer
 from sparseflow.train.methods.movement import Movement, MovementSettings
 from sparseflow.train.methods.one_shot import ByScores, ByScoresSettings, method_of
+from sparseflow.train.methods.penalties import PenaltySettings
 from sparseflow.train.methods.ramp import RampSettings
 from sparseflow.train.methods.rigl import RigL, RigLSettings
 from sparseflow.train.methods.second_order import SecondOrder, SecondOrderSettings
@@ -32,9 +33,7 @@ __all__ = [
     "Gradual",
     "GradualSettings",
     "GroupLasso",
-    "GroupLassoSettings",
     "Hoyer",
-    "HoyerSettings",
     "InTraining",
     "MaskedWeights",
     "Method",
@@ -43,6 +42,7 @@ __all__ = [
     "MovementSettings",
     "Need",
     "OneShot",
+    "PenaltySettings",
     "RampSettings",
     "RigL",
     "RigLSettings",

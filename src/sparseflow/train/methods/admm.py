@@ -144,10 +144,7 @@ class ADMM(InTraining):
 
     def after_step(self) -> None:
         """Weights that an earlier part removed stay at zero."""
-        with torch.no_grad():
-            for target in self.targets:
-                if target.name in self.removed:
-                    self.weight(target).masked_fill_(self.removed[target.name], 0.0)
+        self.remove(self.removed)
 
     def after_epoch(self, epoch: int) -> str:
         """Update Z and U if it is time, and move ρ along its ramp; at a part's end, begin the next."""
@@ -172,7 +169,7 @@ class ADMM(InTraining):
 
     def finish(self) -> dict[str, Mask]:
         """The masks of the projection of the weights as they are now."""
-        return {t.name: t.structure.mask(scores_of(self.weight(t), 2), t.density) for t in self.targets}
+        return self.masks_by(self.squares)
 
     def state_dict(self) -> dict[str, Any]:
         """ρ, the numbers of updates and of the part too."""
@@ -186,11 +183,8 @@ class ADMM(InTraining):
     def _next_part(self) -> None:
         """Remove what this part's density does not keep, and start the next with new duals."""
         for target in self.targets:
-            weight = self.weight(target).detach()
             if target.structure.fixed_density is None:
-                density = self.settings.density_in(self.part, target)
-                keep = target.structure.mask(scores_of(weight, 2), density).keep
-                self.removed[target.name] = torch.from_numpy(~keep).to(weight.device)
+                self.removed[target.name] = ~self._keep(target, self.weight(target).detach())
         self.after_step()
         self.part += 1
         self.rho = self.settings.rho
@@ -199,6 +193,8 @@ class ADMM(InTraining):
             self.z[target.name] = self._project(target, self.weight(target).detach())
 
     def _project(self, target: Target, weight: Tensor) -> Tensor:
+        return weight * self._keep(target, weight)
+
+    def _keep(self, target: Target, weight: Tensor) -> Tensor:
         density = self.settings.density_in(self.part, target)
-        keep = torch.from_numpy(target.structure.mask(scores_of(weight, 2), density).keep.copy())
-        return weight * keep.to(weight.device)
+        return self.kept(target, target.structure.mask(scores_of(weight, 2), density))

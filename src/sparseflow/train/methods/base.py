@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from typing import Any, ClassVar
 
@@ -16,8 +16,16 @@ from sparseflow.core.mask import Mask
 from sparseflow.core.structures import Structure
 from sparseflow.errors import StructureError
 from sparseflow.registry import Registry
-from sparseflow.train.rules import Rule, Target, select_targets, weight_of, with_chosen_libraries
+from sparseflow.train.rules import (
+    Rule,
+    Target,
+    scores_of,
+    select_targets,
+    weight_of,
+    with_chosen_libraries,
+)
 from sparseflow.train.settings import Settings
+from sparseflow.train.trainer import Hook
 
 
 class Need(StrEnum):
@@ -124,6 +132,14 @@ class Method(ABC):
     def finish(self) -> dict[str, Mask]:
         """The masks by layer name; `MaskedWeights` applies them."""
 
+    def masks_by(self, scores: Callable[[Target], Array]) -> dict[str, Mask]:
+        """The masks of the highest scores of each layer, at the density of the rules."""
+        return {t.name: t.structure.mask(scores(t), t.density) for t in self.targets}
+
+    def squares(self, target: Target) -> Array:
+        """The weights' squares, whose sum over a unit is what a projection removes with it."""
+        return scores_of(self.weight(target), 2)
+
 
 class OneShot(Method):
     """A method that does not train: ``calibrate`` if it needs data, then ``finish``."""
@@ -134,7 +150,7 @@ class OneShot(Method):
         """Look at ``settings.samples`` samples of ``batches`` of (x, labels)."""
 
 
-class InTraining(Method):
+class InTraining(Method, Hook):
     """A method that works in a training loop: one's own, or `Trainer`'s, whose `Hook` it is.
 
     The order of calls is ``begin_epoch``, then for each batch ``penalty`` (added to the loss), ``backward``,
@@ -155,22 +171,16 @@ class InTraining(Method):
         super().__init__(model, rules, settings)
         self.targets = with_chosen_libraries(model, self.targets)
 
-    def begin_epoch(self, epoch: int, steps: int) -> None:
-        """Call before each epoch with the number of completed ones and the number of batches in this one."""
+    def remove(self, removed: Mapping[str, Tensor]) -> None:
+        """Set weights to zero: bool tensors by layer, of some layers."""
+        with torch.no_grad():
+            for target in self.targets:
+                if target.name in removed:
+                    self.weight(target).masked_fill_(removed[target.name], 0.0)
 
-    def penalty(self) -> Tensor | None:
-        """What to add to the loss of a batch; None for nothing."""
-        return None
-
-    def before_step(self) -> None:
-        """Call after ``backward``, before each step of the optimiser; may change gradients."""
-
-    def after_step(self) -> None:
-        """Call after each step of the optimiser."""
-
-    def after_epoch(self, epoch: int) -> str:
-        """Call with the number of completed epochs; returns a word on the method's state."""
-        return ""
+    def kept(self, target: Target, mask: Mask) -> Tensor:
+        """What ``mask`` keeps of a layer as bool, on the device of its weight."""
+        return torch.from_numpy(mask.keep.copy()).to(self.weight(target).device)
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed training needs, as tensors and plain containers."""
@@ -202,7 +212,7 @@ class InTraining(Method):
 METHODS: Registry[type[Method]] = Registry("method")
 
 
-class MaskedWeights:
+class MaskedWeights(Hook):
     """Keeps removed weights at exactly zero while a model is retrained.
 
     The weights are masked when it is made; `after_step` masks them again, whatever momentum and weight decay
@@ -226,15 +236,6 @@ class MaskedWeights:
         self._removed: dict[str, Tensor] = {}
         self._set({name: torch.from_numpy(~mask.keep) for name, mask in masks.items()})
         self.after_step()
-
-    def begin_epoch(self, epoch: int, steps: int) -> None:
-        """Nothing is to be prepared."""
-
-    def penalty(self) -> None:
-        """Nothing is added to the loss."""
-
-    def before_step(self) -> None:
-        """Gradients stay as they are."""
 
     def after_step(self) -> None:
         """Set all removed weights to zero."""

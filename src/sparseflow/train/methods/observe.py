@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparseflow.errors import DataError
-from sparseflow.train.trainer import device_of
+from sparseflow.train.trainer import evaluating
 
 
-def take(batches: Iterable[Any], samples: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Batches (x, labels or None) with ``samples`` samples together, fewer if there are no more.
+def take(batches: Iterable[Any], samples: int) -> Iterator[tuple[Tensor, Any]]:
+    """The first batches (x, labels or None) with ``samples`` samples together, fewer if there are no more.
 
     Raises
     ------
@@ -113,15 +113,13 @@ def observing(
         return before
 
     handles = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
-    was_training = model.training
     try:
-        model.eval()
-        for x in inputs:
-            with torch.no_grad(), suppress(_SeenAll):
-                model(x.to(device_of(model)))
-            yield
-            left = Counter(calls)
+        with evaluating(model) as device:
+            for x in inputs:
+                with torch.no_grad(), suppress(_SeenAll):
+                    model(x.to(device))
+                yield
+                left = Counter(calls)
     finally:
-        model.train(was_training)
         for handle in handles:
             handle.remove()

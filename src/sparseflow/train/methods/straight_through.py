@@ -102,9 +102,9 @@ class StraightThrough(ScoredTraining):
         """The masks at the density of the rules."""
 
     def _mask(self) -> None:
-        masks = self.masks_now()
-        for name, mask in (masks or {}).items():
-            self.keep[name] = torch.from_numpy(mask.keep.copy()).to(self.latent[name].device)
+        masks = self.masks_now() or {}
         with torch.no_grad():
             for target in self.targets:
+                if target.name in masks:
+                    self.keep[target.name] = self.kept(target, masks[target.name])
                 self.weight(target).copy_(self.latent[target.name] * self.keep[target.name])

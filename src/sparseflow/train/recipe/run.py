@@ -15,21 +15,23 @@ from torch import Tensor, nn
 from sparseflow.core.files import complete_file, write_json
 from sparseflow.core.mask import Mask
 from sparseflow.core.prune_result import PruneResult
-from sparseflow.core.structures import parse_structure
 from sparseflow.errors import CheckpointError, RecipeError, first_line
 from sparseflow.train import parallel
-from sparseflow.train.activations import Activation, MapHooks, fit_thresholds, take
+from sparseflow.train.activations import Activation, MapHooks, fit_thresholds
 from sparseflow.train.aids import recalibrate_batch_norm
 from sparseflow.train.allocation import allocate, record, recorded, resolved, slots_of
 from sparseflow.train.checkpoint import (
     export_model,
     load_checkpoint,
     load_weights,
+    masks_of,
+    masks_state,
     save_checkpoint,
     save_weights,
 )
 from sparseflow.train.coupled import CoupledChannels, coupled_rules
 from sparseflow.train.methods import InTraining, MaskedWeights, Method, OneShot
+from sparseflow.train.methods.observe import take
 from sparseflow.train.progress import ProgressCallback
 from sparseflow.train.recipe.recipe import Recipe
 from sparseflow.train.recipe.sources import Sources, Workspace
@@ -161,7 +163,7 @@ class _Run:
         if isinstance(stage, TrainedStage):
             self._train(index, stage, method, model)
         if isinstance(stage, ThresholdsStage):
-            calibration = take(self.sources.calibration(), stage.samples)
+            calibration = list(take(self.sources.calibration(), stage.samples))
             fit_thresholds(model, stage.prepare(model), calibration, stage.budget)
         if method is not None:
             self._apply(method, rules, model)
@@ -235,12 +237,11 @@ class _Run:
         return resolved(rules, assigned)
 
     def _store(self, path: Path, index: int, name: str, model: nn.Module) -> None:
-        masks = {n: [str(m.structure), torch.from_numpy(m.keep.copy())] for n, m in self.masks.items()}
         state = {
             "fingerprint": self._fingerprint(index),
             "stage": name,
             "model": {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()},
-            "masks": masks,
+            "masks": masks_state(self.masks),
             "history": self.history[name],
         }
         save_checkpoint(path, state)
@@ -254,9 +255,7 @@ class _Run:
             )
         try:
             model.load_state_dict(state["model"])
-            self.masks = {
-                n: Mask(keep.numpy(), parse_structure(text)) for n, (text, keep) in state["masks"].items()
-            }
+            self.masks = masks_of(state["masks"])
             self.history[name] = state["history"]
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise CheckpointError(
