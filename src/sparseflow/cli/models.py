@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sparseflow.errors import ImportModelError
+from sparseflow.errors import ImportModelError, needs
 
 if TYPE_CHECKING:
     from sparseflow.core import SparsifySpec
@@ -138,12 +138,8 @@ def _from_zoo(request: ModelRequest) -> LoadedModel:
         raise ImportModelError(
             f"{request.text}: --shape binds dimensions of files; use --batch for a zoo model"
         )
-    try:
+    with needs("train", request.text, ImportModelError):
         from sparseflow import zoo
-    except ModuleNotFoundError as error:
-        raise ImportModelError(
-            f"{request.text}: zoo models need torch: python -m pip install 'sparseflow[train]'"
-        ) from error
     module, examples = zoo.build(request.text.removeprefix(ZOO_PREFIX), batch=request.batch, seed=SEED)
     return LoadedModel(request.text, module, tuple(t.numpy() for t in examples), "seeded random weights", {})
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Callable, Iterator
+from json import dumps
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +55,26 @@ def write_json(data: Any, path: Path | None) -> bool:
     """
     if path is None:
         return False
-    text = json.dumps(data, indent=1, allow_nan=False) + "\n"
+    text = dumps(data, indent=1, allow_nan=False) + "\n"
     if str(path) == "-":
         sys.stdout.write(text)
         return True
     atomic_write(path, text)
     return False
+
+
+def show_results(data: dict[str, Any], where: str, then: str, json: Path | None = None) -> None:
+    """`write_json`, then the summary of the results' report and a last line, unless standard output got the JSON.
+
+    ``where`` names the results in messages.
+    """
+    if write_json(data, json):
+        return
+    from sparseflow.report import build_document, show
+
+    console = stdout()
+    show(build_document(data, where), console)
+    console.print(then)
 
 
 def milliseconds(seconds: float) -> str:

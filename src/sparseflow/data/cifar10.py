@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sparseflow.data.base import DATASETS, ImageData, data_roots
-from sparseflow.errors import DataError, first_line
+from sparseflow.errors import DataError, first_line, needs
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _HINT = "fetch it with tools/fetch_data.sh cifar10, or point to a cifar-10-batches-py folder"
@@ -60,10 +60,8 @@ def _find(folder: Path | None) -> Path:
 
 def _read_png(folder: Path, part: str) -> tuple[Tensor, Tensor]:
     """One image a row: 32·32 RGB pixels wide, as many rows as images."""
-    try:
+    with needs("train", "cifar10", DataError):
         from PIL import Image
-    except ImportError as error:
-        raise DataError("cifar10: reading PNG files needs Pillow; pip install 'sparseflow[train]'") from error
     names = [f"data_batch_{i}.png" for i in range(1, 6)] if part == "train" else [_PNG_TEST]
     images = []
     for name in names:

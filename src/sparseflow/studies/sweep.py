@@ -23,7 +23,7 @@ from sparseflow.engine.measure.bench import interleave, pinned
 from sparseflow.engine.runtime.engine import Engine
 from sparseflow.engine.runtime.threads import checked_threads
 from sparseflow.engine.target.machine import machine_name
-from sparseflow.errors import InputError, SparseflowError, first_line
+from sparseflow.errors import InputError, SparseflowError, first_line, needs
 from sparseflow.studies.quickstart import versions
 from sparseflow.studies.results import DENSE, Environment
 from sparseflow.studies.stages import StageEvent, Stages
@@ -180,11 +180,9 @@ def _executor(options: SweepOptions) -> Any:
     """joblib's processes on this machine, or its back end on a Ray cluster."""
     if options.ray is None:
         return joblib.parallel_config(backend="loky" if options.jobs > 1 else "sequential")
-    try:
+    with needs("ray", "sweep: --ray", InputError):
         import ray
         from ray.util.joblib import register_ray
-    except ImportError as error:
-        raise InputError("sweep: --ray needs Ray: python -m pip install 'sparseflow[ray]'") from error
     try:
         ray.init(address=options.ray, ignore_reinit_error=True, log_to_driver=False)
     except (ConnectionError, ValueError) as error:

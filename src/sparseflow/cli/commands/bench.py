@@ -16,11 +16,6 @@ if TYPE_CHECKING:
     from sparseflow.engine.measure.bench import BenchResult
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the command to ``app``."""
-    app.command(name="bench", rich_help_panel="Compile and run")(command)
-
-
 def command(
     model: options.ModelArgument,
     sparsify: options.SparsifyOption = None,

@@ -18,11 +18,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the command to ``app``."""
-    app.command(name="explain", rich_help_panel="Compile and run")(command)
-
-
 def command(
     engine: Annotated[Path, typer.Argument(metavar="ENGINE", help="What `compile -o` wrote.")],
     layer: Annotated[

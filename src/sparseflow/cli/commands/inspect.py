@@ -56,11 +56,6 @@ class InspectedLayer:
         return min((row for row in self.storage if not row.reason), key=lambda row: row.nbytes)
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the command to ``app``."""
-    app.command(name="inspect", rich_help_panel="Look")(command)
-
-
 def command(
     model: options.ModelArgument,
     sparsify: options.SparsifyOption = None,

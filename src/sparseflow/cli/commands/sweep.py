@@ -10,7 +10,7 @@ import typer
 
 from sparseflow.cli import options, output
 from sparseflow.core.codec import encode
-from sparseflow.errors import RecipeError
+from sparseflow.errors import RecipeError, needs
 
 
 class Only(StrEnum):
@@ -18,11 +18,6 @@ class Only(StrEnum):
 
     TRAIN = "train"
     MEASURE = "measure"
-
-
-def register(app: typer.Typer) -> None:
-    """Adds the command to ``app``."""
-    app.command(name="sweep", rich_help_panel="Train")(command)
 
 
 def command(
@@ -58,16 +53,10 @@ def command(
         sparseflow sweep recipes/sweeps/cifar10.toml -o /shared/sweep --ray auto --jobs 8
         sparseflow report runs/sweep
     """
-    try:
+    with needs("train", str(sweep), RecipeError):
         from sparseflow.cli.training import training_progress
         from sparseflow.studies.sweep import SweepOptions, run_sweep
         from sparseflow.studies.sweep_plan import load_sweep
-    except ModuleNotFoundError as error:
-        raise RecipeError(
-            f"{sweep}: {error.name} is not installed; python -m pip install 'sparseflow[train]'"
-        ) from error
-    from sparseflow.report import build_document, show
-
     how = SweepOptions(
         jobs=jobs,
         ray=ray,
@@ -79,9 +68,4 @@ def command(
     )
     with training_progress() as progress:
         result = run_sweep(load_sweep(sweep), out, reuse=reuse or (), options=how, progress=progress)
-    data = encode(result)
-    if output.write_json(data, json):
-        return
-    console = output.stdout()
-    show(build_document(data, str(out)), console)
-    console.print(f"report: sparseflow report {out}")
+    output.show_results(encode(result), str(out), f"report: sparseflow report {out}", json)

@@ -17,11 +17,6 @@ if TYPE_CHECKING:
     from sparseflow.core.latency_table import LatencyTable
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the command to ``app``."""
-    app.command(name="tune", rich_help_panel="Train")(command)
-
-
 def command(
     model: options.ModelArgument,
     out: Annotated[

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import tvm
 from tvm import relax
 
-from sparseflow.engine.frontends.constants import constant_name, named_constant
+from sparseflow.engine.frontends.constants import address, constant_name, named_constant
 from sparseflow.passes.activations import replacement
 from sparseflow.passes.graph import op_name
 
@@ -102,7 +101,7 @@ def _lift_weights(mod: Any) -> tuple[Any, dict[Any, Any]]:
             if op_name(call) == "relax.take" and isinstance(call.args[1], tvm.ir.GenericConst):
                 return call
             constant = call.args[position]
-            key = int(np.from_dlpack(constant.value).ctypes.data)
+            key = address(constant)
             if key not in seen:
                 seen[key] = relax.Var(f"weight{len(seen)}", constant.ty)
                 weights[seen[key]] = constant

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparseflow.engine.frontends.shapes import Shapes, check_shapes, fit_shape
-from sparseflow.errors import ImportModelError
+from sparseflow.errors import ImportModelError, needs
 
 if TYPE_CHECKING:
     import tvm
@@ -136,21 +136,13 @@ def read_model(path: Path) -> Any:
     if not path.is_file():
         raise ImportModelError(f"{path}: no such file; give the path of a .pt2 or .onnx model")
     if path.suffix == ".pt2":
-        try:
+        with needs("train", f"{path}: a .pt2 model", ImportModelError):
             import torch  # noqa: F401
-        except ModuleNotFoundError as error:
-            raise ImportModelError(
-                f"{path}: .pt2 models need torch: python -m pip install 'sparseflow[train]'"
-            ) from error
         from sparseflow.engine.frontends.torch_frontend import load_exported
 
         return load_exported(path)
-    try:
+    with needs("onnx", f"{path}: an ONNX model", ImportModelError):
         import onnx  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ImportModelError(
-            f"{path}: ONNX models need the onnx package: python -m pip install 'sparseflow[onnx]'"
-        ) from error
     from sparseflow.engine.frontends.onnx_frontend import load_onnx
 
     return load_onnx(path)

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
 
-from sparseflow.errors import ImportModelError
+from sparseflow.errors import ImportModelError, first_line
 
 _RANDOM = (
     "RandomNormal",
@@ -94,9 +94,8 @@ def _inferred_shapes(model: Any, graph: Any, constants: Arrays) -> dict[str, tup
     try:
         inferred = onnx.shape_inference.infer_shapes(skeleton, data_prop=True).graph
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
         raise ImportModelError(
-            f"ONNX graph {graph.name!r}: its shapes do not fit together: {reason}"
+            f"ONNX graph {graph.name!r}: its shapes do not fit together: {first_line(error)}"
         ) from error
     known = {name: constants[name].shape for name in constants}
     for value in (*inferred.input, *inferred.value_info, *inferred.output):

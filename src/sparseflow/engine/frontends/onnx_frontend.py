@@ -16,12 +16,12 @@ import tvm
 from tvm import relax
 from tvm.relax.frontend.onnx import onnx_frontend
 
-from sparseflow.engine.frontends.constants import check_dtype, named_constant
+from sparseflow.engine.frontends.constants import check_dtype, elu, named_constant
 from sparseflow.engine.frontends.onnx_fold import Arrays, fold
 from sparseflow.engine.frontends.onnx_resize import resize_axes
 from sparseflow.engine.frontends.resample import pad, resample
 from sparseflow.engine.frontends.shapes import Shapes, check_shapes, fit_shape
-from sparseflow.errors import ImportModelError
+from sparseflow.errors import ImportModelError, first_line
 
 
 def load_onnx(path: Path) -> Any:
@@ -35,9 +35,8 @@ def load_onnx(path: Path) -> Any:
     try:
         model = onnx.load(str(path))
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ImportModelError(
-            f"{path}: not a readable ONNX model ({reason}); is the file complete?"
+            f"{path}: not a readable ONNX model ({first_line(error)}); is the file complete?"
         ) from error
     if not model.graph.node:
         raise ImportModelError(f"{path}: the ONNX file holds no graph; is the file complete?")
@@ -75,7 +74,7 @@ def onnx_to_relax(model: Any, shapes: Shapes) -> tuple[Any, list[str], list[str]
             raise
         except Exception as error:
             raise ImportModelError(
-                f"ONNX graph {graph.name!r}: TVM cannot translate it: {_line(error)}"
+                f"ONNX graph {graph.name!r}: TVM cannot translate it: {first_line(error)}"
             ) from error
     return mod, [value.name for value in inputs], [value.name for value in graph.output]
 
@@ -112,11 +111,6 @@ def _check_operators(graph: Any) -> None:
             )
 
 
-def _line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
-
-
 class _Importer(onnx_frontend.ONNXGraphImporter):
     """TVM's importer with named constants, failures by node, and high-level forms where TVM inlines loops."""
 
@@ -140,7 +134,7 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
         except Exception as error:
             node = attrs.get("tvm_custom", {}).get("name") or "(unnamed)"
             raise ImportModelError(
-                f"unsupported use of operator {op_name} at node {node!r}: TVM cannot translate it ({_line(error)})"
+                f"unsupported use of operator {op_name} at node {node!r}: TVM cannot translate it ({first_line(error)})"
             ) from error
 
 
@@ -158,11 +152,8 @@ def _hard_sigmoid(_bb: Any, inputs: Any, attrs: dict[str, Any]) -> Any:
 
 def _celu(bb: Any, inputs: Any, attrs: dict[str, Any]) -> Any:
     """``max(0, x) + min(0, alpha (exp(x / alpha) - 1))``."""
-    x, dtype, alpha = inputs[0], str(inputs[0].ty.dtype.dtype), float(attrs.get("alpha", 1.0))
-    power = bb.emit(relax.op.exp(bb.emit(relax.op.multiply(x, relax.const(1.0 / alpha, dtype)))))
-    below = bb.emit(relax.op.nn.relu(bb.emit(relax.op.subtract(relax.const(1.0, dtype), power))))
-    scaled = bb.emit(relax.op.multiply(below, relax.const(-alpha, dtype)))
-    return relax.op.add(bb.emit(relax.op.nn.relu(x)), scaled)
+    alpha = float(attrs.get("alpha", 1.0))
+    return elu(bb.emit, inputs[0], alpha, input_scale=1.0 / alpha)
 
 
 def _clip(_bb: Any, inputs: Any, attrs: dict[str, Any]) -> Any:
@@ -189,9 +180,7 @@ def _pad(bb: Any, inputs: Any, attrs: dict[str, Any]) -> Any:
     mode = mode.decode() if isinstance(mode, bytes) else mode
     rank = len(inputs[0].ty.shape)
     given = [None if x is None else _array(x) for x in inputs[1:]] + [None] * 3
-    pads = (
-        attrs.get("pads", attrs.get("paddings")) if given[0] is None else given[0]
-    )  # opset 1 has attributes
+    pads = given[0] if given[0] is not None else attrs.get("pads", attrs.get("paddings"))  # of opset 1
     if pads is None or any(x is not None and a is None for x, a in zip(inputs[1:], given, strict=False)):
         raise ImportModelError("unsupported operator Pad with widths that are no constants")
     value = float(attrs.get("value", 0.0) if given[1] is None else given[1].reshape(()))

@@ -20,7 +20,7 @@ from tvm.relax.frontend.torch.exported_program_translator import ExportedProgram
 
 from sparseflow.core.activations import ACTIVATIONS
 from sparseflow.engine.frontends import torch_resample
-from sparseflow.engine.frontends.constants import check_dtype, close_blocks, named_constant
+from sparseflow.engine.frontends.constants import address, check_dtype, close_blocks, elu, named_constant
 from sparseflow.engine.runtime.memory import weight_tensor
 from sparseflow.errors import ImportModelError, first_line
 
@@ -200,29 +200,24 @@ def _name_constants(mod: Any, names: Mapping[int, str]) -> Any:
     class Namer(relax.PyExprMutator):
         def visit_generic_const_(self, op: Any) -> Any:
             array = op.value.numpy()
-            return named_constant(array, names[address]) if (address := _address(op)) in names else op
+            return named_constant(array, names[place]) if (place := address(op)) in names else op
 
     mod = tvm.IRModule(mod.functions)
     mod["main"] = Namer(mod).visit_expr(mod["main"])
     return mod
 
 
-def _address(constant: Any) -> int:
-    return int(np.from_dlpack(constant.value).ctypes.data)
-
-
 def _attention(importer: Any) -> Converter:
     """softmax(Q Kᵀ · scale + mask) V with (…, tokens, size) operands, as plain matrix products."""
-    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 
     def convert(node: Any) -> Any:
         emit = importer.block_builder.emit
-        args = _arguments(node, *names)
+        args = torch_resample.arguments(node)
         if args.get("enable_gqa"):
             raise ImportModelError(
                 f"unsupported {_place(node)}: enable_gqa=True; repeat key and value instead"
             )
-        query, key, value = (importer.env[args[k]] for k in names[:3])
+        query, key, value = (importer.env[args[k]] for k in ("query", "key", "value"))
         shape = [int(d) for d in query.ty.shape]
         rank, tokens = len(shape), int(key.ty.shape[-2])
         scale = args.get("scale") or 1.0 / math.sqrt(shape[-1])
@@ -240,11 +235,6 @@ def _attention(importer: Any) -> Converter:
     return convert
 
 
-def _arguments(node: Any, *names: str) -> dict[str, Any]:
-    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-    return {name: value for name, value in given.items() if value is not None}
-
-
 def _scale_and_shift(importer: Any, args: Mapping[str, Any], shape: tuple[int, ...]) -> tuple[Any, Any]:
     """A norm's weight and bias; 1 and 0 where the layer has none."""
     weight = importer.env[args["weight"]] if "weight" in args else relax.const(np.ones(shape, "float32"))
@@ -254,11 +244,13 @@ def _scale_and_shift(importer: Any, args: Mapping[str, Any], shape: tuple[int, .
 
 def _group_norm(importer: Any) -> Converter:
     def convert(node: Any) -> Any:
-        args = _arguments(node, "x", "groups", "weight", "bias", "eps")
-        x = importer.env[args["x"]]
+        args = torch_resample.arguments(node)
+        x = importer.env[args["input"]]
         weight, bias = _scale_and_shift(importer, args, (int(x.ty.shape[1]),))
         axes, eps = list(range(2, len(x.ty.shape))), args.get("eps", 1e-5)
-        norm = relax.op.nn.group_norm(x, weight, bias, args["groups"], channel_axis=1, axes=axes, epsilon=eps)
+        norm = relax.op.nn.group_norm(
+            x, weight, bias, args["num_groups"], channel_axis=1, axes=axes, epsilon=eps
+        )
         return importer.block_builder.emit(norm)
 
     return convert
@@ -266,10 +258,10 @@ def _group_norm(importer: Any) -> Converter:
 
 def _layer_norm(importer: Any) -> Converter:
     def convert(node: Any) -> Any:
-        args = _arguments(node, "x", "shape", "weight", "bias", "eps")
-        weight, bias = _scale_and_shift(importer, args, tuple(args["shape"]))
-        axes = list(range(-len(args["shape"]), 0))
-        x = importer.env[args["x"]]
+        args = torch_resample.arguments(node)
+        weight, bias = _scale_and_shift(importer, args, tuple(args["normalized_shape"]))
+        axes = list(range(-len(args["normalized_shape"]), 0))
+        x = importer.env[args["input"]]
         norm = relax.op.nn.layer_norm(x, weight, bias, axes=axes, epsilon=args.get("eps", 1e-5))
         return importer.block_builder.emit(norm)
 
@@ -282,14 +274,8 @@ def _elu(importer: Any) -> Converter:
     def convert(node: Any) -> Any:
         emit, x = importer.block_builder.emit, importer.env[node.args[0]]
         args = torch_resample.arguments(node)
-        scale, dtype = float(args.get("scale", 1.0)), str(x.ty.dtype.dtype)
-        exponent = emit(relax.op.multiply(x, relax.const(float(args.get("input_scale", 1.0)), dtype)))
-        below = emit(
-            relax.op.nn.relu(emit(relax.op.subtract(relax.const(1.0, dtype), emit(relax.op.exp(exponent)))))
-        )
-        below = emit(relax.op.multiply(below, relax.const(-scale * float(args.get("alpha", 1.0)), dtype)))
-        above = emit(relax.op.multiply(emit(relax.op.nn.relu(x)), relax.const(scale, dtype)))
-        return emit(relax.op.add(above, below))
+        scales = (float(args.get(name, 1.0)) for name in ("alpha", "scale", "input_scale"))
+        return elu(emit, x, *scales)
 
     return convert
 

@@ -22,7 +22,7 @@ from sparseflow.core.codec import encode
 from sparseflow.core.plan import Measurement, Plan
 from sparseflow.engine.measure.peers import PEERS, Array, Subject
 from sparseflow.engine.target.machine import machine_name
-from sparseflow.errors import CompileError, InputError, SparseflowError
+from sparseflow.errors import CompileError, InputError, SparseflowError, first_line
 
 OURS = "sparseflow"
 TURN_S = 0.15  # how long one engine runs before the next has its turn
@@ -198,7 +198,7 @@ def bench(
             try:
                 peer = PEERS[name].make(subject, options.threads, Path(folder))
             except (SparseflowError, RuntimeError) as error:
-                skipped.append((name, str(error).strip().splitlines()[0]))
+                skipped.append((name, first_line(error)))
                 continue
             version = importlib.metadata.version(PEERS[name].package)
             contenders.append(_Contender(name, peer, time.perf_counter() - start, version))

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from sparseflow.errors import CompileError, ImportModelError
+from sparseflow.errors import CompileError, ImportModelError, first_line
 from sparseflow.registry import Registry
 
 Array = np.ndarray[Any, Any]
@@ -127,6 +127,6 @@ def _exported(subject: Subject) -> Any:
             warnings.simplefilter("ignore")
             program = torch.onnx.export(subject.model, arguments, dynamo=True, verbose=False)
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ImportModelError(f"{subject.label}: torch.onnx.export cannot write it: {reason}") from error
     return program.model_proto
