@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from sparseflow.core.prune_result import mean_density
 from sparseflow.errors import RecipeError, StructureError
 from sparseflow.train import Trainer, TrainSettings, Workspace, evaluate, parse_recipe, run_recipe
 from sparseflow.train.activations import (
@@ -23,7 +24,6 @@ from sparseflow.train.activations import (
     TopK,
     fit_thresholds,
     map_densities,
-    mean_density,
     sparsify_activations,
 )
 from sparseflow.train.methods.observe import take
@@ -126,7 +126,7 @@ def test_a_regulariser_lowers_the_density(kind: str, loader: DataLoader[tuple[Te
         settings = TrainSettings(epochs=6, learning_rate=0.05)
         Trainer(model, loader, loader, settings, hook).fit()
         hook.close()
-        densities.append(mean_density(map_densities(model, activations, loader)))
+        densities.append(mean_density(map_densities(model, activations, loader).values()))
     assert densities[1] < 0.8 * densities[0]
 
 

@@ -5,6 +5,7 @@ Stored are counted things; ratios are properties, so that no file can contradict
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from math import prod
 
@@ -63,6 +64,11 @@ class MapSparsity:
     density: float
     size: int
     threshold: float | None
+
+
+def mean_density(maps: Collection[MapSparsity]) -> float:
+    """Non-zeros of all maps together, divided by their elements."""
+    return sum(m.density * m.size for m in maps) / max(sum(m.size for m in maps), 1)
 
 
 @dataclass(frozen=True)
@@ -130,8 +136,7 @@ class PruneResult:
     @property
     def map_density(self) -> float | None:
         """Non-zeros of all `maps` together, divided by their elements; None without maps."""
-        elements = sum(m.size for m in self.maps)
-        return sum(m.density * m.size for m in self.maps) / elements if elements else None
+        return mean_density(self.maps) if self.maps else None
 
     @property
     def seconds(self) -> float:

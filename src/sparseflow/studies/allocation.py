@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import torch
 
 from sparseflow.core.files import write_json
 from sparseflow.core.plan import Measurement
-from sparseflow.core.structures import parse_structure
 from sparseflow.engine.compile import compile
 from sparseflow.engine.target.machine import machine_name
 from sparseflow.train import parse_recipe
@@ -92,15 +90,10 @@ def scanned(subject: Subject, strategy: LatencyAware, path: Path) -> list[list[A
     """The options of a latency-aware allocation, kept in ``path``: the scan takes minutes, budgets are tried often."""
     if not path.is_file():
         options = strategy.options(subject.problem)
-        rows = [[asdict(o) | {"structure": str(o.structure or "dense")} for o in found] for found in options]
+        rows = [[option.to_json() for option in found] for found in options]
         write_json(path, {"kind": "allocation-options", "options": rows})
     rows = json.loads(path.read_text(encoding="utf-8"))["options"]
-    return [[_assigned(o) for o in found] for found in rows]
-
-
-def _assigned(row: Content) -> Assigned:
-    structure = None if row["structure"] == "dense" else parse_structure(row["structure"])
-    return Assigned(**{**row, "structure": structure})
+    return [[Assigned.from_json(o) for o in found] for found in rows]
 
 
 def fitted(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,13 +17,13 @@ from sparseflow.engine.build import Build
 from sparseflow.engine.calibrate import profile_maps
 from sparseflow.engine.compile import compile as compile_model
 from sparseflow.engine.frontends.importer import Imported, import_model
-from sparseflow.engine.measure.bench import interleave, max_relative_error, pinned
-from sparseflow.engine.measure.peers import PEERS
+from sparseflow.engine.measure.bench import interleave, max_relative_error, outputs_of, pinned
+from sparseflow.engine.measure.peers import PEERS, prepared
 from sparseflow.engine.measure.peers.base import Subject, torch_inputs
 from sparseflow.engine.runtime.engine import Engine
 from sparseflow.engine.target.machine import machine_name
 from sparseflow.engine.target.targets import resolve
-from sparseflow.errors import CompileError, SparseflowError, first_line
+from sparseflow.errors import CompileError
 
 Array = npt.NDArray[Any]
 Run = Callable[[Sequence[Array]], Sequence[Array]]
@@ -93,7 +94,7 @@ def compare(subject: Subjects, options: Options) -> dict[str, Any]:
         profile = counted or engines[INDEXED].plan.maps
         if profile is None:
             raise CompileError(f"{subject.name}: compiled without calibration")
-        runs: dict[str, Run] = {name: _runner(engine) for name, engine in engines.items()}
+        runs: dict[str, Run] = {name: outputs_of(engine) for name, engine in engines.items()}
         runs |= _peers(subject, options, Path(folder))
         errors, accuracy = _checked(subject, runs)
         options.say("time")
@@ -152,25 +153,15 @@ def _compiled(imported: Imported, calibration: Any, options: Options) -> Engine:
     )
 
 
-def _runner(engine: Engine) -> Run:
-    def run(inputs: Sequence[Array]) -> Sequence[Array]:
-        outputs = engine(*inputs)
-        return list(outputs) if isinstance(outputs, tuple) else [outputs]
-
-    return run
-
-
 def _peers(subject: Subjects, options: Options, folder: Path) -> dict[str, Run]:
     """Those that can run it."""
     given = Subject(subject.name, subject.model, subject.calls[0], weights=subject.weights)
-    found: dict[str, Run] = {}
-    for name in options.against:
-        options.say(f"prepare {name}")
-        try:
-            found[name] = PEERS[name].make(given, options.threads, folder)
-        except (SparseflowError, RuntimeError) as error:
-            options.say(f"{name} left out: {first_line(error)}")
-    return found
+
+    def left_out(name: str, reason: str) -> None:
+        options.say(f"{name} left out: {reason}")
+
+    found = prepared(given, options.against, options.threads, folder, (options.say, left_out))
+    return {name: peer for name, peer, _ in found}
 
 
 def _checked(subject: Subjects, runs: dict[str, Run]) -> tuple[dict[str, float], float | None]:
@@ -203,9 +194,5 @@ def _checked(subject: Subjects, runs: dict[str, Run]) -> tuple[dict[str, float],
 def _in_turn(run: Run, calls: Sequence[tuple[Array, ...]]) -> Callable[[], object]:
     """One call after another, over and over."""
 
-    def endless() -> Iterator[tuple[Array, ...]]:
-        while True:
-            yield from calls
-
-    inputs = endless()
+    inputs = cycle(calls)
     return lambda: run(next(inputs))

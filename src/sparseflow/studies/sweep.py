@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import hashlib
 import json
 import time
@@ -24,8 +23,8 @@ from sparseflow.engine.runtime.engine import Engine
 from sparseflow.engine.runtime.threads import checked_threads
 from sparseflow.engine.target.machine import machine_name
 from sparseflow.errors import InputError, SparseflowError, first_line, needs
-from sparseflow.studies.quickstart import versions
-from sparseflow.studies.results import DENSE, Environment
+from sparseflow.studies.quickstart import environment, now, versions
+from sparseflow.studies.results import DENSE
 from sparseflow.studies.stages import StageEvent, Stages
 from sparseflow.studies.sweep_engine import compile_and_check, test_arrays
 from sparseflow.studies.sweep_plan import Cell, Sweep
@@ -275,13 +274,8 @@ def _result(
             _cell_result(c.name, c.method, c.structure, c.aim, out / "cells" / c.name, engines) for c in done
         ),
         pending=tuple(cell.name for cell in sweep.cells if cell.name not in names),
-        environment=Environment(
-            machine_name(),
-            versions(),
-            f"sparseflow sweep ... --threads {options.threads}",
-            datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            options.threads,
-            sweep.dense.seed,
+        environment=environment(
+            f"sparseflow sweep ... --threads {options.threads}", now(), options.threads, sweep.dense.seed
         ),
     )
 

@@ -116,7 +116,19 @@ class CifarNet(nn.Module):
             self.stem.weight.requires_grad_(False)
 
 
-class MnistCnn(nn.Module):
+class _GreyNet(nn.Module):
+    """A linear classifier of features."""
+
+    features: nn.Module
+    classifier: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (batch, classes) of images (batch, 1, 28, 28)."""
+        logits: Tensor = self.classifier(self.features(x))
+        return logits
+
+
+class MnistCnn(_GreyNet):
     """A network for 28×28 grey images: four 3×3 convolutions with batch norm, and a linear classifier.
 
     Pooling comes after the ReLU, so that a compiler can fold each batch norm into its convolution. 17 million
@@ -144,11 +156,6 @@ class MnistCnn(nn.Module):
         )
         self.classifier = nn.Linear(b, classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (batch, classes) of images (batch, 1, 28, 28)."""
-        logits: Tensor = self.classifier(self.features(x))
-        return logits
-
 
 class Downsample(nn.Module):
     """Half the map, another width: ``relu(bn(conv1x1(x)) + bn(conv(relu(bn(conv(x))))))``, both ways with stride 2."""
@@ -168,7 +175,7 @@ class Downsample(nn.Module):
         return torch.relu(self.bn3(self.shortcut(x)) + self.bn2(self.conv2(y)))
 
 
-class MnistResNet(nn.Module):
+class MnistResNet(_GreyNet):
     """A residual network for 28×28 grey images: two blocks of each width; 14 million multiply-accumulates.
 
     Parameters
@@ -196,11 +203,6 @@ class MnistResNet(nn.Module):
             nn.Flatten(),
         )
         self.classifier = nn.Linear(b, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (batch, classes) of images (batch, 1, 28, 28)."""
-        logits: Tensor = self.classifier(self.features(x))
-        return logits
 
 
 def build_model(name: str, data: ImageData, arguments: Mapping[str, Any] | None = None) -> nn.Module:

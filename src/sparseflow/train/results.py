@@ -1,35 +1,14 @@
-"""The layers and the feature maps of a pruned model, as its results list them."""
+"""The layers of a pruned model, as its results list them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from math import prod
-from typing import Any
 
 from torch import nn
 
 from sparseflow.core.mask import Mask
-from sparseflow.core.prune_result import LayerSparsity, MapSparsity
-from sparseflow.train.activations import FATReLU, map_densities
+from sparseflow.core.prune_result import LayerSparsity
 from sparseflow.train.rules import layers_of, weight_of
-
-
-def map_table(
-    model: nn.Module, activations: Mapping[str, nn.Module], batches: Iterable[Any]
-) -> tuple[MapSparsity, ...]:
-    """The maps of ``activations`` over ``batches`` of (x, labels)."""
-    if not activations:
-        return ()
-    found = map_densities(model, activations, batches)
-    return tuple(
-        MapSparsity(
-            name,
-            found[name].density,
-            found[name].size,
-            float(m.threshold) if isinstance(m, FATReLU) else None,
-        )
-        for name, m in activations.items()
-    )
 
 
 def layer_table(model: nn.Module, masks: dict[str, Mask]) -> tuple[LayerSparsity, ...]:

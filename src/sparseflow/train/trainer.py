@@ -241,7 +241,7 @@ class Trainer:
         if self.hook is not None:
             self.hook.after_step()
         if self._average is not None:
-            self._average.update(self.model)
+            self._average.update_parameters(self.model)
         return float(loss.detach())
 
     def _settle(self) -> None:

@@ -228,6 +228,9 @@ class GroupStructure(Structure):
 class PlainUnit(UnitStructure):
     """A unit structure without parameters: its text is its name."""
 
+    def __init_subclass__(cls) -> None:
+        cls.grammar = cls.example = cls.name
+
     def __str__(self) -> str:
         return self.name
 

@@ -20,7 +20,7 @@ from sparseflow.engine.target.targets import host_target
 from sparseflow.errors import InputError, StructureError
 from sparseflow.kernels.target.base import Target
 from sparseflow.kernels.template import TEMPLATES, Candidate
-from sparseflow.kernels.tuning.selector import Selector, layouts_for, time_interleaved, trials
+from sparseflow.kernels.tuning.selector import Selector, Trial, layouts_for, time_interleaved, trials
 from sparseflow.kernels.weight import LayerWeight
 from sparseflow.kernels.workload import Array, Workload
 from sparseflow.passes.canonicalise import Canonicalise
@@ -134,32 +134,21 @@ class LayerTimer:
             kept, smaller = _cut(workload, np.where(mask.keep, weight, np.float32(0)))
             text, density = str(pruning.structure), pruning.density
             prepared.append(self._prepare(name, text, density, smaller, kept))
-        seconds = time_interleaved([p.trial for p in prepared], self.rounds)
-        dense, *options = (
-            LayerOption(p.structure, p.density, t, p.nbytes, p.kernel)
-            for p, t in zip(prepared, seconds, strict=True)
-        )
+        seconds = time_interleaved([trial for _, trial in prepared], self.rounds)
+        dense, *options = (replace(o, time_s=t) for (o, _), t in zip(prepared, seconds, strict=True))
         return LayerTimes(tuple(int(n) for n in weight.shape), dense, tuple(options))
 
     def _prepare(
         self, name: str, structure: str, density: float, workload: Workload, weight: Array
-    ) -> _Prepared:
+    ) -> tuple[LayerOption, Trial]:
+        """The option, not timed yet, and what is to be timed."""
         workload = workload.with_zeros_of(weight.reshape(workload.weight_shape))
         label = f"{name} {structure}" if structure == DENSE else f"{name} {structure}@{1 - density:.3g}"
         kept = LayerWeight(weight, workload.weight_shape)
         choice = self.selector.choose(workload, kept, label)
         nbytes = _nbytes(workload, choice.best, kept)
         (trial,) = trials(self.target, workload, [choice.best], kept)
-        return _Prepared(structure, density, nbytes, choice.times[0].label, trial)
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    structure: str
-    density: float
-    nbytes: int
-    kernel: str
-    trial: Any
+        return LayerOption(structure, density, 0.0, nbytes, choice.times[0].label), trial
 
 
 def _layers(mod: Any) -> Iterator[tuple[str, tuple[Workload, Array]]]:

@@ -5,7 +5,7 @@ from sparseflow.train.activations.modules import Activation, FATReLU, TopK, spar
 from sparseflow.train.activations.regularise import REGULARISERS, MapRegulariser
 from sparseflow.train.activations.thresholds import ThresholdFit, fit_thresholds
 from sparseflow.train.activations.track import DensityRamp
-from sparseflow.train.activations.watch import MapUse, map_densities, mean_density
+from sparseflow.train.activations.watch import map_densities
 
 __all__ = [
     "REGULARISERS",
@@ -15,11 +15,9 @@ __all__ = [
     "MapHook",
     "MapHooks",
     "MapRegulariser",
-    "MapUse",
     "ThresholdFit",
     "TopK",
     "fit_thresholds",
     "map_densities",
-    "mean_density",
     "sparsify_activations",
 ]

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from sparseflow.core.files import write_json
-from sparseflow.core.structures import parse_structure
 from sparseflow.train.allocation.base import Assigned, Problem, Strategy, slots_of
 from sparseflow.train.rules import Rule
 from sparseflow.train.trainer import Loader
@@ -41,19 +39,14 @@ def recorded(path: Path, fingerprint: str) -> tuple[Assigned, ...] | None:
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if data["fingerprint"] != fingerprint:
             return None
-        return tuple(
-            Assigned(
-                **{**d, "structure": None if d["structure"] == "dense" else parse_structure(d["structure"])}
-            )
-            for d in data["layers"]
-        )
+        return tuple(Assigned.from_json(layer) for layer in data["layers"])
     except (OSError, ValueError, KeyError, TypeError):  # missing or damaged: it is decided again
         return None
 
 
 def record(path: Path, fingerprint: str, strategy: str, assigned: Sequence[Assigned]) -> None:
     """Write the decisions beside the run that follows them."""
-    layers = [asdict(a) | {"structure": str(a.structure or "dense")} for a in assigned]
+    layers = [a.to_json() for a in assigned]
     write_json(
         path, {"kind": "allocation", "strategy": strategy, "fingerprint": fingerprint, "layers": layers}
     )

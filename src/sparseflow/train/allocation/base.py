@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from sparseflow.core.arrays import Shape
-from sparseflow.core.structures import Structure
+from sparseflow.core.structures import Structure, parse_structure
 from sparseflow.errors import StructureError
 from sparseflow.registry import Registry
 from sparseflow.train.rules import Rule, layers_of, rule_for, weight_of
@@ -84,6 +84,16 @@ class Assigned:
     time_s: float | None = None
     nbytes: int | None = None
 
+    def to_json(self) -> dict[str, Any]:
+        """The decision as plain data."""
+        return asdict(self) | {"structure": str(self.structure or "dense")}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Assigned:
+        """The inverse of `to_json`."""
+        text = data["structure"]
+        return cls(**{**data, "structure": None if text == "dense" else parse_structure(text)})
+
     def rule(self) -> Rule:
         """The decision as a rule for this layer alone."""
         return Rule(self.name, self.structure, self.density)
@@ -143,6 +153,27 @@ class SparsityBudget(Strategy):
     def kept(self, problem: Problem) -> float:
         """Weights that may stay."""
         return (1.0 - self.sparsity) * problem.weights
+
+
+class Proportional(SparsityBudget):
+    """A budget that is shared out in proportion to a number for each layer."""
+
+    def allocate(self, problem: Problem) -> tuple[Assigned, ...]:
+        """See `Strategy`."""
+        name = self.model_dump()["strategy"]
+        structures = [slot.only(name) for slot in problem.slots]
+        densities = share_out(
+            [slot.size for slot in problem.slots],
+            [self.share(slot) for slot in problem.slots],
+            [structure.max_density for structure in structures],
+            self.kept(problem),
+        )
+        decided = zip(problem.slots, structures, densities, strict=True)
+        return tuple(Assigned(slot.name, structure, density) for slot, structure, density in decided)
+
+    @abstractmethod
+    def share(self, slot: Slot) -> float:
+        """What the layer's density is in proportion to."""
 
 
 STRATEGIES: Registry[type[Strategy]] = Registry("allocation strategy")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from pydantic import Field, model_validator
@@ -101,6 +101,10 @@ class ADMM(InTraining):
     Settings = AdmmSettings
     settings: AdmmSettings
     by_layer = ("removed", "z", "u")
+    numbers = ("rho", "updates", "part")
+    removed: dict[str, Tensor]
+    z: dict[str, Tensor]
+    u: dict[str, Tensor]
     when: ClassVar[str] = "the most accuracy at high sparsity, in any structure, when there is time to train"
 
     def __init__(
@@ -109,9 +113,6 @@ class ADMM(InTraining):
         super().__init__(model, rules, settings)
         self.rho = settings.rho
         self.updates = self.part = 0
-        self.removed: dict[str, Tensor] = {}
-        self.z: dict[str, Tensor] = {}
-        self.u: dict[str, Tensor] = {}
         for target in self.targets:
             weight = self.weight(target).detach()
             self.z[target.name] = self._project(target, weight)
@@ -170,15 +171,6 @@ class ADMM(InTraining):
     def finish(self) -> dict[str, Mask]:
         """The masks of the projection of the weights as they are now."""
         return self.masks_by(self.squares)
-
-    def state_dict(self) -> dict[str, Any]:
-        """ρ, the numbers of updates and of the part too."""
-        return super().state_dict() | {"rho": self.rho, "updates": self.updates, "part": self.part}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`."""
-        super().load_state_dict(state)
-        self.rho, self.updates, self.part = float(state["rho"]), int(state["updates"]), int(state["part"])
 
     def _next_part(self) -> None:
         """Remove what this part's density does not keep, and start the next with new duals."""

@@ -160,16 +160,21 @@ class InTraining(Method, Hook):
     Attributes
     ----------
     by_layer : tuple of str
-        Names of the attributes that are the method's state: tensors of the weights' shapes by layer.
+        Names of the attributes that are the method's state: tensors of the weights' shapes by layer, none at first.
+    numbers : tuple of str
+        Names of those that are numbers.
     """
 
     needs: ClassVar[Need] = Need.TRAINING
     Settings: ClassVar[type[MethodSettings]] = TrainingSettings
     by_layer: ClassVar[tuple[str, ...]] = ()
+    numbers: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, model: nn.Module, rules: tuple[Rule, ...] | list[Rule], settings: Any = None) -> None:
         super().__init__(model, rules, settings)
         self.targets = with_chosen_libraries(model, self.targets)
+        for part in self.by_layer:
+            setattr(self, part, {})
 
     def remove(self, removed: Mapping[str, Tensor]) -> None:
         """Set weights to zero: bool tensors by layer, of some layers."""
@@ -187,7 +192,10 @@ class InTraining(Method, Hook):
         if not self.by_layer:
             return {}
         structures = {t.name: str(t.structure) for t in self.targets}  # with their libraries
-        return {part: dict(getattr(self, part)) for part in self.by_layer} | {"structures": structures}
+        numbers = {name: getattr(self, name) for name in self.numbers}
+        return (
+            {part: dict(getattr(self, part)) for part in self.by_layer} | {"structures": structures} | numbers
+        )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned.
@@ -207,6 +215,8 @@ class InTraining(Method, Hook):
         for part in self.by_layer:
             here = {n: t.to(weights[n].device, copy=True) for n, t in state[part].items()}
             setattr(self, part, here)
+        for name in self.numbers:
+            setattr(self, name, state[name])
 
 
 METHODS: Registry[type[Method]] = Registry("method")

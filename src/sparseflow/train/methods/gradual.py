@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from torch import Tensor, nn
 
@@ -13,7 +11,7 @@ from sparseflow.core.structures import Structure
 from sparseflow.train.methods.base import METHODS
 from sparseflow.train.methods.ramp import RampSettings, no_ramp, on_the_ramp
 from sparseflow.train.methods.scored import ScoredTraining, TrainedCriterion
-from sparseflow.train.rules import Rule, Target
+from sparseflow.train.rules import Target
 
 
 class GradualSettings(RampSettings):
@@ -42,11 +40,8 @@ class Gradual(ScoredTraining):
     Settings = GradualSettings
     settings: GradualSettings
     by_layer = ("removed",)
+    removed: dict[str, Tensor]
     when = "a good result for little effort; few settings, one training"
-
-    def __init__(self, model: nn.Module, rules: tuple[Rule, ...] | list[Rule], settings: Any = None) -> None:
-        super().__init__(model, rules, settings)
-        self.removed: dict[str, Tensor] = {}
 
     @classmethod
     def refuses(cls, structure: Structure, layer: nn.Module) -> str | None:

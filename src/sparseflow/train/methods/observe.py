@@ -76,24 +76,15 @@ class _SeenAll(Exception):
     """Ends a forward pass after which nothing would be looked at."""
 
 
-def observe(
-    model: nn.Module,
-    names: Iterable[str],
-    tell: Callable[[str, nn.Module, Tensor], None],
-    inputs: Iterable[Tensor],
-) -> None:
-    """Run ``model`` in evaluation mode; ``tell(name, layer, x)`` gets the input of each named layer."""
-    for _ in observing(model, names, tell, inputs):
-        pass
-
-
 def observing(
     model: nn.Module,
     names: Iterable[str],
     tell: Callable[[str, nn.Module, Tensor], None],
     inputs: Iterable[Tensor],
 ) -> Iterator[None]:
-    """`observe`, a step for each of ``inputs``, so that several models can be run side by side.
+    """Run ``model`` in evaluation mode; ``tell(name, layer, x)`` gets the input of each named layer.
+
+    A step for each of ``inputs``, so that several models can be run side by side.
 
     The first forward pass is whole and counts the calls of each layer; later ones end with the last of them.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
@@ -16,7 +17,7 @@ from sparseflow.core.structures import Unstructured
 from sparseflow.errors import DataError
 from sparseflow.train.criteria.base import Reads, Scores, criteria_of, readable
 from sparseflow.train.methods.base import METHODS, CalibrationSettings, Method, Need, OneShot
-from sparseflow.train.methods.observe import input_rows, observe, take
+from sparseflow.train.methods.observe import input_rows, observing, take
 from sparseflow.train.rules import Rule, Target, array_of
 from sparseflow.train.trainer import evaluating
 
@@ -69,7 +70,7 @@ class ByScores(OneShot):
         """
         if self.seen.reads is Reads.INPUTS:
             inputs = (x for x, _ in take(batches, self.settings.samples))
-            observe(self.model, [t.name for t in self.targets], self._add_inputs, inputs)
+            deque(observing(self.model, [t.name for t in self.targets], self._add_inputs, inputs), 0)
         elif self.seen.reads is Reads.GRADIENTS:
             self._add_gradients(batches)
 

@@ -61,11 +61,12 @@ class RigL(ScoredTraining):
     Settings = RigLSettings
     settings: RigLSettings
     by_layer = ("keep",)
+    numbers = ("moved",)
+    keep: dict[str, Tensor]
     when = 'training at a fixed, small number of weights all along; from scratch with start = "random"'
 
     def __init__(self, model: nn.Module, rules: tuple[Rule, ...] | list[Rule], settings: Any = None) -> None:
         super().__init__(model, rules, settings)
-        self.keep: dict[str, Tensor] = {}
         self._fresh: dict[str, Tensor] = {}
         for target in self.targets:
             weight = self.weight(target)
@@ -140,14 +141,9 @@ class RigL(ScoredTraining):
         """The masks as they are now."""
         return {t.name: Mask(self.keep[t.name].cpu().numpy(), t.structure) for t in self.targets}
 
-    def state_dict(self) -> dict[str, Any]:
-        """Masks and the number of grown weights too."""
-        return super().state_dict() | {"moved": self.moved}
-
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
         super().load_state_dict(state)
-        self.moved = int(state["moved"])
         self._apply()
 
     def _apply(self) -> None:

@@ -34,11 +34,11 @@ class StraightThrough(ScoredTraining):
     """
 
     by_layer = ("latent", "keep")
+    latent: dict[str, Tensor]
+    keep: dict[str, Tensor]
 
     def __init__(self, model: nn.Module, rules: tuple[Rule, ...] | list[Rule], settings: Any = None) -> None:
         super().__init__(model, rules, settings)
-        self.latent: dict[str, Tensor] = {}
-        self.keep: dict[str, Tensor] = {}
         for target in self.targets:
             self.latent[target.name] = self.weight(target).detach().clone()
             self.keep[target.name] = torch.ones_like(self.latent[target.name], dtype=torch.bool)

@@ -17,7 +17,7 @@ from sparseflow.core.mask import Mask
 from sparseflow.core.prune_result import PruneResult
 from sparseflow.errors import CheckpointError, RecipeError, first_line
 from sparseflow.train import parallel
-from sparseflow.train.activations import Activation, MapHooks, fit_thresholds
+from sparseflow.train.activations import Activation, MapHooks, fit_thresholds, map_densities
 from sparseflow.train.aids import recalibrate_batch_norm
 from sparseflow.train.allocation import allocate, record, recorded, resolved, slots_of
 from sparseflow.train.checkpoint import (
@@ -42,7 +42,7 @@ from sparseflow.train.recipe.stages import (
     ThresholdsStage,
     TrainedStage,
 )
-from sparseflow.train.results import layer_table, map_table
+from sparseflow.train.results import layer_table
 from sparseflow.train.rules import Rule, select_targets
 from sparseflow.train.trainer import Hook, Session, Trainer, evaluate
 
@@ -326,7 +326,7 @@ class _Run:
             dense_accuracy=dense_accuracy,
             pruned_accuracy=evaluate(model, self.test),
             layers=layer_table(model, self.masks),
-            maps=map_table(model, self.activations, take(self.test, _MAP_SAMPLES)),
+            maps=tuple(map_densities(model, self.activations, take(self.test, _MAP_SAMPLES)).values()),
             history={k: tuple(v) for k, v in self.history.items()},
             dense_path=str(self.out / "dense.pt"),
             model_path=str(self.out / "model.pt"),
