@@ -12,7 +12,6 @@ import numpy as np
 from sparseflow.errors import ImportModelError, needs
 
 if TYPE_CHECKING:
-    from sparseflow.core import SparsifySpec
     from sparseflow.engine.frontends.importer import Imported, TensorSpec
     from sparseflow.engine.sparsify import Sparsified
 
@@ -116,7 +115,9 @@ def load_model(request: ModelRequest) -> LoadedModel:
     StructureError
         If the structure fits no layer or its text cannot be read.
     """
-    spec = _spec(request.sparsify)
+    from sparseflow.core import parse_sparsify
+
+    spec = parse_sparsify(request.sparsify) if request.sparsify is not None else None
     loaded = _from_zoo(request) if request.text.startswith(ZOO_PREFIX) else _from_file(request)
     if spec is None:
         return loaded
@@ -125,12 +126,6 @@ def load_model(request: ModelRequest) -> LoadedModel:
     from sparseflow.engine.sparsify import sparsify
 
     return replace(loaded, sparsified=sparsify(loaded.model, spec, request.include))
-
-
-def _spec(text: str | None) -> SparsifySpec | None:
-    from sparseflow.core import parse_sparsify
-
-    return parse_sparsify(text) if text is not None else None
 
 
 def _from_zoo(request: ModelRequest) -> LoadedModel:

@@ -63,39 +63,27 @@ def write_json(data: Any, path: Path | None) -> bool:
     return False
 
 
-def show_results(data: dict[str, Any], where: str, then: str, json: Path | None = None) -> None:
+def show_results(
+    data: dict[str, Any], where: str, then: str, json: Path | None = None, whole: bool = False
+) -> None:
     """`write_json`, then the summary of the results' report and a last line, unless standard output got the JSON.
 
-    ``where`` names the results in messages.
+    ``where`` names the results in messages; ``whole`` prints all tables of the report.
     """
     if write_json(data, json):
         return
     from sparseflow.report import build_document, show
 
     console = stdout()
-    show(build_document(data, where), console)
-    console.print(then)
+    show(build_document(data, where), console, whole)
+    if then:
+        console.print(then)
 
 
 def milliseconds(seconds: float) -> str:
     """``1.234`` for 1.234 ms: three significant digits at least."""
     value = seconds * 1e3
     return f"{value:.1f}" if value >= 100 else f"{value:.2f}" if value >= 1 else f"{value:.4f}"
-
-
-def size(count: int) -> str:
-    """``12.3 KiB``."""
-    value, unit = float(count), "B"
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024 or unit == "GiB":
-            break
-        value /= 1024
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-
-
-def dims(shape: tuple[int, ...]) -> str:
-    """``64×3×7×7``."""
-    return "×".join(map(str, shape))
 
 
 def layer_name(weight: str) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparseflow.core.files import BROKEN_FILE
 from sparseflow.data.base import DATASETS, ImageData, data_roots
 from sparseflow.errors import DataError, first_line, needs
 
@@ -135,19 +136,8 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
 def _load_batch(path: Path) -> dict[Any, Any]:
     try:
         batch = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        TypeError,
-        KeyError,
-        IndexError,
-        AttributeError,
-        ImportError,
-    ) as error:
+    except (*BROKEN_FILE, ImportError) as error:
         raise DataError(f"{path}: not a readable CIFAR-10 batch ({first_line(error)}); {_HINT}") from error
-    except pickle.UnpicklingError as error:
-        raise DataError(f"{path}: not a CIFAR-10 batch ({first_line(error)}); {_HINT}") from error
     if not isinstance(batch, dict):
         raise DataError(f"{path}: found a {type(batch).__name__}; a dictionary is allowed; {_HINT}")
     return batch

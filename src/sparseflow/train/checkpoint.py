@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
 import random
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,24 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparseflow.core.files import complete_file
+from sparseflow.core.files import BROKEN_FILE, complete_file
 from sparseflow.core.mask import Mask
 from sparseflow.core.structures import parse_structure
 from sparseflow.errors import CheckpointError, first_line
 
 _MAGIC = "sparseflow checkpoint 1"
-BROKEN_FILE = (
-    OSError,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-)
-"""What torch raises for a file that is no checkpoint."""
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

@@ -17,10 +17,7 @@ def command(
     out: Annotated[
         Path, typer.Option("--output", "-o", metavar="OUT", help="Folder for checkpoints, model and results.")
     ],
-    reuse: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="RUN", help="Take equal first stages from this run's folder; may be repeated."),
-    ] = None,
+    reuse: options.ReuseOption = None,
     csv: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Append one line for each epoch to this CSV file.")
     ] = None,

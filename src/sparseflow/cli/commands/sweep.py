@@ -25,10 +25,7 @@ def command(
     out: Annotated[
         Path, typer.Option("--output", "-o", metavar="OUT", help="Folder for all cells and the results.")
     ],
-    reuse: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="RUN", help="Take equal dense stages from this run's folder; may be repeated."),
-    ] = None,
+    reuse: options.ReuseOption = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Cells trained at a time.")] = 1,
     ray: Annotated[
         str | None,

@@ -194,7 +194,7 @@ def _resize(bb: Any, inputs: Any, attrs: dict[str, Any]) -> Any:
     if len(rest) == 1:  # opset 10, and Upsample of opset 9: no region of interest
         rest = [None, *rest]
     roi, scales, sizes = [
-        None if a is None or not a.size else a for a in map(_maybe, [*rest, None, None, None][:3])
+        None if a is None or not a.size else a for a in map(_array, [*rest, None, None, None][:3])
     ]
     if "scales" in attrs:
         scales = np.asarray(attrs["scales"])
@@ -211,10 +211,6 @@ def _resize(bb: Any, inputs: Any, attrs: dict[str, Any]) -> Any:
     except ValueError as error:
         raise ImportModelError(f"unsupported operator Resize: {error}") from error
     return resample(bb.emit, x, axes, float(attrs.get("extrapolation_value", 0.0)))
-
-
-def _maybe(expr: Any) -> np.ndarray[Any, Any] | None:
-    return None if expr is None else _array(expr)
 
 
 HIGH_LEVEL: dict[str, Callable[[Any, Any, dict[str, Any]], Any]] = {

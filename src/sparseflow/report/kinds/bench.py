@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from sparseflow.core.plan import Plan
 from sparseflow.report import words
-from sparseflow.report.document import REPORTS, Bar, Bars, Block, Cell, Document, Section, Table
-from sparseflow.report.kinds.layers import candidates, cuts, layer_table, maps
-from sparseflow.studies.results import OURS, read
+from sparseflow.report.document import Bar, Bars, Block, Cell, Document, Fold, Section, Table, report
+from sparseflow.report.kinds.layers import candidates, cut_table, layer_table, map_table
+from sparseflow.studies.results import OURS
 
 _MS = 1e-3
 
@@ -60,23 +59,18 @@ class BenchResult:
     plan: Plan | None = None
 
 
-@REPORTS.register("bench")
-def build(data: dict[str, Any], where: str) -> Document:
-    """The document of a benchmark's results.
-
-    Raises
-    ------
-    SparseflowError
-        If ``data`` is not what `sparseflow bench` writes.
-    """
-    result = read(BenchResult, data, where, partial=True)
+@report("bench", BenchResult, partial=True)
+def build(result: BenchResult) -> Document:
+    """The document of a benchmark's results."""
     ours = next((r for r in result.results if r.engine == OURS), None)
     sections: list[Section] = []
     if result.plan:
         plan = result.plan
         blocks: list[Block] = [layer_table(plan, "What the compiler found and chose"), candidates(plan)]
-        blocks += [cuts(plan)] if plan.cuts else []
-        blocks += [maps(plan)] if plan.maps is not None else []
+        if plan.cuts:
+            blocks.append(Fold("What propagation cut", (cut_table(plan.cuts),)))
+        if plan.maps is not None:
+            blocks.append(Fold("Feature maps and their index", (map_table(plan),)))
         sections.append(Section("Layer by layer", tuple(blocks)))
     facts = {
         "Model": result.model,

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from sparseflow.core.map_speed import BOTH, DIRECT, MAP, WEIGHTS, WINOGRAD, MapRun
 from sparseflow.report import words
-from sparseflow.report.document import REPORTS, Cell, Column, Document, Section, Table
+from sparseflow.report.document import Cell, Column, Document, Section, Table, report
 from sparseflow.report.kinds.kernels import ran
 from sparseflow.studies.goals import map_goal
 from sparseflow.studies.kernel_results import FeatureMapResults
-from sparseflow.studies.results import read
 
 
-@REPORTS.register("feature-maps")
-def feature_maps(data: dict[str, Any], where: str) -> Document:
-    """The document of ``benchmarks/feature_maps.py``.
-
-    Raises
-    ------
-    SparseflowError
-        If ``data`` is not what it writes.
-    """
-    results = read(FeatureMapResults, data, where)
+@report("feature-maps", FeatureMapResults)
+def feature_maps(results: FeatureMapResults) -> Document:
+    """The document of ``benchmarks/feature_maps.py``."""
     runs = tuple(results.cases.values())
     judged = [run for run in runs if map_goal(run) is not None]
     alone = [r for r in runs if r.judged == MAP and r.layer.op == "conv2d"]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from sparseflow.core.kernel_speed import KernelRun, Limits, SpeedPoint
 from sparseflow.report import words
 from sparseflow.report.document import (
-    REPORTS,
     Cell,
     Column,
     Document,
@@ -18,6 +17,7 @@ from sparseflow.report.document import (
     Section,
     Table,
     Text,
+    report,
 )
 from sparseflow.studies.goals import efficiency_goal
 from sparseflow.studies.kernel_results import (
@@ -28,23 +28,15 @@ from sparseflow.studies.kernel_results import (
     break_even_sparsity,
     network_speedup,
 )
-from sparseflow.studies.results import read
 
 _SERIES = ("s1", "s2", "s3", "s4", "index", "peer")
 _EXPECTED = (0.5, 0.7, 0.8, 0.9, 0.95)
 T = TypeVar("T")
 
 
-@REPORTS.register("kernels")
-def kernels(data: dict[str, Any], where: str) -> Document:
-    """The document of ``benchmarks/kernels.py``.
-
-    Raises
-    ------
-    SparseflowError
-        If ``data`` is not what it writes.
-    """
-    results = read(KernelResults, data, where)
+@report("kernels", KernelResults)
+def kernels(results: KernelResults) -> Document:
+    """The document of ``benchmarks/kernels.py``."""
     runs = tuple(results.cases.values())
     goals = [(run, goal) for run in runs if (goal := efficiency_goal(run)) is not None]
     reached = sum(run.efficiency >= goal for run, goal in goals)
@@ -63,16 +55,9 @@ def kernels(data: dict[str, Any], where: str) -> Document:
     )
 
 
-@REPORTS.register("break-even")
-def break_even(data: dict[str, Any], where: str) -> Document:
-    """The document of ``benchmarks/break_even.py``.
-
-    Raises
-    ------
-    SparseflowError
-        If ``data`` is not what it writes.
-    """
-    results = read(BreakEvenResults, data, where)
+@report("break-even", BreakEvenResults)
+def break_even(results: BreakEvenResults) -> Document:
+    """The document of ``benchmarks/break_even.py``."""
     points = tuple(results.cases.values())
     return Document(
         "sparseflow break-even",
@@ -88,16 +73,9 @@ def break_even(data: dict[str, Any], where: str) -> Document:
     )
 
 
-@REPORTS.register("published")
-def published(data: dict[str, Any], where: str) -> Document:
-    """The document of ``benchmarks/published.py``.
-
-    Raises
-    ------
-    SparseflowError
-        If ``data`` is not what it writes.
-    """
-    results = read(PublishedResults, data, where)
+@report("published", PublishedResults)
+def published(results: PublishedResults) -> Document:
+    """The document of ``benchmarks/published.py``."""
     points = tuple(results.cases.values())
     alone = [p for p in points if p.network == ""]
     network = [p for p in points if p.network]

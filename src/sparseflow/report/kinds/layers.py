@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 
-from sparseflow.core.plan import LayerPlan, Plan, cut_summary
+from sparseflow.core.plan import Cut, LayerPlan, Plan, cut_summary
 from sparseflow.report import words
 from sparseflow.report.document import Cell, Column, Fold, Table
 
@@ -32,7 +33,7 @@ def layer_table(plan: Plan, caption: str) -> Table:
     return Table.of(caption, titles, rows)
 
 
-def cuts(plan: Plan) -> Fold:
+def cut_table(cuts: Sequence[Cut]) -> Table:
     """What propagation took from each layer, and how residual sums come together."""
     titles = (
         "Layer",
@@ -51,12 +52,12 @@ def cuts(plan: Plan) -> Fold:
             " → ".join(words.nbytes(n) for n in cut.weight_bytes),
             cut.union,
         )
-        for cut in plan.cuts
+        for cut in cuts
     )
-    return Fold("What propagation cut", (Table.of(cut_summary(plan.cuts), titles, rows),))
+    return Table.of(cut_summary(cuts), titles, rows)
 
 
-def maps(plan: Plan) -> Fold:
+def map_table(plan: Plan) -> Table:
     """How dense each layer's input was on the calibration data, and which inputs carry an index of their zeros."""
     titles = (
         "Layer",
@@ -74,19 +75,21 @@ def maps(plan: Plan) -> Fold:
             words.shape(found.shape),
             Cell(words.percent(found.mean), fraction=found.mean),
             f"{words.percent(found.p10)} to {words.percent(found.p90)}",
-            _indexed(found.shape, layer.map_index_bytes),
+            _indexed(found.shape, layer),
             "" if layer.map_switch is None else words.percent(layer.map_switch),
             layer.map_note.removeprefix("no index: "),
         )
         for layer, found in zip(plan.layers, counted, strict=True)
     )
     notes = "; ".join(note for note in plan.notes if "map index" in note or "no index" in note)
-    return Fold("Feature maps and their index", (Table.of(notes, titles, rows),))
+    return Table.of(notes, titles, rows)
 
 
-def _indexed(shape: tuple[int, ...], index_bytes: int) -> str:
+def _indexed(shape: tuple[int, ...], layer: LayerPlan) -> str:
     values = words.nbytes(4 * math.prod(shape))
-    return f"{values} + {words.nbytes(index_bytes)}" if index_bytes else values
+    if not layer.map_index_bytes:
+        return values
+    return f"{values} + {words.nbytes(layer.map_index_bytes)} ({layer.map_format})"
 
 
 def _layer(layer: LayerPlan, size: float, longest: float) -> tuple[str | Cell, ...]:
@@ -94,7 +97,7 @@ def _layer(layer: LayerPlan, size: float, longest: float) -> tuple[str | Cell, .
     return (
         layer.name,
         Cell(words.digits(time_s / size), fraction=time_s / longest),
-        _structure(layer.structure),
+        structure_text(layer.structure),
         words.percent(layer.density),
         layer.chosen.label,
         layer.format,
@@ -105,7 +108,7 @@ def _layer(layer: LayerPlan, size: float, longest: float) -> tuple[str | Cell, .
     )
 
 
-def _structure(text: str) -> str:
+def structure_text(text: str) -> str:
     """A structure without its pattern library, which is long: ``pattern:4+connectivity, 8 patterns``."""
     found = re.search(r":=([0-9/]+)", text)
     if found is None:
@@ -148,7 +151,7 @@ def candidates(plan: Plan) -> Fold:
         (
             (x.name, x.structure)
             for x in plan.layers
-            if _structure(x.structure).endswith(("pattern", "patterns"))
+            if structure_text(x.structure).endswith(("pattern", "patterns"))
         ),
     )
     tables = tuple(table for table in (times, reasons, libraries) if table.rows)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from sparseflow.report import words
 from sparseflow.report.document import (
-    REPORTS,
     Bar,
     Bars,
     Card,
@@ -20,23 +17,16 @@ from sparseflow.report.document import (
     Section,
     Table,
     Text,
+    report,
 )
 from sparseflow.studies.map_results import VARIANTS, MapLayer, MapResults
-from sparseflow.studies.results import read
 
 _NAMES = {"dense": "no zeros", "weights": "zero weights", "maps": "zero activations", "both": "both"}
 
 
-@REPORTS.register("maps")
-def build(data: dict[str, Any], where: str) -> Document:
-    """The document of the maps of a network.
-
-    Raises
-    ------
-    SparseflowError
-        If ``data`` is not what `sparseflow inspect --data --json` writes.
-    """
-    results = read(MapResults, data, where)
+@report("maps", MapResults)
+def build(results: MapResults) -> Document:
+    """The document of the maps of a network."""
     sections = [
         Section("How dense the maps are", (_densities(results), _table(results))),
         Section("Where they are dense", (_places(results),)),

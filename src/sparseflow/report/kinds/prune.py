@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from sparseflow.core.prune_result import PruneResult
 from sparseflow.report import words
 from sparseflow.report.document import (
-    REPORTS,
     Block,
     Card,
     Cards,
@@ -18,22 +15,15 @@ from sparseflow.report.document import (
     Lines,
     Section,
     Table,
+    report,
 )
-from sparseflow.studies.results import read
 
 _SERIES = ("neutral", "s1", "s3", "s2", "s4")
 
 
-@REPORTS.register("prune")
-def build(data: dict[str, Any], where: str) -> Document:
-    """The document of a recipe's results.
-
-    Raises
-    ------
-    SparseflowError
-        If ``data`` is not what `sparseflow prune` writes.
-    """
-    result = read(PruneResult, data, where, partial=True)
+@report("prune", PruneResult, partial=True)
+def build(result: PruneResult) -> Document:
+    """The document of a recipe's results."""
     structures = ", ".join(result.structures) or "nothing pruned"
     headline = (
         f"{structures}: {words.times(result.conv_compression)} fewer convolution weights, "

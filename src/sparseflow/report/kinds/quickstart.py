@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from sparseflow.report import masks, words
 from sparseflow.report.document import (
-    REPORTS,
     Bar,
     Bars,
     Block,
@@ -21,23 +18,17 @@ from sparseflow.report.document import (
     Section,
     Table,
     Text,
+    report,
 )
-from sparseflow.report.kinds.layers import candidates, cuts, layer_table
-from sparseflow.studies.results import DENSE, OURS, QuickstartResult, Timing, Variant, read
+from sparseflow.report.kinds.layers import candidates, cut_table, layer_table
+from sparseflow.studies.results import DENSE, OURS, QuickstartResult, Timing, Variant
 
 _SERIES = ("neutral", "s1", "s2", "s3", "s4")
 
 
-@REPORTS.register("quickstart")
-def build(data: dict[str, Any], where: str) -> Document:
-    """The document of a quick start's results.
-
-    Raises
-    ------
-    SparseflowError
-        If ``data`` is not a `QuickstartResult`.
-    """
-    result = read(QuickstartResult, data, where)
+@report("quickstart", QuickstartResult)
+def build(result: QuickstartResult) -> Document:
+    """The document of a quick start's results."""
     pruned = [v for v in result.variants if v.name != DENSE]
     sections = (
         Section("Latency", (_latency(result),)),
@@ -336,7 +327,8 @@ def _layers(result: QuickstartResult) -> tuple[Block, ...]:
         fold = candidates(variant.plan)
         blocks.append(Fold(f"{_title(variant)}: {fold.title[0].lower()}{fold.title[1:]}", fold.blocks))
         blocks.extend(Text(note) for note in variant.plan.notes)
-        blocks.extend([cuts(variant.plan)] if variant.plan.cuts else [])
+        if variant.plan.cuts:
+            blocks.append(Fold("What propagation cut", (cut_table(variant.plan.cuts),)))
     return tuple(blocks)
 
 

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from sparseflow.report import words
-from sparseflow.report.document import REPORTS, Cell, Document, Section, Table
+from sparseflow.report.document import Cell, Document, Section, Table, report
 from sparseflow.report.kinds.kernels import ran
-from sparseflow.studies.results import read
 from sparseflow.studies.stream_results import StreamResults, StreamRun
 
 SHOWN = 0.1  # the changed fraction of which every layer is shown
 
 
-@REPORTS.register("streams")
-def streams(data: dict[str, Any], where: str) -> Document:
-    """The document of ``benchmarks/streams.py``.
-
-    Raises
-    ------
-    SparseflowError
-        If ``data`` is not what it writes.
-    """
-    results = read(StreamResults, data, where)
+@report("streams", StreamResults)
+def streams(results: StreamResults) -> Document:
+    """The document of ``benchmarks/streams.py``."""
     runs = sorted(results.cases.values(), key=lambda r: (r.place, r.threshold, r.fraction))
     shown = [r for r in runs if r.fraction == SHOWN and r.threshold == 0.0]
     best = max((r.speedup for r in shown), default=0.0)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from sparseflow.report import words
 from sparseflow.report.document import (
-    REPORTS,
     Block,
     Cell,
     Column,
@@ -16,23 +13,17 @@ from sparseflow.report.document import (
     Section,
     Table,
     Text,
+    report,
 )
-from sparseflow.studies.results import DENSE, read
+from sparseflow.studies.results import DENSE
 from sparseflow.studies.sweep_results import CellResult, SweepResult
 
 _SERIES = ("s1", "s2", "s3", "s4", "index")
 
 
-@REPORTS.register("sweep")
-def build(data: dict[str, Any], where: str) -> Document:
-    """The document of a sweep's results.
-
-    Raises
-    ------
-    SparseflowError
-        If ``data`` is not a `SweepResult`.
-    """
-    result = read(SweepResult, data, where)
+@report("sweep", SweepResult)
+def build(result: SweepResult) -> Document:
+    """The document of a sweep's results."""
     judged = [cell for cell in result.cells if result.reached(cell) is not None]
     kept = sum(bool(result.reached(cell)) for cell in judged)
     headline = (

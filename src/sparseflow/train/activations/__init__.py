@@ -3,7 +3,7 @@
 from sparseflow.train.activations.hooks import MapHook, MapHooks
 from sparseflow.train.activations.modules import Activation, FATReLU, TopK, sparsify_activations
 from sparseflow.train.activations.regularise import REGULARISERS, MapRegulariser
-from sparseflow.train.activations.thresholds import ThresholdFit, fit_thresholds
+from sparseflow.train.activations.thresholds import fit_thresholds
 from sparseflow.train.activations.track import DensityRamp
 from sparseflow.train.activations.watch import map_densities
 
@@ -15,7 +15,6 @@ __all__ = [
     "MapHook",
     "MapHooks",
     "MapRegulariser",
-    "ThresholdFit",
     "TopK",
     "fit_thresholds",
     "map_densities",
