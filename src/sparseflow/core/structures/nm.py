@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from sparseflow.core.arrays import Array, Keep, Shape, top_k
-from sparseflow.core.structures.base import STRUCTURES, GroupStructure, read_sizes
+from sparseflow.core.structures.base import STRUCTURES, GroupStructure
 from sparseflow.errors import StructureError
 
 
@@ -77,7 +77,4 @@ class NM(GroupStructure):
 
     @classmethod
     def from_text(cls, arguments: str) -> Self:
-        sizes = read_sizes(arguments, ":", 2) or read_sizes(arguments, ":", 3)
-        if sizes is None:
-            raise cls._syntax_error(arguments)
-        return cls(*sizes)
+        return cls(*cls._sizes(arguments, arguments, ":", 2, 3))

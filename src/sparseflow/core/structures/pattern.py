@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from sparseflow.core.arrays import Array, Keep, Shape, top_k
-from sparseflow.core.structures.base import STRUCTURES, GroupStructure, read_sizes
+from sparseflow.core.structures.base import STRUCTURES, GroupStructure
 from sparseflow.errors import StructureError
 
 Library = tuple[tuple[int, ...], ...]
@@ -225,12 +225,9 @@ class Pattern(GroupStructure):
         if not arguments:
             return cls()
         entries, equals, library = arguments.partition(":=")
-        sizes = read_sizes(entries, ":", 1)
-        if equals and sizes and library.replace("/", "").isdecimal() and library.isascii():
-            patterns = tuple(tuple(int(digit) for digit in part) for part in library.split("/"))
-            return cls(sizes[0], patterns)
-        sizes = sizes if not equals else None
-        sizes = sizes or read_sizes(arguments, ":", 2)
-        if sizes is None:
+        if equals and not (library.replace("/", "").isdecimal() and library.isascii()):
             raise cls._syntax_error(arguments)
-        return cls(sizes[0], None, sizes[1] if len(sizes) == 2 else 8)
+        sizes = cls._sizes(arguments, entries, ":", *((1,) if equals else (1, 2)))
+        if equals:
+            return cls(sizes[0], tuple(tuple(int(digit) for digit in part) for part in library.split("/")))
+        return cls(sizes[0], None, *sizes[1:])

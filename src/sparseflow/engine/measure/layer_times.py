@@ -11,7 +11,7 @@ import tvm
 
 from sparseflow.core.checks import whole_number
 from sparseflow.core.latency_table import DENSE, LayerOption, LayerTimes
-from sparseflow.core.structures import Structure, parse_structure
+from sparseflow.core.structures import SparsifySpec, parse_structure
 from sparseflow.engine.compile import compile
 from sparseflow.engine.frontends.importer import Imported
 from sparseflow.engine.runtime.threads import checked_threads, set_threads
@@ -32,18 +32,7 @@ BLOCKS = 9
 """Times that the whole network is measured, apart from each other."""
 
 
-@dataclass(frozen=True)
-class Pruning:
-    """A structure at a density."""
-
-    structure: Structure
-    density: float
-
-    def __str__(self) -> str:
-        return f"{self.structure}@{1 - self.density:.3g}"
-
-
-def prunings(structures: Sequence[str], densities: Sequence[float]) -> tuple[Pruning, ...]:
+def prunings(structures: Sequence[str], densities: Sequence[float]) -> tuple[SparsifySpec, ...]:
     """Every structure at every density that it can have; a fixed density once.
 
     Raises
@@ -59,7 +48,11 @@ def prunings(structures: Sequence[str], densities: Sequence[float]) -> tuple[Pru
         structure = parse_structure(text)
         fixed = structure.fixed_density
         allowed = densities if fixed is None else (fixed,)
-        found += [Pruning(structure, d) for d in allowed if d <= structure.max_density]
+        found += [
+            SparsifySpec(structure, d, f"{structure}@{1 - d:.3g}")
+            for d in allowed
+            if d <= structure.max_density
+        ]
     return tuple(found)
 
 
@@ -113,7 +106,7 @@ class LayerTimer:
         blocks = [engine.measure(*inputs, repeats=4 * self.rounds).median_s for _ in range(BLOCKS)]
         return min(blocks), nbytes  # what disturbs a block only ever adds to it
 
-    def times(self, name: str, wanted: Sequence[Pruning]) -> LayerTimes:
+    def times(self, name: str, wanted: Sequence[SparsifySpec]) -> LayerTimes:
         """The layer dense and in every pruning that fits it, timed in turn.
 
         Raises
@@ -132,8 +125,8 @@ class LayerTimer:
             except StructureError:  # the structure does not fit this layer, which then lacks the option
                 continue
             kept, smaller = _cut(workload, np.where(mask.keep, weight, np.float32(0)))
-            text, density = str(pruning.structure), pruning.density
-            prepared.append(self._prepare(name, text, density, smaller, kept))
+            text = str(pruning.structure)
+            prepared.append(self._prepare(name, text, pruning.density, smaller, kept))
         seconds = time_interleaved([trial for _, trial in prepared], self.rounds)
         dense, *options = (replace(o, time_s=t) for (o, _), t in zip(prepared, seconds, strict=True))
         return LayerTimes(tuple(int(n) for n in weight.shape), dense, tuple(options))

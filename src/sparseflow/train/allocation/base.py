@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from torch import nn
 
 from sparseflow.core.arrays import Shape
@@ -16,6 +16,7 @@ from sparseflow.core.structures import Structure, parse_structure
 from sparseflow.errors import StructureError
 from sparseflow.registry import Registry
 from sparseflow.train.rules import Rule, layers_of, rule_for, weight_of
+from sparseflow.train.settings import STRICT
 from sparseflow.train.trainer import Loader
 
 
@@ -122,7 +123,7 @@ class Problem:
 class Strategy(BaseModel, ABC):
     """Shares a budget out among layers; the fields are the keys of ``[allocation]`` in a recipe."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = STRICT
 
     @abstractmethod
     def allocate(self, problem: Problem) -> tuple[Assigned, ...]:
