@@ -26,7 +26,7 @@ from sparseflow.core.codec import decode, encode
 from sparseflow.core.files import write_json
 from sparseflow.core.plan import Measurement, Plan
 from sparseflow.core.storage import storage_table
-from sparseflow.data import Batches, ImageData, load_data
+from sparseflow.data import ImageData, load_data
 from sparseflow.engine.measure.bench import interleave, max_relative_error, pinned
 from sparseflow.engine.measure.peers import PEERS, Subject, prepared
 from sparseflow.engine.runtime.engine import Engine
@@ -44,7 +44,7 @@ from sparseflow.studies.results import (
     Variant,
 )
 from sparseflow.studies.stages import StageEvent, Stages
-from sparseflow.studies.sweep_engine import checked
+from sparseflow.studies.sweep_engine import checked, test_arrays
 from sparseflow.train.checkpoint import load_weights
 from sparseflow.train.models import MODELS
 from sparseflow.train.progress import TrainEvent
@@ -204,8 +204,7 @@ class _Quickstart:
 
         after = () if name == DENSE else (f"train-{DENSE}",)
         files = (self._network(name) / "model.pt",)
-        found: dict[str, Any] = self.stages.do(f"train-{name}", work, after=after, files=files)
-        return found
+        return self.stages.do(f"train-{name}", work, after=after, files=files)
 
     def _pruned_layers(self, trained: dict[str, dict[str, Any]]) -> list[str]:
         pruned: list[str] = next((t["pruned"] for name, t in trained.items() if name != DENSE), [])
@@ -234,8 +233,7 @@ class _Quickstart:
                 "mask": encode(MaskPicture.of(largest, name, weights[largest] != 0)),
             }
 
-        found: dict[str, Any] = self.stages.do(f"store-{name}", work, after=(f"train-{name}",))
-        return found
+        return self.stages.do(f"store-{name}", work, after=(f"train-{name}",))
 
     # ------------------------------------------------------------------ compiling
     def _compile(self, name: str, data: ImageData) -> dict[str, Any]:
@@ -246,10 +244,14 @@ class _Quickstart:
 
         def work() -> dict[str, Any]:
             model = self._model(name, data)
-            batch, images, labels = _test_set(data)
+            images, labels = test_arrays(self.recipes[DENSE])
             with pinned(self.threads):
                 engine = sparseflow.compile(
-                    model, (batch,), threads=self.threads, measure=self.settings.measure, progress=say
+                    model,
+                    (torch.from_numpy(images[0]),),
+                    threads=self.threads,
+                    measure=self.settings.measure,
+                    progress=say,
                 )
                 say("check every test image")
                 outputs = np.concatenate([engine(image) for image in images])
@@ -257,10 +259,7 @@ class _Quickstart:
             engine.save(path)
             return {"plan": encode(engine.plan), "accuracy": accuracy, "max_relative_error": error}
 
-        found: dict[str, Any] = self.stages.do(
-            f"compile-{name}", work, after=(f"train-{name}",), files=(path,)
-        )
-        return found
+        return self.stages.do(f"compile-{name}", work, after=(f"train-{name}",), files=(path,))
 
     # ------------------------------------------------------------------ latency
     def _measure(self, data: ImageData) -> dict[str, Any]:
@@ -269,7 +268,7 @@ class _Quickstart:
         def say(text: str) -> None:
             self.progress(StageEvent("measure", "running", detail=text))
 
-        _, images, _ = _test_set(data)
+        images, _ = test_arrays(self.recipes[DENSE])
         notes: list[str] = []
         runs: dict[tuple[str, str], Callable[[], object]] = {}
         with pinned(self.threads) as cores:
@@ -319,13 +318,6 @@ class _Quickstart:
     def _environment(self, created: str) -> Environment:
         command = f"sparseflow quickstart --out {self.out} --threads {self.threads} --seed {self.seed}"
         return environment(command, created, self.threads, self.seed)
-
-
-def _test_set(data: ImageData) -> tuple[torch.Tensor, list[Array], Array]:
-    """One normalised image for the import, all of them one by one as (1, C, H, W), and their labels."""
-    batches = Batches(data.test_images, data.test_labels, len(data.test_images), data.statistics())
-    images, labels = next(iter(batches))
-    return images[:1].contiguous(), [image[None].copy() for image in images.numpy()], labels.numpy()
 
 
 def stored_bytes(weights: Sequence[Array]) -> list[FormatBytes]:

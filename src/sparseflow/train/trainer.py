@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +86,23 @@ def evaluate(model: nn.Module, loader: Loader) -> float:
     return right_all / max(total_all, 1)
 
 
+def frozen(
+    model: nn.Module, names: Sequence[str], where: str, error: type[SparseflowError] = SparseflowError
+) -> list[nn.Parameter]:
+    """The parameters of the named modules that would otherwise be trained.
+
+    Raises
+    ------
+    error
+        If there is no such module; ``where`` says who named it.
+    """
+    modules = dict(model.named_modules())
+    for name in names:
+        if name not in modules:
+            raise error(f"{where}: the model has no module {name!r}; correct its name")
+    return [p for name in names for p in modules[name].parameters() if p.requires_grad]
+
+
 @dataclass(frozen=True)
 class Session:
     """Under what name a stage is trained, where it is kept, and who is told.
@@ -137,7 +154,7 @@ class Trainer:
         session: Session | None = None,
     ) -> None:
         self.model, self.train, self.test, self.settings = model, train, test, settings
-        self.hook, self.session = hook, session or Session()
+        self.hook, self.session = hook or Hook(), session or Session()
         self.name, self.checkpoint = self.session.name, self.session.checkpoint
         self._report = self.session.progress or (lambda event: None)
         self.epoch = 0
@@ -148,7 +165,7 @@ class Trainer:
         self._average = Average(model, settings.ema) if settings.ema > 0 else None
         self._scaler = torch.amp.GradScaler(device_of(model).type, enabled=settings.precision == "fp16")
         self._forward: nn.Module = model
-        self._frozen = self._to_freeze()
+        self._frozen = frozen(model, settings.freeze, f"{self.name}: freeze")
         self.optimizer = self._make_optimizer()
 
     def fit(self) -> list[dict[str, float]]:
@@ -177,7 +194,7 @@ class Trainer:
             loss = self._train_epoch()
             self.epoch += 1
             parallel.synchronise(self.model)  # so that methods find the same in all processes
-            detail = self.hook.after_epoch(self.epoch) if self.hook is not None else ""
+            detail = self.hook.after_epoch(self.epoch)
             record = {"loss": loss}
             last = self.epoch == self.settings.epochs
             if last:
@@ -203,8 +220,7 @@ class Trainer:
             if set_epoch is not None:
                 set_epoch(self.epoch)
         device, steps, total, step = device_of(self.model), len(self.train), 0.0, 0
-        if self.hook is not None:
-            self.hook.begin_epoch(self.epoch, steps)
+        self.hook.begin_epoch(self.epoch, steps)
         for step, (x, labels) in enumerate(self.train, start=1):
             rate = self.settings.rate(self.epoch * steps + step - 1, steps)
             for group in self.optimizer.param_groups:
@@ -226,7 +242,7 @@ class Trainer:
     def _step(self, x: Tensor, labels: Tensor) -> float:
         """One step of the optimiser; the loss of its batch."""
         loss = self._objective(self._forward, x, labels)
-        penalty = self.hook.penalty() if self.hook is not None else None
+        penalty = self.hook.penalty()
         if penalty is not None:
             loss = loss + penalty
         self.optimizer.zero_grad(set_to_none=True)
@@ -234,12 +250,10 @@ class Trainer:
         self._scaler.unscale_(self.optimizer)
         if self.settings.clip > 0:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
-        if self.hook is not None:
-            self.hook.before_step()
+        self.hook.before_step()
         self._scaler.step(self.optimizer)
         self._scaler.update()
-        if self.hook is not None:
-            self.hook.after_step()
+        self.hook.after_step()
         if self._average is not None:
             self._average.update_parameters(self.model)
         return float(loss.detach())
@@ -251,15 +265,6 @@ class Trainer:
         if self.settings.recalibrate > 0:
             recalibrate_batch_norm(self.model, self.train, self.settings.recalibrate)
         parallel.synchronise(self.model)
-
-    def _to_freeze(self) -> list[nn.Parameter]:
-        modules = dict(self.model.named_modules())
-        unknown = [name for name in self.settings.freeze if name not in modules]
-        if unknown:
-            raise SparseflowError(
-                f"{self.name}: freeze: no module {unknown[0]!r} in the model; correct its name"
-            )
-        return [p for name in self.settings.freeze for p in modules[name].parameters() if p.requires_grad]
 
     def _make_optimizer(self) -> torch.optim.SGD:
         s = self.settings
@@ -286,7 +291,7 @@ class Trainer:
             "history": self.history,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "hook": self.hook.state_dict() if self.hook is not None else None,
+            "hook": self.hook.state_dict(),
             "random": parallel.gathered(random_state()),
         }
         if self._average is not None:
@@ -305,8 +310,7 @@ class Trainer:
         try:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
-            if self.hook is not None:
-                self.hook.load_state_dict(state["hook"])
+            self.hook.load_state_dict(state["hook"])
             if self._average is not None:
                 self._average.load_state_dict(state["average"])
             if self._scaler.is_enabled():

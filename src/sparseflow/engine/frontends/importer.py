@@ -103,7 +103,7 @@ def import_model(
             raise ImportModelError(
                 f"input {spec.name!r}: its shape {list(spec.shape)} has no elements; give 1 or more"
             )
-    return Imported(mod, specs, _specs(outputs, _fields(main.ret_ty)))
+    return Imported(mod, specs, _specs(outputs, list(getattr(main.ret_ty, "fields", [main.ret_ty]))))
 
 
 def _kind(model: Any) -> str:
@@ -164,10 +164,6 @@ def _bind_shapes(mod: Any, inputs: Sequence[str], shapes: Shapes) -> Any:
                     f"input {name!r}: dimension {free} is {size} here and {binding[free]} elsewhere; give equal sizes"
                 )
     return BindSymbolicVars(binding, "main")(mod) if binding else mod
-
-
-def _fields(ty: Any) -> list[Any]:
-    return list(ty.fields) if hasattr(ty, "fields") else [ty]
 
 
 def _specs(names: Sequence[str], types: Sequence[Any]) -> tuple[TensorSpec, ...]:

@@ -95,15 +95,10 @@ class EngineResult:
 
     def to_json(self) -> dict[str, Any]:
         """The record as it stands in the JSON file, which people read too: times in milliseconds, so not `encode`."""
-        latency = self.latency
+        latency, times = self.latency, ("median", "p10", "p90", "min")
         return {
             "engine": self.engine,
-            "latency_ms": {
-                "median": latency.median_s * 1e3,
-                "p10": latency.p10_s * 1e3,
-                "p90": latency.p90_s * 1e3,
-                "min": latency.min_s * 1e3,
-            },
+            "latency_ms": {name: getattr(latency, f"{name}_s") * 1e3 for name in times},
             "max_relative_error": self.max_relative_error,
             "samples": latency.repeats,
             "prepare_s": self.prepare_s,

@@ -110,16 +110,12 @@ class LatencyAware(Strategy):
         slots = {slot.name for slot in problem.slots}
         others = [layer.dense for name, layer in table.layers.items() if name not in slots]
         budgets = []
-        if self.latency_ms is not None:
-            fixed = 1e3 * (table.rest_s + sum(o.time_s for o in others))
-            times = [[1e3 * (o.time_s or 0.0) for o in found] for found in options]
-            budgets.append(
-                Budget(f"latency (ms, {fixed:.3g} for the rest taken off)", times, self.latency_ms - fixed)
-            )
-        if self.size_kb is not None:
-            fixed = 1e-3 * (table.rest_nbytes + sum(o.nbytes for o in others))
-            sizes = [[1e-3 * (o.nbytes or 0) for o in found] for found in options]
-            budgets.append(
-                Budget(f"size (kB, {fixed:.3g} for the rest taken off)", sizes, self.size_kb - fixed)
-            )
+        for what, most, scale, rest, part in (
+            ("latency (ms", self.latency_ms, 1e3, table.rest_s, "time_s"),
+            ("size (kB", self.size_kb, 1e-3, table.rest_nbytes, "nbytes"),
+        ):
+            if most is not None:
+                fixed = scale * (rest + sum(getattr(o, part) for o in others))
+                costs = [[scale * (getattr(o, part) or 0.0) for o in found] for found in options]
+                budgets.append(Budget(f"{what}, {fixed:.3g} for the rest taken off)", costs, most - fixed))
         return budgets

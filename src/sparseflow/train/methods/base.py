@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from enum import StrEnum
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from sparseflow.core.arrays import Array
 from sparseflow.core.mask import Mask
-from sparseflow.core.structures import Structure
+from sparseflow.core.structures import Structure, parse_structure
 from sparseflow.errors import StructureError
 from sparseflow.registry import Registry
 from sparseflow.train.rules import (
@@ -22,7 +23,7 @@ from sparseflow.train.rules import (
     scores_of,
     select_targets,
     weight_of,
-    with_chosen_libraries,
+    with_library,
 )
 from sparseflow.train.settings import Settings
 from sparseflow.train.trainer import Hook
@@ -172,7 +173,9 @@ class InTraining(Method, Hook):
 
     def __init__(self, model: nn.Module, rules: tuple[Rule, ...] | list[Rule], settings: Any = None) -> None:
         super().__init__(model, rules, settings)
-        self.targets = with_chosen_libraries(model, self.targets)
+        self.targets = tuple(
+            replace(t, structure=with_library(t.structure, self.squares(t))) for t in self.targets
+        )
         for part in self.by_layer:
             setattr(self, part, {})
 
@@ -211,7 +214,8 @@ class InTraining(Method, Hook):
         tensors = [item for part in self.by_layer for item in state[part].items()]
         if set(state["structures"]) != set(weights) or any(t.shape != weights[n].shape for n, t in tensors):
             raise ValueError("its state is of other layers")
-        self.targets = tuple(t.restored(state["structures"][t.name]) for t in self.targets)
+        structures = {name: parse_structure(text) for name, text in state["structures"].items()}
+        self.targets = tuple(replace(t, structure=structures[t.name]) for t in self.targets)
         for part in self.by_layer:
             here = {n: t.to(weights[n].device, copy=True) for n, t in state[part].items()}
             setattr(self, part, here)

@@ -68,10 +68,10 @@ class ByScores(OneShot):
         DataError
             If there is no sample, or a batch has no labels for a criterion that reads gradients.
         """
-        if self.seen.reads is Reads.INPUTS:
+        if self.seen.criterion.reads is Reads.INPUTS:
             inputs = (x for x, _ in take(batches, self.settings.samples))
             deque(observing(self.model, [t.name for t in self.targets], self._add_inputs, inputs), 0)
-        elif self.seen.reads is Reads.GRADIENTS:
+        elif self.seen.criterion.reads is Reads.GRADIENTS:
             self._add_gradients(batches)
 
     def finish(self) -> dict[str, Mask]:

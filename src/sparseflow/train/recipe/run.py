@@ -44,7 +44,7 @@ from sparseflow.train.recipe.stages import (
 )
 from sparseflow.train.results import layer_table
 from sparseflow.train.rules import Rule, select_targets
-from sparseflow.train.trainer import Hook, Session, Trainer, evaluate
+from sparseflow.train.trainer import Hook, Session, Trainer, evaluate, frozen
 
 _MAP_SAMPLES = 1000  # test samples over which the result's map densities are averaged
 _SEED_STRIDE = 1_000_003
@@ -292,14 +292,9 @@ class _Run:
         if self.recipe.allocation is not None:
             slots_of(model, self._rules())
             self.recipe.allocation.identity()
-        modules = dict(model.named_modules())
         for index, stage in enumerate(self.recipe.stages):
-            for name in stage.freeze if isinstance(stage, TrainedStage) else ():
-                if name not in modules:
-                    raise RecipeError(
-                        f"{self.recipe.name}: stages[{index}].freeze: the model has no module {name!r}; "
-                        "correct its name"
-                    )
+            if isinstance(stage, TrainedStage):
+                frozen(model, stage.freeze, f"{self.recipe.name}: stages[{index}].freeze", RecipeError)
 
     def _rules(self) -> tuple[Rule, ...]:
         return tuple(config.rule() for config in self.recipe.rules)
