@@ -75,12 +75,9 @@ class LoadedModel:
     def imported(self) -> Imported:
         """The model as the compiler takes it."""
         from sparseflow.engine.frontends.importer import import_model
+        from sparseflow.engine.measure.peers.base import torch_inputs
 
-        examples = None
-        if self.examples is not None:
-            import torch
-
-            examples = tuple(torch.from_numpy(a) for a in self.examples)
+        examples = None if self.examples is None else torch_inputs(self.examples)
         return import_model(self.model, examples, self.shapes or None)
 
     def inputs(self, specs: Sequence[TensorSpec]) -> tuple[np.ndarray[Any, Any], ...]:

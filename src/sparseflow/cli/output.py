@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from json import dumps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from sparseflow.core.files import atomic_write
+from sparseflow.errors import InputError
 
+T = TypeVar("T")
 WIDTH = 140
 """Columns of tables that go to a file or a pipe."""
 
@@ -89,3 +91,19 @@ def milliseconds(seconds: float) -> str:
 def layer_name(weight: str) -> str:
     """A weight's name without its ending: ``layer1.0.conv2``."""
     return weight.removesuffix(".weight")
+
+
+def find(layers: Mapping[str, T], name: str, where: str) -> T:
+    """The layer of that name, or the only one in whose name it stands.
+
+    Raises
+    ------
+    InputError
+        If there is none, or more than one.
+    """
+    matches = [name] if name in layers else [known for known in layers if name in known]
+    if len(matches) == 1:
+        return layers[matches[0]]
+    found = "no layer is" if not matches else f"{len(matches)} layers are"
+    known = ", ".join((matches or list(layers))[:8])
+    raise InputError(f"{where}: {found} called {name!r}; there are {known}, …")

@@ -11,9 +11,9 @@ from sparseflow.cli import options, output
 from sparseflow.core.codec import encode
 from sparseflow.core.element_type import FLOAT32
 from sparseflow.core.plan import LayerPlan, OperatorTime, Plan
-from sparseflow.errors import InputError
 from sparseflow.report import words
-from sparseflow.report.kinds.layers import cut_table, map_table, structure_text
+from sparseflow.report.kinds import layers
+from sparseflow.report.kinds.layers import structure_text
 from sparseflow.report.terminal import drawn
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ def command(
 
     plan = read_manifest(engine).plan
     operators = _profile(engine) if profile else []
-    chosen = _find(plan, layer, engine) if layer is not None else None
+    named = {x.name: x for x in plan.layers}
+    chosen = output.find(named, layer, str(engine)) if layer is not None else None
     data: dict[str, Any] = encode(plan)
     if operators:
         data["operators"] = encode(operators)
@@ -55,9 +56,9 @@ def command(
         return
     console.print(layer_table(plan))
     if plan.cuts:
-        console.print(drawn(cut_table(plan.cuts)))
+        console.print(drawn(layers.cut_table(plan.cuts)))
     if plan.maps is not None:
-        console.print(drawn(map_table(plan)))
+        console.print(drawn(layers.map_table(plan)))
     if operators:
         console.print(operator_table(operators))
 
@@ -72,29 +73,10 @@ def layer_table(plan: Plan) -> Table:
         title += f", weights {plan.weights}"
     if plan.sparsify:
         title += f"\nsparsified: {plan.sparsify}"
-    columns = ("layer", "weight", "structure", "density", "kernel", "values", "index", "tiles", "ms")
-    made = output.table(title, *columns, numbers=("density", "values", "index", "tiles", "ms"))
-    for layer in plan.layers:
-        share = layer.tiles_computed / layer.tiles_total if layer.tiles_total else 1.0
-        made.add_row(
-            output.layer_name(layer.name),
-            words.shape(layer.weight_shape),
-            structure_text(layer.structure),
-            f"{layer.density:.1%}",
-            layer.chosen.label,
-            words.nbytes(layer.value_bytes),
-            words.nbytes(layer.index_bytes),
-            f"{share:.0%}",
-            output.milliseconds(layer.chosen.time_s),
-        )
-    values = sum(layer.value_bytes for layer in plan.layers)
-    index = sum(layer.index_bytes for layer in plan.layers)
-    total = sum(layer.chosen.time_s for layer in plan.layers)
-    made.add_section()
-    made.add_row(
-        "all", "", "", "", "", words.nbytes(values), words.nbytes(index), "", output.milliseconds(total)
-    )
-    return made
+    values = words.nbytes(sum(layer.value_bytes for layer in plan.layers))
+    index = words.nbytes(sum(layer.index_bytes for layer in plan.layers))
+    title += f"\nall: {values} of values, {index} of index, {output.milliseconds(plan.layers_s)} ms"
+    return drawn(layers.layer_table(plan, title))
 
 
 def candidate_tables(layer: LayerPlan) -> list[Table]:
@@ -129,16 +111,6 @@ def operator_table(operators: list[OperatorTime]) -> Table:
             operator.name, operator.kind, output.milliseconds(operator.time_s), f"{operator.share:.1%}"
         )
     return made
-
-
-def _find(plan: Plan, name: str, engine: Path) -> LayerPlan:
-    matches = [layer for layer in plan.layers if layer.name == name]
-    matches = matches or [layer for layer in plan.layers if name in layer.name]
-    if len(matches) == 1:
-        return matches[0]
-    found = "no layer is" if not matches else f"{len(matches)} layers are"
-    known = ", ".join(layer.name for layer in (matches or plan.layers)[:8])
-    raise InputError(f"{engine}: {found} called {name!r}; there are {known}, …")
 
 
 def _profile(engine: Path) -> list[OperatorTime]:

@@ -114,7 +114,8 @@ def command(
     }
     if cut:
         content["cuts"] = encode(cuts)
-    chosen = _find(layers, layer, model) if layer is not None else None
+    named = {x.name: x for x in layers}
+    chosen = output.find(named, layer, model) if layer is not None else None
     if output.write_json(content, json):
         return
     console = output.stdout()
@@ -224,11 +225,3 @@ def storage_table(layer: InspectedLayer) -> Table:
             values, index = words.nbytes(row.value_bytes), words.nbytes(row.index_bytes)
             made.add_row(row.format, values, index, f"{row.relative:.1%}", "")
     return made
-
-
-def _find(layers: list[InspectedLayer], name: str, model: str) -> InspectedLayer:
-    for layer in layers:
-        if layer.name == name:
-            return layer
-    known = ", ".join(layer.name for layer in layers[:8])
-    raise InputError(f"{model}: no layer is called {name!r}; there are {known}, …")

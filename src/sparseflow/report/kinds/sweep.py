@@ -36,7 +36,7 @@ def build(result: SweepResult) -> Document:
     )
     summary: tuple[Block, ...] = (_table(result), *_pending(result))
     sections = [Section("Results", summary)]
-    if len(_measured(result)) > 1:
+    if len(result.measured) > 1:
         sections.append(Section("Pareto", (_plot(result),)))
     sections.append(Section("Machine", (_environment(result),)))
     return Document(f"sparseflow sweep: {result.sweep}", headline, lede, summary, tuple(sections))
@@ -94,17 +94,11 @@ def _pending(result: SweepResult) -> tuple[Text, ...]:
     return (Text(f"Not trained yet: {', '.join(result.pending)}. The same command goes on with them."),)
 
 
-def _measured(result: SweepResult) -> tuple[CellResult, ...]:
-    return tuple(cell for cell in (result.dense, *result.cells) if cell.engine is not None)
-
-
 def _plot(result: SweepResult) -> Scatter:
     methods = list(dict.fromkeys(cell.method for cell in result.cells))
     points = []
-    for cell in _measured(result):
-        if cell.engine is None:
-            continue
-        latency = cell.engine.latency
+    for cell, engine in result.measured:
+        latency = engine.latency
         series = "neutral" if cell.name == DENSE else _SERIES[methods.index(cell.method) % len(_SERIES)]
         points.append(
             Point(

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from sparseflow.core.structures import Structure
 from sparseflow.registry import Registry
-from sparseflow.train.allocation.base import Problem
+from sparseflow.train.allocation.base import Assigned, Problem, Strategy
+from sparseflow.train.allocation.knapsack import Budget, solve
 from sparseflow.train.methods.observe import take
 from sparseflow.train.rules import scores_of, weight_of
 from sparseflow.train.trainer import device_of, evaluating
@@ -113,3 +117,28 @@ class Measured(LossIncrease):
                 total += float(F.cross_entropy(self.model(x), labels, reduction="sum"))
                 count += len(labels)
         return total / count
+
+
+class Estimated(Strategy):
+    """A strategy that weighs loss increases.
+
+    Attributes
+    ----------
+    estimate : str
+        ``measured`` prunes each layer alone and looks at the loss, ``second-order`` uses gradients.
+    samples : int
+        How many training samples are looked at.
+    """
+
+    estimate: Literal["measured", "second-order"] = "measured"
+    samples: int = Field(default=512, ge=1)
+
+    def increase(self, problem: Problem) -> LossIncrease:
+        """The estimate that was asked for."""
+        return ESTIMATES[self.estimate](problem, self.samples)
+
+    @staticmethod
+    def least(options: list[list[Assigned]], budgets: Sequence[Budget]) -> tuple[Assigned, ...]:
+        """One of each layer's options: the least loss increases, added up, within the budgets."""
+        chosen = solve([[o.loss or 0.0 for o in found] for found in options], budgets)
+        return tuple(found[i] for found, i in zip(options, chosen, strict=True))

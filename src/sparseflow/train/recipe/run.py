@@ -7,6 +7,7 @@ import hashlib
 import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from math import prod
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from sparseflow.core.files import complete_file, write_json
 from sparseflow.core.mask import Mask
-from sparseflow.core.prune_result import PruneResult
+from sparseflow.core.prune_result import LayerSparsity, PruneResult
 from sparseflow.errors import CheckpointError, RecipeError, first_line
 from sparseflow.train import parallel
 from sparseflow.train.activations import Activation, MapHooks, fit_thresholds, map_densities
@@ -42,8 +43,7 @@ from sparseflow.train.recipe.stages import (
     ThresholdsStage,
     TrainedStage,
 )
-from sparseflow.train.results import layer_table
-from sparseflow.train.rules import Rule, select_targets
+from sparseflow.train.rules import Rule, layers_of, select_targets, weight_of
 from sparseflow.train.trainer import Hook, Session, Trainer, evaluate, frozen
 
 _MAP_SAMPLES = 1000  # test samples over which the result's map densities are averaged
@@ -344,3 +344,15 @@ def _weights_hash(model: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def layer_table(model: nn.Module, masks: dict[str, Mask]) -> tuple[LayerSparsity, ...]:
+    """Every layer with weights; those without a mask are dense."""
+    rows = []
+    for name, module in layers_of(model).items():
+        shape = tuple(weight_of(model, name).shape)
+        mask = masks.get(name)
+        kept = prod(shape) if mask is None else int(mask.keep.sum())
+        kind = "linear" if isinstance(module, nn.Linear) else "conv"
+        rows.append(LayerSparsity(name, kind, shape, "dense" if mask is None else str(mask.structure), kept))
+    return tuple(rows)
