@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,12 +126,12 @@ def converters(importer: Any) -> dict[str, Converter]:
     """The translation of each operator (``aten`` name and overload) that can be imported, by TVM or by this project."""
     return {
         **importer.create_convert_map(),
-        "scaled_dot_product_attention.default": partial(_attention, importer),
-        "group_norm.default": partial(_group_norm, importer),
-        "layer_norm.default": partial(_layer_norm, importer),
-        "elu.default": partial(_elu, importer),
-        "amax.default": partial(_extremum, importer, relax.op.max),
-        "amin.default": partial(_extremum, importer, relax.op.min),
+        "scaled_dot_product_attention.default": lambda node: _attention(importer, node),
+        "group_norm.default": lambda node: _group_norm(importer, node),
+        "layer_norm.default": lambda node: _layer_norm(importer, node),
+        "elu.default": lambda node: _elu(importer, node),
+        "amax.default": lambda node: _extremum(importer, relax.op.max, node),
+        "amin.default": lambda node: _extremum(importer, relax.op.min, node),
         **torch_resample.converters(importer),
     }
 
