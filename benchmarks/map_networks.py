@@ -24,10 +24,11 @@ import torch
 
 from sparseflow import zoo
 from sparseflow.data import data_roots, load_data
+from sparseflow.engine.measure.bench import BenchOptions
 from sparseflow.engine.measure.peers import installed
 from sparseflow.engine.target.machine import machine_name
 from sparseflow.errors import DataError
-from sparseflow.studies.map_networks import INDEXED, JUMPS, PLAIN, TOLERANCE, Options, Subjects, compare
+from sparseflow.studies.map_networks import INDEXED, JUMPS, PLAIN, TOLERANCE, Subjects, compare
 from sparseflow.studies.records import Records
 from sparseflow.train.checkpoint import load_weights
 from sparseflow.train.models import build_model
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(arguments)
     peers = tuple(name for name in args.against.split(",") if name)
-    how = Options(args.threads, peers, args.rounds, not args.no_measure, options.say)
+    how = BenchOptions(args.threads, peers, args.rounds, not args.no_measure)
     head = {"kind": "map-networks", "machine": machine_name(), "command": options.command(NAME, arguments)}
     records = Records(Path(args.out) / f"{NAME}.json", head, args.resume)
     cases = [
@@ -59,8 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return records.run(cases, options.say, args.minutes)
 
 
-def _measure(make: Callable[[], Subjects], how: Options) -> dict[str, Any]:
-    return compare(make(), how)
+def _measure(make: Callable[[], Subjects], how: BenchOptions) -> dict[str, Any]:
+    return compare(make(), how, options.say)
 
 
 def _cases(runs: Path) -> dict[str, Callable[[], Subjects]]:

@@ -16,6 +16,9 @@ SparseflowError
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class SparseflowError(Exception):
     """Base of all errors a user can cause; the command line prints its one line and exits 1."""
@@ -72,3 +75,14 @@ def first_line(error: BaseException) -> str:
     """The first line with any text of an error of another library, or its class where it has none."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+@contextmanager
+def needs(extra: str, where: str, error: type[SparseflowError]) -> Iterator[None]:
+    """For imports inside the ``with`` block: a package that is not there is an ``error`` that says how to get it."""
+    try:
+        yield
+    except ImportError as missing:
+        raise error(
+            f"{where}: {missing.name} is not installed; python -m pip install 'sparseflow[{extra}]'"
+        ) from missing

@@ -14,7 +14,7 @@ from sparseflow.cli.main import app
 from tests.cli.conftest import Files, Outcome
 
 Invoke = Callable[..., Outcome]
-COMMANDS = ["quickstart", "prune", "sweep", "tune", "compile", "inspect", "explain", "bench", "report"]
+COMMANDS = ["quickstart", "prune", "sweep", "tune", "compile", "explain", "bench", "inspect", "report"]
 
 
 def test_help_lists_every_command_and_each_teaches_by_examples(invoke: Invoke) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from sparseflow import Engine
 from sparseflow.core.codec import decode
+from sparseflow.report import words
 from sparseflow.studies.map_results import MapResults
 from tests.cli.conftest import Files, Outcome
 
@@ -34,7 +35,7 @@ def test_the_maps_are_listed_and_the_file_is_a_report(
     assert [layer.name for layer in found.layers] == ["stem", "body", "head"]
     assert found.images == 4
     assert 0.3 < found.layers[1].map.mean < 0.7
-    assert f"{found.layers[1].map.mean:.1%}" in done.out
+    assert words.percent(found.layers[1].map.mean) in done.out
     assert found.layers[1].times_s == {}
     assert invoke("report", target, "-o", tmp_path / "page.html").code == 0
     assert "Where they are dense" in (tmp_path / "page.html").read_text(encoding="utf-8")

@@ -29,7 +29,7 @@ def timer() -> LayerTimer:
 
 
 def test_prunings_are_those_that_a_structure_can_have() -> None:
-    found = [str(p) for p in prunings(("unstructured", "nm:2:4", "pattern:4+connectivity"), (0.5, 0.25))]
+    found = [p.text for p in prunings(("unstructured", "nm:2:4", "pattern:4+connectivity"), (0.5, 0.25))]
     assert found == ["unstructured@0.5", "unstructured@0.75", "nm:2:4@0.5", "pattern:4+connectivity@0.75"]
     with pytest.raises(StructureError, match=r"density 1 is not inside \(0, 1\)"):
         prunings(("unstructured",), (1.0,))

@@ -33,9 +33,9 @@ def plan() -> Plan:
 
 
 def test_the_report_shows_densities_bytes_and_reasons(plan: Plan) -> None:
-    from sparseflow.report.kinds.layers import maps
+    from sparseflow.report.kinds.layers import map_table
 
-    (table,) = maps(plan).blocks
+    table = map_table(plan)
     rows = [[cell.text for cell in row] for row in table.rows]
     assert rows[0][-1] == "too few zeros to skip"
     assert rows[1][2].startswith("25.0")
@@ -46,10 +46,11 @@ def test_the_report_shows_densities_bytes_and_reasons(plan: Plan) -> None:
 def test_explain_shows_the_same(plan: Plan) -> None:
     from rich.console import Console
 
-    from sparseflow.cli.commands.explain import map_table
+    from sparseflow.report.kinds.layers import map_table
+    from sparseflow.report.terminal import drawn
 
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(map_table(plan))
+    console.print(drawn(map_table(plan)))
     text = console.export_text()
     assert "map index: 1 of 2 layers" in text
     assert "pixel-bitmap" in text

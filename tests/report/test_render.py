@@ -126,7 +126,7 @@ def test_bench_says_how_it_was_pruned_and_who_is_missing(bench: dict[str, object
 def test_prune_says_what_was_lost(prune: dict[str, object]) -> None:
     document = build_document(prune)
     assert document.headline.startswith(
-        "pattern:4+connectivity: 8.13× fewer convolution weights, −0.25 points"
+        "pattern:4+connectivity: 3.82× fewer convolution weights, −0.25 points"
     )
     (curve,) = document.figures()
     assert isinstance(curve, Lines)

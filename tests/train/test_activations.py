@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from sparseflow.core.prune_result import mean_density
 from sparseflow.errors import RecipeError, StructureError
 from sparseflow.train import Trainer, TrainSettings, Workspace, evaluate, parse_recipe, run_recipe
 from sparseflow.train.activations import (
@@ -23,10 +24,9 @@ from sparseflow.train.activations import (
     TopK,
     fit_thresholds,
     map_densities,
-    mean_density,
     sparsify_activations,
-    take,
 )
+from sparseflow.train.methods.observe import take
 
 
 def _network() -> nn.Sequential:
@@ -126,7 +126,7 @@ def test_a_regulariser_lowers_the_density(kind: str, loader: DataLoader[tuple[Te
         settings = TrainSettings(epochs=6, learning_rate=0.05)
         Trainer(model, loader, loader, settings, hook).fit()
         hook.close()
-        densities.append(mean_density(map_densities(model, activations, loader)))
+        densities.append(mean_density(map_densities(model, activations, loader).values()))
     assert densities[1] < 0.8 * densities[0]
 
 
@@ -146,7 +146,7 @@ def test_thresholds_are_fitted_within_the_budget(loader: DataLoader[tuple[Tensor
     activations = sparsify_activations(model)
     Trainer(model, loader, loader, TrainSettings(epochs=6, learning_rate=0.05)).fit()
     model.train()
-    batches, before = take(loader, 200), evaluate(model, loader)
+    batches, before = list(take(loader, 200)), evaluate(model, loader)
     assert sum(len(labels) for _, labels in batches) == 200
     fit = fit_thresholds(model, activations, batches, 0.02)
     assert model.training

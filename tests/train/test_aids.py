@@ -87,7 +87,7 @@ def test_the_average_is_an_exponential_one_and_is_what_remains() -> None:
     values = []
     for value in (1.0, 3.0, 5.0):
         nn.init.constant_(model.weight, value)
-        average.update(model)
+        average.update_parameters(model)
         values.append(float(average.module.weight[0, 0]))
     assert values == [1.0, 2.0, 3.5]
     average.copy_to(model)

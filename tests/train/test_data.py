@@ -66,7 +66,7 @@ def idx_folder(folder: Path, packed: bool) -> Path:
 def test_cifar10_reads_each_form_alike(tmp_path: Path, form: str) -> None:
     folder = tmp_path / "in"
     data = load_data("cifar10", png_folder(folder) if form == "png" else python_folder(folder, int(form[-1])))
-    assert data.image_shape == (3, 32, 32)
+    assert data.train_images.shape[1:] == (3, 32, 32)
     assert np.array_equal(data.train_images.numpy(), np.concatenate([pixels(i) for i in range(5)]))
     assert data.train_labels.tolist() == [x for i in range(5) for x in labels(i)]
     assert np.array_equal(data.test_images.numpy(), pixels(5))
@@ -132,7 +132,7 @@ def test_broken_cifar10_files(tmp_path: Path, form: str, name: str, content: byt
 @pytest.mark.parametrize("name", ["fashion_mnist", "mnist"])
 def test_idx_sets(tmp_path: Path, packed: bool, name: str) -> None:
     data = load_data(name, idx_folder(tmp_path / "in", packed))
-    assert data.image_shape == (1, 28, 28)
+    assert data.train_images.shape[1:] == (1, 28, 28)
     assert data.train_labels.tolist() == labels(0)
     assert len(data.classes) == 10
 

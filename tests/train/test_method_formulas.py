@@ -30,7 +30,7 @@ from sparseflow.train.methods import (
     SrSte,
 )
 from sparseflow.train.methods.least_squares import aim, eliminate, error, refit, sweep
-from sparseflow.train.methods.observe import input_rows, observe
+from sparseflow.train.methods.observe import input_rows, observing
 from sparseflow.train.methods.penalties import unit_sums
 from sparseflow.train.rules import Rule
 from tests.train.method_cases import STEPS, batch, make, model, run, train_epoch
@@ -140,7 +140,8 @@ def test_looking_at_early_layers_leaves_out_the_later_ones_but_no_call() -> None
     net[3].register_forward_hook(lambda layer, args, out: late.append(len(out)))
     sizes = [3, 4, 5]
     net.train()
-    observe(net, ["0"], lambda name, layer, x: seen.append((name, len(x))), [torch.ones(n, 2) for n in sizes])
+    inputs = [torch.ones(n, 2) for n in sizes]
+    list(observing(net, ["0"], lambda name, layer, x: seen.append((name, len(x))), inputs))
     assert seen == [("0", n) for n in sizes for _ in range(2)]
     assert late == sizes[:1]
     assert net.training

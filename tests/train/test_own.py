@@ -64,7 +64,7 @@ def test_a_folder_is_split_by_class_and_always_alike(tmp_path: Path) -> None:
     (root / "cat" / "notes.txt").write_text("no image")
     data = load_folder(root, FolderSettings(size=12))
     assert data.classes == ("cat", "dog")
-    assert data.image_shape == (3, 12, 12)
+    assert data.train_images.shape[1:] == (3, 12, 12)
     assert data.train_labels.bincount().tolist() == [8, 8]
     assert data.test_labels.bincount().tolist() == [2, 2]
     again = load_folder(root, FolderSettings(size=12))
@@ -72,7 +72,7 @@ def test_a_folder_is_split_by_class_and_always_alike(tmp_path: Path) -> None:
     other = load_folder(root, FolderSettings(size=12, split_seed=1))
     assert content_hash(other) != content_hash(data)
     grey = load_folder(root, FolderSettings(size=8, channels=1))
-    assert grey.image_shape == (1, 8, 8)
+    assert grey.train_images.shape[1:] == (1, 8, 8)
 
 
 def test_given_parts_are_kept_and_the_middle_is_cut_out(tmp_path: Path) -> None:

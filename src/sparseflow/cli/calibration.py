@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sparseflow.errors import DataError, first_line
+from sparseflow.errors import DataError, first_line, needs
 
 if TYPE_CHECKING:
     from sparseflow.engine.frontends.importer import TensorSpec
@@ -91,10 +91,8 @@ def _from_file(path: Path, inputs: Sequence[TensorSpec]) -> tuple[Array, ...]:
 
 
 def _from_data_set(name: str, limit: int) -> Array:
-    try:
+    with needs("train", f"data set {name}", DataError):
         from sparseflow.data import Batches, load_data
-    except ModuleNotFoundError as error:
-        raise DataError(f"{name}: data sets need torch: python -m pip install 'sparseflow[train]'") from error
     data = load_data(name)
     count = min(limit, len(data.test_images))
     batch = Batches(data.test_images[:count], data.test_labels[:count], count, data.statistics())

@@ -71,8 +71,15 @@ def main(
         warnings.simplefilter("ignore")
 
 
-for command in (quickstart, prune, sweep, tune, compile, inspect, explain, bench, report):
-    command.register(app)
+PANELS = {
+    "Train": (quickstart, prune, sweep, tune),
+    "Compile and run": (compile, explain, bench),
+    "Look": (inspect, report),
+}
+"""The commands as the help lists them; each is the function ``command`` of the file of its name."""
+for _panel, _files in PANELS.items():
+    for _file in _files:
+        app.command(_file.__name__.rpartition(".")[2], rich_help_panel=_panel)(_file.command)
 
 
 def run() -> None:

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sparseflow.errors import ImportModelError
+from sparseflow.errors import ImportModelError, needs
 
 if TYPE_CHECKING:
-    from sparseflow.core import SparsifySpec
     from sparseflow.engine.frontends.importer import Imported, TensorSpec
     from sparseflow.engine.sparsify import Sparsified
 
@@ -76,12 +75,9 @@ class LoadedModel:
     def imported(self) -> Imported:
         """The model as the compiler takes it."""
         from sparseflow.engine.frontends.importer import import_model
+        from sparseflow.engine.measure.peers.base import torch_inputs
 
-        examples = None
-        if self.examples is not None:
-            import torch
-
-            examples = tuple(torch.from_numpy(a) for a in self.examples)
+        examples = None if self.examples is None else torch_inputs(self.examples)
         return import_model(self.model, examples, self.shapes or None)
 
     def inputs(self, specs: Sequence[TensorSpec]) -> tuple[np.ndarray[Any, Any], ...]:
@@ -116,7 +112,9 @@ def load_model(request: ModelRequest) -> LoadedModel:
     StructureError
         If the structure fits no layer or its text cannot be read.
     """
-    spec = _spec(request.sparsify)
+    from sparseflow.core import parse_sparsify
+
+    spec = parse_sparsify(request.sparsify) if request.sparsify is not None else None
     loaded = _from_zoo(request) if request.text.startswith(ZOO_PREFIX) else _from_file(request)
     if spec is None:
         return loaded
@@ -127,23 +125,13 @@ def load_model(request: ModelRequest) -> LoadedModel:
     return replace(loaded, sparsified=sparsify(loaded.model, spec, request.include))
 
 
-def _spec(text: str | None) -> SparsifySpec | None:
-    from sparseflow.core import parse_sparsify
-
-    return parse_sparsify(text) if text is not None else None
-
-
 def _from_zoo(request: ModelRequest) -> LoadedModel:
     if request.shapes:
         raise ImportModelError(
             f"{request.text}: --shape binds dimensions of files; use --batch for a zoo model"
         )
-    try:
+    with needs("train", request.text, ImportModelError):
         from sparseflow import zoo
-    except ModuleNotFoundError as error:
-        raise ImportModelError(
-            f"{request.text}: zoo models need torch: python -m pip install 'sparseflow[train]'"
-        ) from error
     module, examples = zoo.build(request.text.removeprefix(ZOO_PREFIX), batch=request.batch, seed=SEED)
     return LoadedModel(request.text, module, tuple(t.numpy() for t in examples), "seeded random weights", {})
 

@@ -61,6 +61,10 @@ CalibrateOption = Annotated[
     ),
 ]
 SamplesOption = Annotated[int, typer.Option("--samples", min=1, help="At most so many samples of DATA.")]
+ReuseOption = Annotated[
+    list[Path] | None,
+    typer.Option(metavar="RUN", help="Take equal first stages from this run's folder; may be repeated."),
+]
 JsonOption = Annotated[
     Path | None,
     typer.Option("--json", metavar="FILE", help="Write the result as JSON too; - for standard output alone."),

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from json import dumps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from sparseflow.core.files import atomic_write
+from sparseflow.errors import InputError
 
+T = TypeVar("T")
 WIDTH = 140
 """Columns of tables that go to a file or a pipe."""
 
@@ -55,12 +57,29 @@ def write_json(data: Any, path: Path | None) -> bool:
     """
     if path is None:
         return False
-    text = json.dumps(data, indent=1, allow_nan=False) + "\n"
+    text = dumps(data, indent=1, allow_nan=False) + "\n"
     if str(path) == "-":
         sys.stdout.write(text)
         return True
     atomic_write(path, text)
     return False
+
+
+def show_results(
+    data: dict[str, Any], where: str, then: str, json: Path | None = None, whole: bool = False
+) -> None:
+    """`write_json`, then the summary of the results' report and a last line, unless standard output got the JSON.
+
+    ``where`` names the results in messages; ``whole`` prints all tables of the report.
+    """
+    if write_json(data, json):
+        return
+    from sparseflow.report import build_document, show
+
+    console = stdout()
+    show(build_document(data, where), console, whole)
+    if then:
+        console.print(then)
 
 
 def milliseconds(seconds: float) -> str:
@@ -69,21 +88,22 @@ def milliseconds(seconds: float) -> str:
     return f"{value:.1f}" if value >= 100 else f"{value:.2f}" if value >= 1 else f"{value:.4f}"
 
 
-def size(count: int) -> str:
-    """``12.3 KiB``."""
-    value, unit = float(count), "B"
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024 or unit == "GiB":
-            break
-        value /= 1024
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-
-
-def dims(shape: tuple[int, ...]) -> str:
-    """``64×3×7×7``."""
-    return "×".join(map(str, shape))
-
-
 def layer_name(weight: str) -> str:
     """A weight's name without its ending: ``layer1.0.conv2``."""
     return weight.removesuffix(".weight")
+
+
+def find(layers: Mapping[str, T], name: str, where: str) -> T:
+    """The layer of that name, or the only one in whose name it stands.
+
+    Raises
+    ------
+    InputError
+        If there is none, or more than one.
+    """
+    matches = [name] if name in layers else [known for known in layers if name in known]
+    if len(matches) == 1:
+        return layers[matches[0]]
+    found = "no layer is" if not matches else f"{len(matches)} layers are"
+    known = ", ".join((matches or list(layers))[:8])
+    raise InputError(f"{where}: {found} called {name!r}; there are {known}, …")

@@ -61,14 +61,9 @@ class MapRun:
         return min(alone) / self.times_s[BOTH]
 
     @property
-    def dense_equivalent_gflops(self) -> float | None:
-        """The dense layer's FLOPs / time of the judged kernel."""
-        if self.judged not in self.times_s:
-            return None
-        return self.layer.flops / self.times_s[self.judged] * GIGA
-
-    @property
     def efficiency(self) -> float | None:
         """FLOPs of what neither side's zeros remove, over the peak of the same run."""
-        rate = self.dense_equivalent_gflops
-        return None if rate is None else rate * self.weight_density * self.map_density / self.peak_gflops
+        if self.judged not in self.times_s:
+            return None
+        useful = self.layer.flops * self.weight_density * self.map_density
+        return useful / self.times_s[self.judged] * GIGA / self.peak_gflops

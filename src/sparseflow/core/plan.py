@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from sparseflow.core.element_type import FLOAT32
 from sparseflow.core.map_profile import MapProfile
 
@@ -36,15 +38,8 @@ class Measurement:
     @classmethod
     def of(cls, samples_s: list[float], threads: int, machine: str) -> Measurement:
         """Order statistics of ``samples_s`` (seconds per call; at least one)."""
-        ordered = sorted(samples_s)
-
-        def quantile(q: float) -> float:
-            position = q * (len(ordered) - 1)
-            low = int(position)
-            high = min(low + 1, len(ordered) - 1)
-            return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
-
-        return cls(quantile(0.5), quantile(0.1), quantile(0.9), ordered[0], len(ordered), threads, machine)
+        median, p10, p90 = np.quantile(samples_s, (0.5, 0.1, 0.9)).tolist()
+        return cls(median, p10, p90, min(samples_s), len(samples_s), threads, machine)
 
 
 @dataclass(frozen=True)

@@ -62,12 +62,6 @@ class ImageData:
         if self.train_images.shape[1:] != self.test_images.shape[1:]:
             raise DataError(f"{self.name}: training and test images differ in shape; fetch the data again")
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width)."""
-        channels, height, width = self.train_images.shape[1:]
-        return channels, height, width
-
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel of the training images, in units of 0..1."""
         channels = self.train_images.shape[1]

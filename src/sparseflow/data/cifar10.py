@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparseflow.core.files import BROKEN_FILE
 from sparseflow.data.base import DATASETS, ImageData, data_roots
-from sparseflow.errors import DataError, first_line
+from sparseflow.errors import DataError, first_line, needs
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _HINT = "fetch it with tools/fetch_data.sh cifar10, or point to a cifar-10-batches-py folder"
@@ -60,10 +61,8 @@ def _find(folder: Path | None) -> Path:
 
 def _read_png(folder: Path, part: str) -> tuple[Tensor, Tensor]:
     """One image a row: 32·32 RGB pixels wide, as many rows as images."""
-    try:
+    with needs("train", "cifar10", DataError):
         from PIL import Image
-    except ImportError as error:
-        raise DataError("cifar10: reading PNG files needs Pillow; pip install 'sparseflow[train]'") from error
     names = [f"data_batch_{i}.png" for i in range(1, 6)] if part == "train" else [_PNG_TEST]
     images = []
     for name in names:
@@ -137,19 +136,8 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
 def _load_batch(path: Path) -> dict[Any, Any]:
     try:
         batch = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        TypeError,
-        KeyError,
-        IndexError,
-        AttributeError,
-        ImportError,
-    ) as error:
+    except (*BROKEN_FILE, ImportError) as error:
         raise DataError(f"{path}: not a readable CIFAR-10 batch ({first_line(error)}); {_HINT}") from error
-    except pickle.UnpicklingError as error:
-        raise DataError(f"{path}: not a CIFAR-10 batch ({first_line(error)}); {_HINT}") from error
     if not isinstance(batch, dict):
         raise DataError(f"{path}: found a {type(batch).__name__}; a dictionary is allowed; {_HINT}")
     return batch

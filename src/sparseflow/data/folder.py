@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from sparseflow.data.base import ImageData
-from sparseflow.errors import DataError, first_line
+from sparseflow.errors import DataError, first_line, needs
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
 _MODES = {1: "L", 3: "RGB"}
@@ -135,10 +135,8 @@ def _read(classes: dict[str, list[Path]], settings: FolderSettings) -> tuple[tor
 
 def _pixels(file: Path, settings: FolderSettings) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """One image, (channels, size, size)."""
-    try:
+    with needs("train", str(file), DataError):
         from PIL import Image, ImageOps
-    except ImportError as error:
-        raise DataError("reading images needs Pillow; pip install 'sparseflow[train]'") from error
     try:
         with Image.open(file) as picture:
             upright = ImageOps.exif_transpose(picture).convert(_MODES[settings.channels])

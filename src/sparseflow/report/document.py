@@ -6,9 +6,9 @@ The builders in `sparseflow.report.kinds` make a `Document` of a result, the ren
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +40,6 @@ class Card:
 class Cards:
     """A row of figures."""
 
-    kind: ClassVar[str] = "cards"
     cards: tuple[Card, ...]
 
 
@@ -48,7 +47,6 @@ class Cards:
 class Ledger:
     """What was gained and what it cost, side by side; each entry names what it is about first."""
 
-    kind: ClassVar[str] = "ledger"
     gained: tuple[tuple[str, str], ...]
     paid: tuple[tuple[str, str], ...]
 
@@ -57,7 +55,6 @@ class Ledger:
 class Text:
     """A paragraph."""
 
-    kind: ClassVar[str] = "text"
     text: str
 
 
@@ -82,7 +79,6 @@ class Column:
 class Table:
     """Rows under columns; every row has a cell for each column."""
 
-    kind: ClassVar[str] = "table"
     caption: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
@@ -93,6 +89,18 @@ class Table:
                 raise SparseflowError(
                     f"report table {self.caption!r}: a row has {len(row)} cells, not {len(self.columns)}"
                 )
+
+    @classmethod
+    def of(cls, caption: str, titles: Sequence[str | Column], rows: Iterable[Iterable[str | Cell]]) -> Table:
+        """A table of plain texts and cells; a plain title is one of numbers, the first excepted."""
+        columns = (t if isinstance(t, Column) else Column(t, number=i > 0) for i, t in enumerate(titles))
+        cells = (tuple(cell if isinstance(cell, Cell) else Cell(cell) for cell in row) for row in rows)
+        return cls(caption, tuple(columns), tuple(cells))
+
+    @classmethod
+    def facts(cls, caption: str, facts: Mapping[str, str]) -> Table:
+        """Names and what each stands for, under no titles; those that are empty are left out."""
+        return cls.of(caption, ("", Column("", number=False)), (fact for fact in facts.items() if fact[1]))
 
 
 @dataclass(frozen=True)
@@ -129,7 +137,6 @@ class Bar:
 class Bars:
     """Horizontal bars on one scale that starts at zero."""
 
-    kind: ClassVar[str] = "bars"
     name: str
     title: str
     unit: str
@@ -170,7 +177,6 @@ class Point:
 class Scatter:
     """Points over two linear axes."""
 
-    kind: ClassVar[str] = "scatter"
     name: str
     title: str
     x_label: str
@@ -205,7 +211,6 @@ class Line:
 class Lines:
     """Curves over two axes, both linear or (``log``) both logarithmic."""
 
-    kind: ClassVar[str] = "lines"
     name: str
     title: str
     x_label: str
@@ -227,7 +232,6 @@ class Lines:
 class Panels:
     """Plots of one kind in a grid, with one legend."""
 
-    kind: ClassVar[str] = "panels"
     name: str
     title: str
     plots: tuple[Lines, ...]
@@ -265,7 +269,6 @@ class Picture:
 class Pictures:
     """Pictures side by side (``wide``: one below the other), with a scale from 0 to 1 if it has a name."""
 
-    kind: ClassVar[str] = "pictures"
     name: str
     title: str
     pictures: tuple[Picture, ...]
@@ -283,7 +286,6 @@ class Pictures:
 class Fold:
     """Blocks that are shown on demand."""
 
-    kind: ClassVar[str] = "fold"
     title: str
     blocks: tuple[Block, ...]
 
@@ -337,8 +339,37 @@ class Document:
             yield from walk(section.blocks)
 
 
-Builder = Callable[[dict[str, Any], str], Document]
-"""``(results, where) -> Document``: the parsed results.json and the name to use in errors."""
+R = TypeVar("R")
+Builder = Callable[[R], Document]
 
-REPORTS: Registry[Builder] = Registry("kind of run")
-"""Builders by the ``kind`` entry of results.json."""
+
+@dataclass(frozen=True)
+class Report:
+    """How a kind of results becomes a document.
+
+    Attributes
+    ----------
+    record : type
+        The dataclass that its results.json holds.
+    partial : bool
+        Whether the file has more in it than the record.
+    build : callable
+    """
+
+    record: type[Any]
+    partial: bool
+    build: Builder[Any]
+
+
+REPORTS: Registry[Report] = Registry("kind of run")
+"""By the ``kind`` entry of results.json."""
+
+
+def report(kind: str, record: type[R], partial: bool = False) -> Callable[[Builder[R]], Builder[R]]:
+    """A decorator for the function that makes the document of a record, see `Report`."""
+
+    def add(build: Builder[R]) -> Builder[R]:
+        REPORTS.register(kind)(Report(record, partial, build))
+        return build
+
+    return add

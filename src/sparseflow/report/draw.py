@@ -179,13 +179,8 @@ def _log_ticks(axes: Any) -> None:
     """Round numbers, the more of them the shorter the axis."""
     for axis in (axes.xaxis, axes.yaxis):
         low, high = axis.get_view_interval()
-        steps = (
-            (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
-            if high < 8 * low
-            else (1.0, 2.0, 5.0)
-            if high < 300 * low
-            else (1.0,)
-        )
+        fine = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if high < 8 * low else (1.0, 2.0, 5.0)
+        steps = fine if high < 300 * low else (1.0,)
         axis.set_major_locator(LogLocator(subs=steps))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(NullFormatter())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 
-from sparseflow.errors import SparseflowError
+from sparseflow.errors import SparseflowError, needs
 from sparseflow.report.colours import COLOURS
 from sparseflow.report.document import Document
 from sparseflow.report.images import inline_svg
@@ -18,13 +18,9 @@ def to_html(document: Document) -> str:
     SparseflowError
         If jinja2 or matplotlib is not installed.
     """
-    try:
+    with needs("report", "report", SparseflowError):
         import jinja2
         from markupsafe import Markup
-    except ImportError as error:
-        raise SparseflowError(
-            "report: jinja2 is not installed; install it with: pip install 'sparseflow[report]'"
-        ) from error
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_packaged),
         autoescape=True,

@@ -6,10 +6,9 @@ import io
 import re
 from collections.abc import Mapping
 from html import escape
-from types import ModuleType
 from typing import Any
 
-from sparseflow.errors import SparseflowError
+from sparseflow.errors import SparseflowError, needs
 from sparseflow.report.colours import PAGE, VARIABLES
 from sparseflow.report.document import Figure, Scatter
 
@@ -76,21 +75,12 @@ def _svg(figure: Figure, titled: bool) -> str:
 
 
 def _saved(figure: Figure, kind: str, titled: bool, how: dict[str, Any]) -> bytes:
-    draw, style = _library()
+    with needs("report", "report", SparseflowError):
+        from matplotlib import style
+
+        from sparseflow.report import draw
     buffer = io.BytesIO()
     with style.context(["default", {**draw.STYLE, **how}]):
         drawn = draw.canvas(figure, titled)
         drawn.savefig(buffer, format=kind, dpi=DPI, metadata=dict(NO_DATES[kind]))
     return buffer.getvalue()
-
-
-def _library() -> tuple[ModuleType, Any]:
-    try:
-        from matplotlib import style
-
-        from sparseflow.report import draw
-    except ImportError as error:
-        raise SparseflowError(
-            "report: matplotlib is not installed; install it with: pip install 'sparseflow[report]'"
-        ) from error
-    return draw, style

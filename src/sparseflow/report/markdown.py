@@ -4,21 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sparseflow.report.document import (
-    Bars,
-    Block,
-    Cards,
-    Document,
-    Fold,
-    Ledger,
-    Lines,
-    Panels,
-    Pictures,
-    Scatter,
-    Section,
-    Table,
-    Text,
-)
+from sparseflow.report.document import Block, Cards, Document, Fold, Ledger, Section, Table, Text
 
 
 def to_markdown(document: Document, figures: str = "figures") -> str:
@@ -65,15 +51,15 @@ def _block(block: Block, figures: str) -> Iterator[str]:
             yield _plain(text)
         case Table():
             yield from _table(block)
-        case Bars() | Scatter() | Lines() | Panels() | Pictures():
-            yield f"![{_plain(block.alt)}]({figures}/{block.name}.png)"
-            if block.caption:
-                yield ""
-                yield f"*{_plain(block.caption)}*"
         case Fold(title=title, blocks=inner):
             yield f"### {_plain(title)}"
             yield ""
             yield from _blocks(inner, figures)
+        case _:  # a figure
+            yield f"![{_plain(block.alt)}]({figures}/{block.name}.png)"
+            if block.caption:
+                yield ""
+                yield f"*{_plain(block.caption)}*"
 
 
 def _table(table: Table) -> Iterator[str]:

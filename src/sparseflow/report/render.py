@@ -13,6 +13,7 @@ from sparseflow.report.document import REPORTS, Document
 from sparseflow.report.html import to_html
 from sparseflow.report.images import to_png, to_svg
 from sparseflow.report.markdown import to_markdown
+from sparseflow.studies.results import read
 
 RESULTS = "results.json"
 
@@ -88,7 +89,8 @@ def build_document(data: dict[str, Any], where: str = RESULTS) -> Document:
     kind = data.get("kind")
     if not isinstance(kind, str) or kind not in REPORTS:
         raise SparseflowError(f"report: {where}: kind is {kind!r}; known: {', '.join(sorted(REPORTS))}")
-    return REPORTS[kind](data, where)
+    found = REPORTS[kind]
+    return found.build(read(found.record, data, where, found.partial))
 
 
 def write_document(document: Document, page: Path) -> None:

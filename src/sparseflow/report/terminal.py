@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text as RichText
 
-from sparseflow.report.document import Cards, Document, Ledger, Table, Text
+from sparseflow.report.document import Block, Cards, Document, Ledger, Table, Text
 
 
-def show(document: Document, console: Console) -> None:
-    """Print the headline and the summary's tables and lists."""
+def show(document: Document, console: Console, whole: bool = False) -> None:
+    """Print the headline and the summary's tables and lists; all tables of the sections too if ``whole``."""
     console.print(RichText(document.headline, style="bold"))
     console.print(RichText(document.lede, style="dim"))
-    for block in document.summary:
+    _show(document.summary, console)
+    for section in document.sections if whole else ():
+        _show([block for block in section.blocks if isinstance(block, Table)], console)
+
+
+def _show(blocks: Iterable[Block], console: Console) -> None:
+    for block in blocks:
         match block:
             case Table():
-                console.print(_table(block))
+                console.print(drawn(block))
             case Ledger(gained=gained, paid=paid):
                 for title, style, items in (("Gained", "green", gained), ("Paid", "red", paid)):
                     console.print(RichText(title, style=f"bold {style}"))
@@ -32,12 +40,13 @@ def show(document: Document, console: Console) -> None:
                 continue
 
 
-def _table(table: Table) -> RichTable:
-    drawn = RichTable(
+def drawn(table: Table) -> RichTable:
+    """A table as the terminal shows it."""
+    made = RichTable(
         title=RichText(table.caption, style="dim"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
     )
     for column in table.columns:
-        drawn.add_column(RichText(column.title), justify="right" if column.number else "left")
+        made.add_column(RichText(column.title), justify="right" if column.number else "left")
     for row in table.rows:
-        drawn.add_row(*(RichText(cell.text, style="bold" if cell.strong else "") for cell in row))
-    return drawn
+        made.add_row(*(RichText(cell.text, style="bold" if cell.strong else "") for cell in row))
+    return made

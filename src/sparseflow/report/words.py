@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 NBSP = "\u00a0"
@@ -13,16 +14,9 @@ def digits(value: float, significant: int = 3) -> str:
     """``value`` with that many significant digits, never in exponent form above 1e-3."""
     if value == 0:
         return "0"
-    magnitude = abs(value)
-    places = significant - 1
-    while magnitude >= 10 and places > 0:
-        magnitude /= 10
-        places -= 1
     if abs(value) < 1e-3:
         return f"{value:.{significant - 1}e}"
-    while magnitude < 1:
-        magnitude *= 10
-        places += 1
+    places = max(significant - 1 - math.floor(math.log10(abs(value))), 0)
     return f"{value:,.{places}f}"
 
 

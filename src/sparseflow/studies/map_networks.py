@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,13 +17,13 @@ from sparseflow.engine.build import Build
 from sparseflow.engine.calibrate import profile_maps
 from sparseflow.engine.compile import compile as compile_model
 from sparseflow.engine.frontends.importer import Imported, import_model
-from sparseflow.engine.measure.bench import interleave, max_relative_error, pinned
-from sparseflow.engine.measure.peers import PEERS
+from sparseflow.engine.measure.bench import BenchOptions, interleave, max_relative_error, outputs_of, pinned
+from sparseflow.engine.measure.peers import prepared
 from sparseflow.engine.measure.peers.base import Subject, torch_inputs
 from sparseflow.engine.runtime.engine import Engine
 from sparseflow.engine.target.machine import machine_name
 from sparseflow.engine.target.targets import resolve
-from sparseflow.errors import CompileError, SparseflowError, first_line
+from sparseflow.errors import CompileError
 
 Array = npt.NDArray[Any]
 Run = Callable[[Sequence[Array]], Sequence[Array]]
@@ -61,18 +62,7 @@ class Subjects:
     tolerance: float = TOLERANCE
 
 
-@dataclass(frozen=True)
-class Options:
-    """How to time: threads of every engine, peers by name, rounds, and whether kernels are chosen by measurement."""
-
-    threads: int = 1
-    against: tuple[str, ...] = tuple(PEERS)
-    rounds: int = 9
-    measure: bool = True
-    say: Callable[[str], None] = field(default=lambda _text: None)
-
-
-def compare(subject: Subjects, options: Options) -> dict[str, Any]:
+def compare(subject: Subjects, options: BenchOptions, say: Callable[[str], None]) -> dict[str, Any]:
     """The record of one network: medians of interleaved calls, errors, densities and what was decided of each map.
 
     Raises
@@ -87,18 +77,18 @@ def compare(subject: Subjects, options: Options) -> dict[str, Any]:
         calibration = counted.claimed(subject.claimed)
     with pinned(options.threads) as cores, tempfile.TemporaryDirectory(prefix="sparseflow-maps-") as folder:
         engines = {
-            PLAIN: _compiled(imported, None, options),
-            INDEXED: _compiled(imported, calibration, options),
+            PLAIN: _compiled(imported, None, options, say),
+            INDEXED: _compiled(imported, calibration, options, say),
         }
         profile = counted or engines[INDEXED].plan.maps
         if profile is None:
             raise CompileError(f"{subject.name}: compiled without calibration")
-        runs: dict[str, Run] = {name: _runner(engine) for name, engine in engines.items()}
-        runs |= _peers(subject, options, Path(folder))
+        runs: dict[str, Run] = {name: outputs_of(engine) for name, engine in engines.items()}
+        runs |= _peers(subject, options, Path(folder), say)
         errors, accuracy = _checked(subject, runs)
-        options.say("time")
+        say("time")
         samples = interleave(
-            [_in_turn(run, subject.calls) for run in runs.values()], options.rounds, cores, options.say
+            [_in_turn(run, subject.calls) for run in runs.values()], options.rounds, cores, say
         )
     medians = {
         name: Measurement.of(taken, options.threads, machine_name()).median_s
@@ -142,35 +132,29 @@ def compare(subject: Subjects, options: Options) -> dict[str, Any]:
     }
 
 
-def _compiled(imported: Imported, calibration: Any, options: Options) -> Engine:
+def _compiled(
+    imported: Imported, calibration: Any, options: BenchOptions, say: Callable[[str], None]
+) -> Engine:
     return compile_model(
         imported,
         threads=options.threads,
         measure=options.measure,
         calibration=calibration,
-        progress=options.say,
+        progress=say,
     )
 
 
-def _runner(engine: Engine) -> Run:
-    def run(inputs: Sequence[Array]) -> Sequence[Array]:
-        outputs = engine(*inputs)
-        return list(outputs) if isinstance(outputs, tuple) else [outputs]
-
-    return run
-
-
-def _peers(subject: Subjects, options: Options, folder: Path) -> dict[str, Run]:
+def _peers(
+    subject: Subjects, options: BenchOptions, folder: Path, say: Callable[[str], None]
+) -> dict[str, Run]:
     """Those that can run it."""
     given = Subject(subject.name, subject.model, subject.calls[0], weights=subject.weights)
-    found: dict[str, Run] = {}
-    for name in options.against:
-        options.say(f"prepare {name}")
-        try:
-            found[name] = PEERS[name].make(given, options.threads, folder)
-        except (SparseflowError, RuntimeError) as error:
-            options.say(f"{name} left out: {first_line(error)}")
-    return found
+
+    def left_out(name: str, reason: str) -> None:
+        say(f"{name} left out: {reason}")
+
+    found = prepared(given, options.against, options.threads, folder, (say, left_out))
+    return {name: peer for name, peer, _ in found}
 
 
 def _checked(subject: Subjects, runs: dict[str, Run]) -> tuple[dict[str, float], float | None]:
@@ -203,9 +187,5 @@ def _checked(subject: Subjects, runs: dict[str, Run]) -> tuple[dict[str, float],
 def _in_turn(run: Run, calls: Sequence[tuple[Array, ...]]) -> Callable[[], object]:
     """One call after another, over and over."""
 
-    def endless() -> Iterator[tuple[Array, ...]]:
-        while True:
-            yield from calls
-
-    inputs = endless()
+    inputs = cycle(calls)
     return lambda: run(next(inputs))

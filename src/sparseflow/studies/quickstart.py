@@ -26,13 +26,13 @@ from sparseflow.core.codec import decode, encode
 from sparseflow.core.files import write_json
 from sparseflow.core.plan import Measurement, Plan
 from sparseflow.core.storage import storage_table
-from sparseflow.data import Batches, ImageData, load_data
+from sparseflow.data import ImageData, load_data
 from sparseflow.engine.measure.bench import interleave, max_relative_error, pinned
-from sparseflow.engine.measure.peers import PEERS, Subject
+from sparseflow.engine.measure.peers import PEERS, Subject, prepared
 from sparseflow.engine.runtime.engine import Engine
 from sparseflow.engine.runtime.threads import checked_threads
 from sparseflow.engine.target.machine import machine_name
-from sparseflow.errors import CompileError, InputError, SparseflowError, first_line
+from sparseflow.errors import InputError, SparseflowError
 from sparseflow.studies.results import (
     DENSE,
     OURS,
@@ -44,6 +44,7 @@ from sparseflow.studies.results import (
     Variant,
 )
 from sparseflow.studies.stages import StageEvent, Stages
+from sparseflow.studies.sweep_engine import checked, test_arrays
 from sparseflow.train.checkpoint import load_weights
 from sparseflow.train.models import MODELS
 from sparseflow.train.progress import TrainEvent
@@ -203,8 +204,7 @@ class _Quickstart:
 
         after = () if name == DENSE else (f"train-{DENSE}",)
         files = (self._network(name) / "model.pt",)
-        found: dict[str, Any] = self.stages.do(f"train-{name}", work, after=after, files=files)
-        return found
+        return self.stages.do(f"train-{name}", work, after=after, files=files)
 
     def _pruned_layers(self, trained: dict[str, dict[str, Any]]) -> list[str]:
         pruned: list[str] = next((t["pruned"] for name, t in trained.items() if name != DENSE), [])
@@ -233,8 +233,7 @@ class _Quickstart:
                 "mask": encode(MaskPicture.of(largest, name, weights[largest] != 0)),
             }
 
-        found: dict[str, Any] = self.stages.do(f"store-{name}", work, after=(f"train-{name}",))
-        return found
+        return self.stages.do(f"store-{name}", work, after=(f"train-{name}",))
 
     # ------------------------------------------------------------------ compiling
     def _compile(self, name: str, data: ImageData) -> dict[str, Any]:
@@ -245,29 +244,22 @@ class _Quickstart:
 
         def work() -> dict[str, Any]:
             model = self._model(name, data)
-            batch, images, labels = _test_set(data)
+            images, labels = test_arrays(self.recipes[DENSE])
             with pinned(self.threads):
                 engine = sparseflow.compile(
-                    model, (batch,), threads=self.threads, measure=self.settings.measure, progress=say
+                    model,
+                    (torch.from_numpy(images[0]),),
+                    threads=self.threads,
+                    measure=self.settings.measure,
+                    progress=say,
                 )
                 say("check every test image")
                 outputs = np.concatenate([engine(image) for image in images])
+            accuracy, error = checked(outputs, model, (images, labels), f"quick start, {name}", TOLERANCE)
             engine.save(path)
-            with torch.inference_mode():
-                expected = np.concatenate([np.asarray(model(torch.from_numpy(image))) for image in images])
-            error = max_relative_error([outputs], [expected])
-            if not error <= TOLERANCE:
-                raise CompileError(
-                    f"quick start, {name}: the engine's outputs differ from torch's by {error:.2g} relative, "
-                    f"more than {TOLERANCE:g}; nothing was timed: please report this"
-                )
-            accuracy = float(np.mean(outputs.argmax(1) == labels))
             return {"plan": encode(engine.plan), "accuracy": accuracy, "max_relative_error": error}
 
-        found: dict[str, Any] = self.stages.do(
-            f"compile-{name}", work, after=(f"train-{name}",), files=(path,)
-        )
-        return found
+        return self.stages.do(f"compile-{name}", work, after=(f"train-{name}",), files=(path,))
 
     # ------------------------------------------------------------------ latency
     def _measure(self, data: ImageData) -> dict[str, Any]:
@@ -276,7 +268,7 @@ class _Quickstart:
         def say(text: str) -> None:
             self.progress(StageEvent("measure", "running", detail=text))
 
-        _, images, _ = _test_set(data)
+        images, _ = test_arrays(self.recipes[DENSE])
         notes: list[str] = []
         runs: dict[tuple[str, str], Callable[[], object]] = {}
         with pinned(self.threads) as cores:
@@ -284,8 +276,7 @@ class _Quickstart:
                 engine = Engine.load(self.out / "engines" / name)
                 runs[OURS, name] = partial(engine, images[0])
             subject = Subject("the dense network", self._model(DENSE, data), (images[0],))
-            for engine_name, peer in self._peers(subject, notes):
-                say(f"prepare {engine_name}")
+            for engine_name, peer in self._peers(subject, notes, say):
                 runs[engine_name, DENSE] = partial(peer, (images[0],))
             samples = interleave(list(runs.values()), self.settings.rounds, cores, say)
         timings: list[dict[str, Any]] = [
@@ -303,39 +294,30 @@ class _Quickstart:
                 f"percentile over {BUSY} times the median. For figures to rely on, leave it idle, delete "
                 "stages/measure.json and run again."
             )
-        created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        return {"timings": timings, "notes": notes, "created": created}
+        return {"timings": timings, "notes": notes, "created": now()}
 
-    def _peers(self, subject: Subject, notes: list[str]) -> Iterator[tuple[str, Callable[..., Any]]]:
+    def _peers(
+        self, subject: Subject, notes: list[str], say: Callable[[str], None]
+    ) -> Iterator[tuple[str, Callable[..., Any]]]:
         """Peers whose outputs equal torch's; a note says why one is left out."""
         with torch.inference_mode():
             expected = [np.asarray(subject.model(torch.from_numpy(subject.inputs[0])))]
         folder = self.out / "peers"
         folder.mkdir(parents=True, exist_ok=True)
-        for name in self.settings.against:
-            try:
-                peer = PEERS[name].make(subject, self.threads, folder)
-            except (SparseflowError, RuntimeError) as error:
-                notes.append(f"{name} was not timed: {first_line(error)}")
-                continue
-            error_found = max_relative_error(peer(subject.inputs), expected)
-            if error_found <= 10 * TOLERANCE:
+
+        def left_out(name: str, reason: str) -> None:
+            notes.append(f"{name} was not timed: {reason}")
+
+        for name, peer, _ in prepared(subject, self.settings.against, self.threads, folder, (say, left_out)):
+            error = max_relative_error(peer(subject.inputs), expected)
+            if error <= 10 * TOLERANCE:
                 yield name, peer
             else:
-                notes.append(
-                    f"{name} was not timed: its outputs differ from torch's by {error_found:.2g} relative"
-                )
+                left_out(name, f"its outputs differ from torch's by {error:.2g} relative")
 
     def _environment(self, created: str) -> Environment:
         command = f"sparseflow quickstart --out {self.out} --threads {self.threads} --seed {self.seed}"
-        return Environment(machine_name(), versions(), command, created, self.threads, self.seed)
-
-
-def _test_set(data: ImageData) -> tuple[torch.Tensor, list[Array], Array]:
-    """One normalised image for the import, all of them one by one as (1, C, H, W), and their labels."""
-    batches = Batches(data.test_images, data.test_labels, len(data.test_images), data.statistics())
-    images, labels = next(iter(batches))
-    return images[:1].contiguous(), [image[None].copy() for image in images.numpy()], labels.numpy()
+        return environment(command, created, self.threads, self.seed)
 
 
 def stored_bytes(weights: Sequence[Array]) -> list[FormatBytes]:
@@ -362,3 +344,13 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def now() -> str:
+    """The time of day in UTC, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def environment(command: str, created: str, threads: int, seed: int) -> Environment:
+    """This machine and its packages, for the record."""
+    return Environment(machine_name(), versions(), command, created, threads, seed)

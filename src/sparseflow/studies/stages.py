@@ -58,11 +58,11 @@ class Stages:
     def do(
         self,
         name: str,
-        work: Callable[[], Any],
+        work: Callable[[], dict[str, Any]],
         *,
         after: tuple[str, ...] = (),
         files: tuple[Path, ...] = (),
-    ) -> Any:
+    ) -> dict[str, Any]:
         """What ``work`` returns, or what it returned in an earlier run.
 
         Parameters
@@ -97,7 +97,8 @@ class Stages:
         self._keys[name] = hashlib.sha256(digest.encode()).hexdigest()
         self.seconds[name] = float(record["seconds"])
         self._tell(StageEvent(name, status, self.seconds[name]))
-        return record["result"]
+        found: dict[str, Any] = record["result"]
+        return found
 
     def _key(self, name: str, after: tuple[str, ...]) -> str:
         content = json.dumps([name, self.settings, [self._keys[n] for n in after]], sort_keys=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import hashlib
 import json
 import time
@@ -23,9 +22,9 @@ from sparseflow.engine.measure.bench import interleave, pinned
 from sparseflow.engine.runtime.engine import Engine
 from sparseflow.engine.runtime.threads import checked_threads
 from sparseflow.engine.target.machine import machine_name
-from sparseflow.errors import InputError, SparseflowError, first_line
-from sparseflow.studies.quickstart import versions
-from sparseflow.studies.results import DENSE, Environment
+from sparseflow.errors import InputError, SparseflowError, first_line, needs
+from sparseflow.studies.quickstart import environment, now, versions
+from sparseflow.studies.results import DENSE
 from sparseflow.studies.stages import StageEvent, Stages
 from sparseflow.studies.sweep_engine import compile_and_check, test_arrays
 from sparseflow.studies.sweep_plan import Cell, Sweep
@@ -180,11 +179,9 @@ def _executor(options: SweepOptions) -> Any:
     """joblib's processes on this machine, or its back end on a Ray cluster."""
     if options.ray is None:
         return joblib.parallel_config(backend="loky" if options.jobs > 1 else "sequential")
-    try:
+    with needs("ray", "sweep: --ray", InputError):
         import ray
         from ray.util.joblib import register_ray
-    except ImportError as error:
-        raise InputError("sweep: --ray needs Ray: python -m pip install 'sparseflow[ray]'") from error
     try:
         ray.init(address=options.ray, ignore_reinit_error=True, log_to_driver=False)
     except (ConnectionError, ValueError) as error:
@@ -277,13 +274,8 @@ def _result(
             _cell_result(c.name, c.method, c.structure, c.aim, out / "cells" / c.name, engines) for c in done
         ),
         pending=tuple(cell.name for cell in sweep.cells if cell.name not in names),
-        environment=Environment(
-            machine_name(),
-            versions(),
-            f"sparseflow sweep ... --threads {options.threads}",
-            datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            options.threads,
-            sweep.dense.seed,
+        environment=environment(
+            f"sparseflow sweep ... --threads {options.threads}", now(), options.threads, sweep.dense.seed
         ),
     )
 

@@ -1,4 +1,4 @@
-"""One network of a sweep as an engine: compiled, and checked against torch on all test data."""
+"""Networks of the studies as engines: compiled, and checked against torch on all test data."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 import sparseflow
 from sparseflow.engine.measure.bench import max_relative_error, pinned
@@ -48,18 +49,32 @@ def compile_and_check(
     with pinned(threads):
         engine = sparseflow.compile(program, threads=threads, measure=measure)
         outputs = np.concatenate([engine(image) for image in images])
-    module = program.module()
-    with torch.inference_mode():
-        expected = np.concatenate([np.asarray(module(torch.from_numpy(image))) for image in images])
-    error = max_relative_error([outputs], [expected])
-    if not error <= TOLERANCE:
-        raise CompileError(
-            f"{folder}: the engine's outputs differ from torch's by {error:.2g} relative, more than "
-            f"{TOLERANCE:g}; nothing was timed: please report this"
-        )
+    accuracy, error = checked(outputs, program.module(), (images, labels), str(folder), TOLERANCE)
     engine.save(folder / "model.engine")
     return {
-        "accuracy": float(np.mean(outputs.argmax(1) == labels)),
+        "accuracy": accuracy,
         "max_relative_error": error,
         "macs": sum(layer.macs_computed for layer in engine.plan.layers),
     }
+
+
+def checked(
+    outputs: Array, module: nn.Module, data: tuple[list[Array], Array], where: str, tolerance: float
+) -> tuple[float, float]:
+    """Accuracy of an engine's outputs (count, classes), and their largest relative difference from the module's.
+
+    Raises
+    ------
+    CompileError
+        If they differ by more than ``tolerance``.
+    """
+    images, labels = data
+    with torch.inference_mode():
+        expected = np.concatenate([np.asarray(module(torch.from_numpy(image))) for image in images])
+    error = max_relative_error([outputs], [expected])
+    if not error <= tolerance:
+        raise CompileError(
+            f"{where}: the engine's outputs differ from torch's by {error:.2g} relative, more than {tolerance:g}; "
+            "nothing was timed: please report this"
+        )
+    return float(np.mean(outputs.argmax(1) == labels)), error

@@ -7,26 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from sparseflow.errors import RecipeError
 from sparseflow.train.recipe.reading import describe, read_toml
 from sparseflow.train.recipe.recipe import Recipe, parse_recipe
-
-_STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
+from sparseflow.train.settings import STRICT
 
 
 class MethodPart(BaseModel):
     """``[methods.NAME]``: the stages that follow the dense ones."""
 
-    model_config = _STRICT
+    model_config = STRICT
     stages: list[dict[str, Any]] = Field(min_length=1)
 
 
 class StructurePart(BaseModel):
     """``[[structures]]``: what is pruned to what, and which methods are tried on it."""
 
-    model_config = _STRICT
+    model_config = STRICT
     name: str
     rules: list[dict[str, Any]] = Field(min_length=1)
     methods: list[str] | None = None
@@ -36,7 +35,7 @@ class StructurePart(BaseModel):
 class SweepFile(BaseModel):
     """A sweep file; ``recipe`` has the keys of a recipe but ``name`` and ``rules``, and only dense stages."""
 
-    model_config = _STRICT
+    model_config = STRICT
     name: str
     recipe: dict[str, Any]
     methods: dict[str, MethodPart] = Field(min_length=1)

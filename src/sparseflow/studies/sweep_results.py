@@ -106,16 +106,16 @@ class SweepResult:
         return cell.engine.macs / self.dense.engine.macs
 
     @property
+    def measured(self) -> tuple[tuple[CellResult, EngineFigures], ...]:
+        """The cells that were measured, the dense one included, each with its figures."""
+        return tuple((c, c.engine) for c in (self.dense, *self.cells) if c.engine is not None)
+
+    @property
     def pareto(self) -> tuple[CellResult, ...]:
         """Measured cells, the dense one included, than which none is both faster and more accurate."""
-        measured = [c for c in (self.dense, *self.cells) if c.engine is not None]
-        ordered = sorted(measured, key=lambda c: (_latency(c), -c.accuracy))
+        ordered = sorted(self.measured, key=lambda cell: (cell[1].latency.median_s, -cell[0].accuracy))
         front: list[CellResult] = []
-        for cell in ordered:
+        for cell, _ in ordered:
             if not front or cell.accuracy > front[-1].accuracy:
                 front.append(cell)
         return tuple(front)
-
-
-def _latency(cell: CellResult) -> float:
-    return cell.engine.latency.median_s if cell.engine is not None else float("inf")

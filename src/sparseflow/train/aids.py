@@ -76,8 +76,8 @@ def distillation(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
     return temperature**2 * F.kl_div(own, wanted, log_target=True, reduction="batchmean")
 
 
-class Average:
-    """A moving average of a model's weights and buffers.
+class Average(AveragedModel):
+    """A moving average of a model's weights and buffers; the first update copies.
 
     Weights that are zero in every step are exactly zero in the average too, so that masks hold for it.
 
@@ -89,31 +89,12 @@ class Average:
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self._average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-
-    @property
-    def module(self) -> nn.Module:
-        """The averaged model."""
-        found: nn.Module = self._average.module
-        return found
-
-    def update(self, model: nn.Module) -> None:
-        """Call after each step; the first call copies."""
-        self._average.update_parameters(model)
+        super().__init__(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
     def copy_to(self, model: nn.Module) -> None:
         """Overwrite the weights and buffers of ``model``."""
-        if int(self._average.n_averaged) > 0:
+        if int(self.n_averaged) > 0:
             model.load_state_dict(self.module.state_dict())
-
-    def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` takes."""
-        state: dict[str, Any] = self._average.state_dict()
-        return state
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`."""
-        self._average.load_state_dict(state)
 
 
 def recalibrate_batch_norm(model: nn.Module, loader: Iterable[Any], batches: int) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import pickle
 import random
-import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparseflow.core.files import complete_file
+from sparseflow.core.files import BROKEN_FILE, complete_file
+from sparseflow.core.mask import Mask
+from sparseflow.core.structures import parse_structure
 from sparseflow.errors import CheckpointError, first_line
 
 _MAGIC = "sparseflow checkpoint 1"
-BROKEN_FILE = (
-    OSError,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-)
-"""What torch raises for a file that is no checkpoint."""
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -77,6 +66,16 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         raise CheckpointError(
             f"{path}: no weights for this model ({first_line(error)}); give another file"
         ) from error
+
+
+def masks_state(masks: Mapping[str, Mask]) -> dict[str, list[Any]]:
+    """Masks as tensors and plain containers."""
+    return {name: [str(m.structure), torch.from_numpy(m.keep.copy())] for name, m in masks.items()}
+
+
+def masks_of(state: Mapping[str, Any]) -> dict[str, Mask]:
+    """What `masks_state` was given."""
+    return {name: Mask(keep.numpy(), parse_structure(text)) for name, (text, keep) in state.items()}
 
 
 def export_model(model: nn.Module, example_inputs: tuple[Tensor, ...], path: Path) -> None:

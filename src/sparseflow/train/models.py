@@ -64,7 +64,7 @@ class CifarNet(nn.Module):
     Parameters
     ----------
     classes : int
-    widths : tuple of three int
+    widths : sequence of three int
         Filters of the three stages.
 
     References
@@ -73,7 +73,7 @@ class CifarNet(nn.Module):
     residual block as in D. Page, "How to train your ResNet", 2018.
     """
 
-    def __init__(self, classes: int = 10, widths: tuple[int, int, int] = (64, 128, 256)) -> None:
+    def __init__(self, classes: int = 10, widths: Sequence[int] = (64, 128, 256)) -> None:
         super().__init__()
         a, b, c = widths
         self.stem = nn.Conv2d(3, 24, 2)
@@ -116,7 +116,19 @@ class CifarNet(nn.Module):
             self.stem.weight.requires_grad_(False)
 
 
-class MnistCnn(nn.Module):
+class _GreyNet(nn.Module):
+    """A linear classifier of features."""
+
+    features: nn.Module
+    classifier: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (batch, classes) of images (batch, 1, 28, 28)."""
+        logits: Tensor = self.classifier(self.features(x))
+        return logits
+
+
+class MnistCnn(_GreyNet):
     """A network for 28×28 grey images: four 3×3 convolutions with batch norm, and a linear classifier.
 
     Pooling comes after the ReLU, so that a compiler can fold each batch norm into its convolution. 17 million
@@ -125,11 +137,11 @@ class MnistCnn(nn.Module):
     Parameters
     ----------
     classes : int
-    widths : tuple of two int
+    widths : sequence of two int
         Filters of the two stages.
     """
 
-    def __init__(self, classes: int = 10, widths: tuple[int, int] = (48, 96)) -> None:
+    def __init__(self, classes: int = 10, widths: Sequence[int] = (48, 96)) -> None:
         super().__init__()
         a, b = widths
         self.features = nn.Sequential(
@@ -143,11 +155,6 @@ class MnistCnn(nn.Module):
             nn.Flatten(),
         )
         self.classifier = nn.Linear(b, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (batch, classes) of images (batch, 1, 28, 28)."""
-        logits: Tensor = self.classifier(self.features(x))
-        return logits
 
 
 class Downsample(nn.Module):
@@ -168,13 +175,13 @@ class Downsample(nn.Module):
         return torch.relu(self.bn3(self.shortcut(x)) + self.bn2(self.conv2(y)))
 
 
-class MnistResNet(nn.Module):
+class MnistResNet(_GreyNet):
     """A residual network for 28×28 grey images: two blocks of each width; 14 million multiply-accumulates.
 
     Parameters
     ----------
     classes : int
-    widths : tuple of two int
+    widths : sequence of two int
         Filters of the two stages.
 
     References
@@ -182,7 +189,7 @@ class MnistResNet(nn.Module):
     K. He et al., "Deep residual learning for image recognition", CVPR 2016, sections 3.3 and 4.2.
     """
 
-    def __init__(self, classes: int = 10, widths: tuple[int, int] = (32, 64)) -> None:
+    def __init__(self, classes: int = 10, widths: Sequence[int] = (32, 64)) -> None:
         super().__init__()
         a, b = widths
         self.features = nn.Sequential(
@@ -196,11 +203,6 @@ class MnistResNet(nn.Module):
             nn.Flatten(),
         )
         self.classifier = nn.Linear(b, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (batch, classes) of images (batch, 1, 28, 28)."""
-        logits: Tensor = self.classifier(self.features(x))
-        return logits
 
 
 def build_model(name: str, data: ImageData, arguments: Mapping[str, Any] | None = None) -> nn.Module:
@@ -226,8 +228,7 @@ def build_model(name: str, data: ImageData, arguments: Mapping[str, Any] | None 
 @MODELS.register("cifar_net")
 def cifar_net(data: ImageData, widths: Sequence[int] = (64, 128, 256)) -> nn.Module:
     """`CifarNet` with its stem whitened on the first 5,000 training images."""
-    a, b, c = widths
-    model = CifarNet(len(data.classes), (a, b, c))
+    model = CifarNet(len(data.classes), widths)
     mean, std = data.statistics()
     images = data.train_images[:5000].float() / 255
     model.whiten((images - torch.tensor(mean).view(1, -1, 1, 1)) / torch.tensor(std).view(1, -1, 1, 1))
@@ -237,12 +238,10 @@ def cifar_net(data: ImageData, widths: Sequence[int] = (64, 128, 256)) -> nn.Mod
 @MODELS.register("mnist_cnn")
 def mnist_cnn(data: ImageData, widths: Sequence[int] = (48, 96)) -> nn.Module:
     """`MnistCnn` for the classes of ``data``."""
-    a, b = widths
-    return MnistCnn(len(data.classes), (a, b))
+    return MnistCnn(len(data.classes), widths)
 
 
 @MODELS.register("mnist_resnet")
 def mnist_resnet(data: ImageData, widths: Sequence[int] = (32, 64)) -> nn.Module:
     """`MnistResNet` for the classes of ``data``."""
-    a, b = widths
-    return MnistResNet(len(data.classes), (a, b))
+    return MnistResNet(len(data.classes), widths)

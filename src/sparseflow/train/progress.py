@@ -68,7 +68,7 @@ class LogProgress:
         print(line.rstrip(), file=self.stream, flush=True)
 
 
-class RichProgress:
+class RichProgress(Progress):
     """A live bar for each stage; a context manager.
 
     Parameters
@@ -77,29 +77,17 @@ class RichProgress:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self._bars = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[status]}"),
-            TimeRemainingColumn(),
-            console=console,
-        )
-        self._tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> RichProgress:
-        self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
+        status = TextColumn("{task.fields[status]}")
+        name = TextColumn("{task.description}")
+        super().__init__(SpinnerColumn(), name, BarColumn(), status, TimeRemainingColumn(), console=console)
+        self._stages: dict[str, TaskID] = {}
 
     def __call__(self, event: TrainEvent) -> None:
         total = event.epochs * event.steps
-        if event.stage not in self._tasks:
-            self._tasks[event.stage] = self._bars.add_task(event.stage, total=total, status="")
+        if event.stage not in self._stages:
+            self._stages[event.stage] = self.add_task(event.stage, total=total, status="")
         status = f"epoch {event.epoch}/{event.epochs} loss {event.loss:.3f}"
         if event.accuracy is not None:
             status += f" accuracy {event.accuracy:.2%} {event.detail}"
         done = event.epoch * event.steps + (event.step if event.accuracy is None else 0)
-        self._bars.update(self._tasks[event.stage], completed=done, total=total, status=status.rstrip())
+        self.update(self._stages[event.stage], completed=done, total=total, status=status.rstrip())

@@ -18,7 +18,6 @@ from sparseflow.core.structures import (
     Product,
     Structure,
     choose_library,
-    parse_structure,
 )
 from sparseflow.errors import StructureError
 
@@ -93,10 +92,6 @@ class Target:
     structure: Structure
     density: float
 
-    def restored(self, structure: str) -> Target:
-        """This target with the structure that ``structure`` writes, such as one with its library chosen."""
-        return replace(self, structure=parse_structure(structure))
-
 
 def layers_of(model: nn.Module) -> dict[str, nn.Module]:
     """All convolution and linear modules by name, in the order of their definition, shared ones once."""
@@ -130,8 +125,7 @@ def select_targets(model: nn.Module, rules: tuple[Rule, ...]) -> tuple[Target, .
     for rule in rules:
         if not any(fnmatchcase(name, rule.layers) for name in layers):
             raise StructureError(
-                f"rule {rule.layers!r}: matches none of the layers {', '.join(layers) or '(none)'}; "
-                "correct its name"
+                f"rule {rule.layers!r}: matches none of the layers {', '.join(layers) or '(none)'}; correct its name"
             )
     targets = []
     for name in layers:
@@ -169,14 +163,6 @@ def with_library(structure: Structure, scores: Array) -> Structure:
         inner = with_library(structure.inner, scores)
         return replace(structure, inner=inner) if isinstance(inner, GroupStructure) else structure
     return structure
-
-
-def with_chosen_libraries(model: nn.Module, targets: tuple[Target, ...]) -> tuple[Target, ...]:
-    """The targets, each pattern library fixed to the one that the layer's weights suggest."""
-    return tuple(
-        replace(t, structure=with_library(t.structure, scores_of(weight_of(model, t.name), 2)))
-        for t in targets
-    )
 
 
 def array_of(scores: Tensor) -> Array:

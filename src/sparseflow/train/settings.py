@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -11,6 +13,15 @@ from sparseflow.errors import SparseflowError
 
 STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
 """Unknown keys are errors, and so are values of another type."""
+
+
+@contextmanager
+def told_in_validation() -> Iterator[None]:
+    """Errors of ours inside the ``with`` block become those that a validator may raise."""
+    try:
+        yield
+    except SparseflowError as error:
+        raise ValueError(str(error)) from None
 
 
 class Settings(BaseModel):

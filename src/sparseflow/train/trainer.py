@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,48 +28,79 @@ class Loader(Protocol):
     def __len__(self) -> int: ...
 
 
-@runtime_checkable
-class Hook(Protocol):
-    """A method's part in the training loop; see `sparseflow.train.methods.InTraining`."""
+class Hook:
+    """A part in the training loop, such as a method's; a subclass overrides what it takes part in."""
 
     def begin_epoch(self, epoch: int, steps: int) -> None:
         """Called before each epoch with the number of completed ones and the number of its batches."""
 
     def penalty(self) -> Tensor | None:
-        """What to add to the loss of a batch."""
+        """What to add to the loss of a batch; None for nothing."""
+        return None
 
     def before_step(self) -> None:
-        """Called between the backward pass and the optimiser's step."""
+        """Called between the backward pass and the optimiser's step; may change gradients."""
 
     def after_step(self) -> None:
         """Called after each step of the optimiser."""
 
     def after_epoch(self, epoch: int) -> str:
         """Called with the number of completed epochs; the text goes into the progress line."""
+        return ""
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed training needs, as tensors and plain containers."""
+        return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """The device of a model's parameters."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[torch.device]:
+    """Evaluation mode inside the ``with`` block, afterwards the mode from before; gives the model's device."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield device_of(model)
+    finally:
+        model.train(was_training)
+
+
 def evaluate(model: nn.Module, loader: Loader) -> float:
     """Fraction of correctly classified samples, in 0..1; the model keeps its mode."""
-    with torch.no_grad():
-        was_training = model.training
-        model.eval()
-        device = device_of(model)
-        right = total = 0
+    right = total = 0
+    with torch.no_grad(), evaluating(model) as device:
         for i, (x, labels) in enumerate(loader):
             if i % parallel.processes() != parallel.rank():
                 continue  # another process counts this batch
             predicted = model(x.to(device)).argmax(1)
             right += int((predicted == labels.to(device)).sum())
             total += len(labels)
-        model.train(was_training)
-        right_all, total_all = parallel.total([right, total])
-        return right_all / max(total_all, 1)
+    right_all, total_all = parallel.total([right, total])
+    return right_all / max(total_all, 1)
+
+
+def frozen(
+    model: nn.Module, names: Sequence[str], where: str, error: type[SparseflowError] = SparseflowError
+) -> list[nn.Parameter]:
+    """The parameters of the named modules that would otherwise be trained.
+
+    Raises
+    ------
+    error
+        If there is no such module; ``where`` says who named it.
+    """
+    modules = dict(model.named_modules())
+    for name in names:
+        if name not in modules:
+            raise error(f"{where}: the model has no module {name!r}; correct its name")
+    return [p for name in names for p in modules[name].parameters() if p.requires_grad]
 
 
 @dataclass(frozen=True)
@@ -122,7 +154,7 @@ class Trainer:
         session: Session | None = None,
     ) -> None:
         self.model, self.train, self.test, self.settings = model, train, test, settings
-        self.hook, self.session = hook, session or Session()
+        self.hook, self.session = hook or Hook(), session or Session()
         self.name, self.checkpoint = self.session.name, self.session.checkpoint
         self._report = self.session.progress or (lambda event: None)
         self.epoch = 0
@@ -133,7 +165,7 @@ class Trainer:
         self._average = Average(model, settings.ema) if settings.ema > 0 else None
         self._scaler = torch.amp.GradScaler(device_of(model).type, enabled=settings.precision == "fp16")
         self._forward: nn.Module = model
-        self._frozen = self._to_freeze()
+        self._frozen = frozen(model, settings.freeze, f"{self.name}: freeze")
         self.optimizer = self._make_optimizer()
 
     def fit(self) -> list[dict[str, float]]:
@@ -162,7 +194,7 @@ class Trainer:
             loss = self._train_epoch()
             self.epoch += 1
             parallel.synchronise(self.model)  # so that methods find the same in all processes
-            detail = self.hook.after_epoch(self.epoch) if self.hook is not None else ""
+            detail = self.hook.after_epoch(self.epoch)
             record = {"loss": loss}
             last = self.epoch == self.settings.epochs
             if last:
@@ -188,8 +220,7 @@ class Trainer:
             if set_epoch is not None:
                 set_epoch(self.epoch)
         device, steps, total, step = device_of(self.model), len(self.train), 0.0, 0
-        if self.hook is not None:
-            self.hook.begin_epoch(self.epoch, steps)
+        self.hook.begin_epoch(self.epoch, steps)
         for step, (x, labels) in enumerate(self.train, start=1):
             rate = self.settings.rate(self.epoch * steps + step - 1, steps)
             for group in self.optimizer.param_groups:
@@ -211,7 +242,7 @@ class Trainer:
     def _step(self, x: Tensor, labels: Tensor) -> float:
         """One step of the optimiser; the loss of its batch."""
         loss = self._objective(self._forward, x, labels)
-        penalty = self.hook.penalty() if self.hook is not None else None
+        penalty = self.hook.penalty()
         if penalty is not None:
             loss = loss + penalty
         self.optimizer.zero_grad(set_to_none=True)
@@ -219,14 +250,12 @@ class Trainer:
         self._scaler.unscale_(self.optimizer)
         if self.settings.clip > 0:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
-        if self.hook is not None:
-            self.hook.before_step()
+        self.hook.before_step()
         self._scaler.step(self.optimizer)
         self._scaler.update()
-        if self.hook is not None:
-            self.hook.after_step()
+        self.hook.after_step()
         if self._average is not None:
-            self._average.update(self.model)
+            self._average.update_parameters(self.model)
         return float(loss.detach())
 
     def _settle(self) -> None:
@@ -236,15 +265,6 @@ class Trainer:
         if self.settings.recalibrate > 0:
             recalibrate_batch_norm(self.model, self.train, self.settings.recalibrate)
         parallel.synchronise(self.model)
-
-    def _to_freeze(self) -> list[nn.Parameter]:
-        modules = dict(self.model.named_modules())
-        unknown = [name for name in self.settings.freeze if name not in modules]
-        if unknown:
-            raise SparseflowError(
-                f"{self.name}: freeze: no module {unknown[0]!r} in the model; correct its name"
-            )
-        return [p for name in self.settings.freeze for p in modules[name].parameters() if p.requires_grad]
 
     def _make_optimizer(self) -> torch.optim.SGD:
         s = self.settings
@@ -271,7 +291,7 @@ class Trainer:
             "history": self.history,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "hook": self.hook.state_dict() if self.hook is not None else None,
+            "hook": self.hook.state_dict(),
             "random": parallel.gathered(random_state()),
         }
         if self._average is not None:
@@ -290,8 +310,7 @@ class Trainer:
         try:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
-            if self.hook is not None:
-                self.hook.load_state_dict(state["hook"])
+            self.hook.load_state_dict(state["hook"])
             if self._average is not None:
                 self._average.load_state_dict(state["average"])
             if self._scaler.is_enabled():
@@ -309,8 +328,3 @@ class Trainer:
         if len(states) != parallel.processes():
             raise ValueError(f"it is of {len(states)} processes, not of {parallel.processes()}")
         return states[parallel.rank()]
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """The device of a model's parameters."""
-    return next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
+
+from sparseflow.zoo.registry import ZOO, Built, ZooModel, materialise
 
 
 def init_convnet(module: nn.Module, generator: torch.Generator) -> None:
@@ -35,6 +38,11 @@ def init_convnet(module: nn.Module, generator: torch.Generator) -> None:
             layer.num_batches_tracked.fill_(1)
 
 
-def image_input(batch: int, image_size: int, generator: torch.Generator) -> tuple[torch.Tensor]:
-    """One normal (batch, 3, image_size, image_size) float32 image tensor, as a normalised photo would be."""
-    return (torch.randn(batch, 3, image_size, image_size, generator=generator),)
+def register_convnet(name: str, summary: str, make: Callable[[int], nn.Module]) -> None:
+    """Put ``make(classes)`` into `ZOO`, with seeded weights and one normal image, as a normalised photo would be."""
+
+    def built(batch: int, generator: torch.Generator, image_size: int = 224, classes: int = 1000) -> Built:
+        module = materialise(lambda: make(classes), lambda m: init_convnet(m, generator))
+        return module, (torch.randn(batch, 3, image_size, image_size, generator=generator),)
+
+    ZOO.register(name)(ZooModel(summary, built, ("image_size", "classes")))

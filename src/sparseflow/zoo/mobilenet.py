@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sparseflow.zoo.init import image_input, init_convnet
-from sparseflow.zoo.registry import ZOO, Built, ZooModel, materialise
+from sparseflow.zoo.init import register_convnet
 
 V1 = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),) * 5, (1024, 2), (1024, 1))
 """(output channels, stride) of each separable block."""
@@ -37,7 +36,13 @@ def _conv_norm(
     return nn.Sequential(*parts, activation) if activation is not None else nn.Sequential(*parts)
 
 
-class MobileNetV1(nn.Module):
+class _MobileNet(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.adaptive_avg_pool2d(self.features(x), 1)
+        return self.classifier(torch.flatten(x, 1))
+
+
+class MobileNetV1(_MobileNet):
     """A strided 3×3 stem and 13 separable blocks, ReLU throughout: (N, 3, H, W) → (N, classes)."""
 
     def __init__(self, classes: int) -> None:
@@ -54,10 +59,6 @@ class MobileNetV1(nn.Module):
             channels = out
         self.features = nn.Sequential(*blocks)
         self.classifier = nn.Linear(channels, classes)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.adaptive_avg_pool2d(self.features(x), 1)
-        return self.classifier(torch.flatten(x, 1))
 
 
 class InvertedResidual(nn.Module):
@@ -83,7 +84,7 @@ class InvertedResidual(nn.Module):
         return x + y if self.residual else y
 
 
-class MobileNetV2(nn.Module):
+class MobileNetV2(_MobileNet):
     """A strided 3×3 stem, 17 inverted residuals and a 1×1 head: (N, 3, H, W) → (N, classes)."""
 
     def __init__(self, classes: int) -> None:
@@ -99,21 +100,6 @@ class MobileNetV2(nn.Module):
         self.features = nn.Sequential(*blocks, head)
         self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(1280, classes))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.adaptive_avg_pool2d(self.features(x), 1)
-        return self.classifier(torch.flatten(x, 1))
 
-
-def _make_v1(batch: int, generator: torch.Generator, image_size: int = 224, classes: int = 1000) -> Built:
-    module = materialise(lambda: MobileNetV1(classes), lambda m: init_convnet(m, generator))
-    return module, image_input(batch, image_size, generator)
-
-
-def _make_v2(batch: int, generator: torch.Generator, image_size: int = 224, classes: int = 1000) -> Built:
-    module = materialise(lambda: MobileNetV2(classes), lambda m: init_convnet(m, generator))
-    return module, image_input(batch, image_size, generator)
-
-
-_SIZES = ("image_size", "classes")
-ZOO.register("mobilenet_v1")(ZooModel("MobileNetV1, 3×224×224, 4.2 M weights", _make_v1, _SIZES))
-ZOO.register("mobilenet_v2")(ZooModel("MobileNetV2, 3×224×224, 3.5 M weights", _make_v2, _SIZES))
+register_convnet("mobilenet_v1", "MobileNetV1, 3×224×224, 4.2 M weights", MobileNetV1)
+register_convnet("mobilenet_v2", "MobileNetV2, 3×224×224, 3.5 M weights", MobileNetV2)

@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sparseflow.zoo.init import image_input, init_convnet
-from sparseflow.zoo.registry import ZOO, Built, ZooModel, materialise
+from sparseflow.zoo.init import register_convnet
 
 
 def _norm(channels: int, scale: float = 1.0) -> nn.BatchNorm2d:
@@ -98,22 +97,9 @@ class ResNet(nn.Module):
         return self.fc(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
 
 
-def _make(
-    block: type[BasicBlock] | type[Bottleneck],
-    depths: tuple[int, ...],
-    batch: int,
-    generator: torch.Generator,
-    image_size: int = 224,
-    classes: int = 1000,
-) -> Built:
-    module = materialise(lambda: ResNet(block, depths, classes), lambda m: init_convnet(m, generator))
-    return module, image_input(batch, image_size, generator)
-
-
-_SIZES = ("image_size", "classes")
-ZOO.register("resnet18")(
-    ZooModel("ResNet-18, 3×224×224, 11.7 M weights", partial(_make, BasicBlock, (2, 2, 2, 2)), _SIZES)
+register_convnet(
+    "resnet18", "ResNet-18, 3×224×224, 11.7 M weights", partial(ResNet, BasicBlock, (2, 2, 2, 2))
 )
-ZOO.register("resnet50")(
-    ZooModel("ResNet-50 v1.5, 3×224×224, 25.6 M weights", partial(_make, Bottleneck, (3, 4, 6, 3)), _SIZES)
+register_convnet(
+    "resnet50", "ResNet-50 v1.5, 3×224×224, 25.6 M weights", partial(ResNet, Bottleneck, (3, 4, 6, 3))
 )

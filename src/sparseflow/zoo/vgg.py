@@ -11,8 +11,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from sparseflow.zoo.init import image_input, init_convnet
-from sparseflow.zoo.registry import ZOO, Built, ZooModel, materialise
+from sparseflow.zoo.init import register_convnet
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
@@ -41,9 +40,4 @@ class VGG(nn.Module):
         return self.classifier(torch.flatten(self.avgpool(self.features(x)), 1))
 
 
-def _make(batch: int, generator: torch.Generator, image_size: int = 224, classes: int = 1000) -> Built:
-    module = materialise(lambda: VGG(classes), lambda m: init_convnet(m, generator))
-    return module, image_input(batch, image_size, generator)
-
-
-ZOO.register("vgg16")(ZooModel("VGG-16, 3×224×224, 138 M weights", _make, ("image_size", "classes")))
+register_convnet("vgg16", "VGG-16, 3×224×224, 138 M weights", VGG)

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from sparseflow.cli import options, output
 from sparseflow.cli.calibration import calibration_calls
 from sparseflow.cli.models import ModelRequest, load_model
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from sparseflow.engine.measure.bench import BenchResult
-
-
-def register(app: typer.Typer) -> None:
-    """Adds the command to ``app``."""
-    app.command(name="bench", rich_help_panel="Compile and run")(command)
 
 
 def command(
@@ -72,35 +62,5 @@ def command(
         )
         subject = Subject(model, loaded.model, inputs, loaded.sparsify, loaded.weights, imported)
         result = bench(subject, wanted, say)
-    if output.write_json(result.to_json(), json):
-        return
-    console = output.stdout()
-    console.print(result_table(result))
-    for name, reason in result.skipped:
-        console.print(f"{name} left out: {reason}")
-    best, speedup = result.best_peer, result.speedup_vs_best_peer
-    if best is not None and speedup is not None:
-        word = "faster" if speedup >= 1 else "slower"
-        factor = speedup if speedup >= 1 else 1 / speedup
-        console.print(f"[bold]{factor:.2f}× {word}[/bold] than {best.engine}, the best of the others")
-
-
-def result_table(result: BenchResult) -> Table:
-    """One row for each engine, ours first."""
-    pruned = f"{result.sparsify}, one-shot magnitude, not retrained" if result.sparsify else "not pruned here"
-    title = f"{result.model} · {result.weights} · {pruned} · {result.threads} thread(s)\n{result.machine}"
-    numbers = ("median ms", "p10", "p90", "min", "× ours", "max rel. error")
-    drawn = output.table(title, "engine", *numbers, numbers=numbers)
-    ours = result.results[0].latency.median_s
-    for row in result.results:
-        latency = row.latency
-        drawn.add_row(
-            row.engine,
-            output.milliseconds(latency.median_s),
-            output.milliseconds(latency.p10_s),
-            output.milliseconds(latency.p90_s),
-            output.milliseconds(latency.min_s),
-            f"{latency.median_s / ours:.2f}",
-            "reference" if row.engine == result.reference else f"{row.max_relative_error:.1e}",
-        )
-    return drawn
+    missing = "\n".join(f"{name} left out: {reason}" for name, reason in result.skipped)
+    output.show_results(result.to_json(), model, missing, json)

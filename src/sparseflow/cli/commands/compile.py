@@ -15,11 +15,6 @@ from sparseflow.core.codec import encode
 from sparseflow.core.plan import Plan
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the command to ``app``."""
-    app.command(name="compile", rich_help_panel="Compile and run")(command)
-
-
 def command(
     model: options.ModelArgument,
     out: Annotated[

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sparseflow.cli import options, output
-from sparseflow.cli.commands.explain import brief, cut_table
-from sparseflow.cli.maps import MapRequest, inspect_maps
+from sparseflow.cli.maps import inspect_maps
 from sparseflow.cli.models import ModelRequest, load_model
 from sparseflow.core.codec import encode
 from sparseflow.errors import InputError
+from sparseflow.report import words
+from sparseflow.report.kinds.layers import cut_table, structure_text
+from sparseflow.report.terminal import drawn
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -54,11 +56,6 @@ class InspectedLayer:
     def smallest(self) -> StorageRow:
         """The format of the fewest bytes."""
         return min((row for row in self.storage if not row.reason), key=lambda row: row.nbytes)
-
-
-def register(app: typer.Typer) -> None:
-    """Adds the command to ``app``."""
-    app.command(name="inspect", rich_help_panel="Look")(command)
 
 
 def command(
@@ -103,7 +100,7 @@ def command(
         if cut or layer is not None:
             raise InputError(f"{model}: --data lists feature maps; leave out --cut and --layer")
         request = ModelRequest(model, sparsify, tuple(include or ()))
-        inspect_maps(request, MapRequest(data, samples, time), json)
+        inspect_maps(request, data, samples, time, json)
         return
     if time:
         raise InputError(f"{model}: --time needs --data, which says how sparse the maps are")
@@ -121,7 +118,8 @@ def command(
     }
     if cut:
         content["cuts"] = encode(cuts)
-    chosen = _find(layers, layer, model) if layer is not None else None
+    named = {x.name: x for x in layers}
+    chosen = output.find(named, layer, model) if layer is not None else None
     if output.write_json(content, json):
         return
     console = output.stdout()
@@ -132,7 +130,7 @@ def command(
     for line in left_dense(loaded):
         console.print(line, markup=False)
     if cuts:
-        console.print(cut_table(cuts))
+        console.print(drawn(cut_table(cuts)))
     elif cut:
         console.print("nothing to cut: no filter and no channel is dead")
 
@@ -186,27 +184,27 @@ def layer_table(loaded: LoadedModel, layers: list[InspectedLayer]) -> Table:
     if loaded.sparsified is not None:
         title += f"\nsparsified: {loaded.sparsified.label}"
     columns = ("layer", "weight", "structure", "density", "dense", "smallest", "index", "format")
-    drawn = output.table(title, *columns, numbers=("density", "dense", "smallest", "index"))
+    made = output.table(title, *columns, numbers=("density", "dense", "smallest", "index"))
     for layer in layers:
         best = layer.smallest
-        drawn.add_row(
+        made.add_row(
             output.layer_name(layer.name) + (f" ({layer.role})" if layer.role else ""),
-            output.dims(layer.shape),
-            brief(layer.structure),
+            words.shape(layer.shape),
+            structure_text(layer.structure),
             f"{layer.density:.1%}",
-            output.size(layer.storage[0].nbytes),
-            output.size(best.nbytes),
-            output.size(best.index_bytes),
+            words.nbytes(layer.storage[0].nbytes),
+            words.nbytes(best.nbytes),
+            words.nbytes(best.index_bytes),
             best.format,
         )
     dense = sum(layer.storage[0].nbytes for layer in layers)
     small = sum(layer.smallest.nbytes for layer in layers)
     index = sum(layer.smallest.index_bytes for layer in layers)
     density = sum(layer.storage[0].nbytes * layer.density for layer in layers) / dense if dense else 1.0
-    drawn.add_section()
-    sizes = (output.size(dense), output.size(small), output.size(index))
-    drawn.add_row("all", "", "", f"{density:.1%}", *sizes, "")
-    return drawn
+    made.add_section()
+    sizes = (words.nbytes(dense), words.nbytes(small), words.nbytes(index))
+    made.add_row("all", "", "", f"{density:.1%}", *sizes, "")
+    return made
 
 
 def left_dense(loaded: LoadedModel) -> list[str]:
@@ -220,23 +218,15 @@ def left_dense(loaded: LoadedModel) -> list[str]:
 
 def storage_table(layer: InspectedLayer, kernels: dict[str, tuple[str, ...]]) -> Table:
     """Bytes of one layer in every format, and the kernels that read it."""
-    title = f"{layer.name}: {output.dims(layer.shape)}, {brief(layer.structure)}\n{layer.why}"
-    drawn = output.table(
+    title = f"{layer.name}: {words.shape(layer.shape)}, {structure_text(layer.structure)}\n{layer.why}"
+    made = output.table(
         title, "format", "values", "index", "of dense", "read by", numbers=("values", "index", "of dense")
     )
     for row in layer.storage:
         if row.reason:
-            drawn.add_row(row.format, "", "", "", row.reason)
+            made.add_row(row.format, "", "", "", row.reason)
         else:
-            values, index = output.size(row.value_bytes), output.size(row.index_bytes)
+            values, index = words.nbytes(row.value_bytes), words.nbytes(row.index_bytes)
             read_by = ", ".join(kernels[row.format.partition("(")[0]]) or "no kernel"
-            drawn.add_row(row.format, values, index, f"{row.relative:.1%}", read_by)
-    return drawn
-
-
-def _find(layers: list[InspectedLayer], name: str, model: str) -> InspectedLayer:
-    for layer in layers:
-        if layer.name == name:
-            return layer
-    known = ", ".join(layer.name for layer in layers[:8])
-    raise InputError(f"{model}: no layer is called {name!r}; there are {known}, …")
+            made.add_row(row.format, values, index, f"{row.relative:.1%}", read_by)
+    return made

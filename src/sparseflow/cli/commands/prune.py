@@ -9,12 +9,7 @@ from typing import Annotated
 import typer
 
 from sparseflow.cli import options, output
-from sparseflow.errors import RecipeError
-
-
-def register(app: typer.Typer) -> None:
-    """Adds the command to ``app``."""
-    app.command(name="prune", rich_help_panel="Train")(command)
+from sparseflow.errors import RecipeError, needs
 
 
 def command(
@@ -22,10 +17,7 @@ def command(
     out: Annotated[
         Path, typer.Option("--output", "-o", metavar="OUT", help="Folder for checkpoints, model and results.")
     ],
-    reuse: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="RUN", help="Take equal first stages from this run's folder; may be repeated."),
-    ] = None,
+    reuse: options.ReuseOption = None,
     csv: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Append one line for each epoch to this CSV file.")
     ] = None,
@@ -46,15 +38,11 @@ def command(
         sparseflow report runs/pruned
         torchrun --nproc-per-node 2 -m sparseflow.cli.main prune recipe.toml -o runs/pruned
     """
-    try:
+    with needs("train", str(recipe), RecipeError):
         from sparseflow.cli.training import log_files, training_progress
         from sparseflow.train.progress import TrainEvent
         from sparseflow.train.recipe.recipe import load_recipe
         from sparseflow.train.recipe.run import run_recipe
-    except ModuleNotFoundError as error:
-        raise RecipeError(
-            f"{recipe}: training needs torch: python -m pip install 'sparseflow[train]'"
-        ) from error
 
     loaded = load_recipe(recipe)
     with training_progress() as progress, log_files(csv, tensorboard) as logs:
@@ -66,11 +54,7 @@ def command(
         run_recipe(loaded, out, reuse=reuse or (), progress=tell)
     if int(os.environ.get("RANK", "0")) > 0:
         return  # the first of the processes that train together tells
-    from sparseflow.report import build_document, read_results, show
+    from sparseflow.report import read_results
 
-    data, where = read_results(out)
-    if output.write_json(data, json):
-        return
-    console = output.stdout()
-    show(build_document(data, where), console)
-    console.print(f"model: {out / 'model.pt2'}; report: sparseflow report {out}")
+    then = f"model: {out / 'model.pt2'}; report: sparseflow report {out}"
+    output.show_results(*read_results(out), then, json)

@@ -8,12 +8,7 @@ from typing import Annotated
 import typer
 
 from sparseflow.cli import options, output
-from sparseflow.errors import DataError
-
-
-def register(app: typer.Typer) -> None:
-    """Adds the command to ``app``."""
-    app.command(name="quickstart", rich_help_panel="Train")(command)
+from sparseflow.errors import DataError, needs
 
 
 def command(
@@ -35,23 +30,13 @@ def command(
         sparseflow quickstart
         sparseflow quickstart --out runs/mine --seed 1
     """
-    try:
+    with needs("train,report,peers", "quickstart", DataError):
         from sparseflow.cli.training import training_progress
         from sparseflow.studies.quickstart import QuickstartSettings, run
-    except ModuleNotFoundError as error:
-        raise DataError(
-            f"quickstart: {error.name} is not installed; "
-            "python -m pip install 'sparseflow[train,report,peers]'"
-        ) from error
-    from sparseflow.report import build_document, read_results, render_run, show
+    from sparseflow.report import read_results, render_run
 
     settings = QuickstartSettings(measure=not no_measure)
     with training_progress() as progress:
         run(out, threads=threads, seed=seed, settings=settings, progress=progress)
     page = render_run(out)
-    data, where = read_results(out)
-    if output.write_json(data, json):
-        return
-    console = output.stdout()
-    show(build_document(data, where), console)
-    console.print(f"report: {page}")
+    output.show_results(*read_results(out), f"report: {page}", json)

@@ -10,11 +10,6 @@ import typer
 from sparseflow.cli import output
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the command to ``app``."""
-    app.command(name="report", rich_help_panel="Look")(command)
-
-
 def command(
     run: Annotated[
         Path, typer.Argument(metavar="RUN", help="A run's folder, or a results file such as bench's JSON.")
@@ -33,9 +28,7 @@ def command(
         sparseflow report runs/quickstart
         sparseflow bench zoo:resnet50 --json resnet50.json && sparseflow report resnet50.json -o resnet50.html
     """
-    from sparseflow.report import build_document, read_results, render_run, show
+    from sparseflow.report import read_results, render_run
 
     page = render_run(run, out)
-    console = output.stdout()
-    show(build_document(*read_results(run)), console)
-    console.print(f"report: {page}")
+    output.show_results(*read_results(run), f"report: {page}")

@@ -10,7 +10,7 @@ import typer
 
 from sparseflow.cli import options, output
 from sparseflow.core.codec import encode
-from sparseflow.errors import RecipeError
+from sparseflow.errors import RecipeError, needs
 
 
 class Only(StrEnum):
@@ -20,20 +20,12 @@ class Only(StrEnum):
     MEASURE = "measure"
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the command to ``app``."""
-    app.command(name="sweep", rich_help_panel="Train")(command)
-
-
 def command(
     sweep: Annotated[Path, typer.Argument(metavar="SWEEP.toml", help="The sweep to run.")],
     out: Annotated[
         Path, typer.Option("--output", "-o", metavar="OUT", help="Folder for all cells and the results.")
     ],
-    reuse: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="RUN", help="Take equal dense stages from this run's folder; may be repeated."),
-    ] = None,
+    reuse: options.ReuseOption = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Cells trained at a time.")] = 1,
     ray: Annotated[
         str | None,
@@ -58,16 +50,10 @@ def command(
         sparseflow sweep recipes/sweeps/cifar10.toml -o /shared/sweep --ray auto --jobs 8
         sparseflow report runs/sweep
     """
-    try:
+    with needs("train", str(sweep), RecipeError):
         from sparseflow.cli.training import training_progress
         from sparseflow.studies.sweep import SweepOptions, run_sweep
         from sparseflow.studies.sweep_plan import load_sweep
-    except ModuleNotFoundError as error:
-        raise RecipeError(
-            f"{sweep}: {error.name} is not installed; python -m pip install 'sparseflow[train]'"
-        ) from error
-    from sparseflow.report import build_document, show
-
     how = SweepOptions(
         jobs=jobs,
         ray=ray,
@@ -79,9 +65,4 @@ def command(
     )
     with training_progress() as progress:
         result = run_sweep(load_sweep(sweep), out, reuse=reuse or (), options=how, progress=progress)
-    data = encode(result)
-    if output.write_json(data, json):
-        return
-    console = output.stdout()
-    show(build_document(data, str(out)), console)
-    console.print(f"report: sparseflow report {out}")
+    output.show_results(encode(result), str(out), f"report: sparseflow report {out}", json)

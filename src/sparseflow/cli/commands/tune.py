@@ -10,16 +10,12 @@ import typer
 from sparseflow.cli import options, output
 from sparseflow.cli.models import ModelRequest, load_model
 from sparseflow.errors import InputError
+from sparseflow.report import words
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from sparseflow.core.latency_table import LatencyTable
-
-
-def register(app: typer.Typer) -> None:
-    """Adds the command to ``app``."""
-    app.command(name="tune", rich_help_panel="Train")(command)
 
 
 def command(
@@ -82,7 +78,7 @@ def times_table(table: LatencyTable) -> Table:
             found = [o for o in layer.options if o.structure == structure]
             best: Any = min(found, key=lambda o: o.time_s) if found else None
             cells.append(f"{output.milliseconds(best.time_s)} at {best.density:g}" if best else "–")
-        drawn.add_row(name, output.dims(layer.shape), output.milliseconds(layer.dense.time_s), *cells)
+        drawn.add_row(name, words.shape(layer.shape), output.milliseconds(layer.dense.time_s), *cells)
     return drawn
 
 

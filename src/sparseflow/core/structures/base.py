@@ -173,6 +173,14 @@ class Structure(ABC):
         return scores
 
     @classmethod
+    def _sizes(cls, arguments: str, text: str, separator: str, *counts: int) -> tuple[int, ...]:
+        """The unsigned decimal integers that ``text``, all or a part of ``arguments``, joins by ``separator``."""
+        parts = text.split(separator)
+        if len(parts) not in counts or not all(re.fullmatch(r"[0-9]{1,9}", part) for part in parts):
+            raise cls._syntax_error(arguments)
+        return tuple(int(part) for part in parts)
+
+    @classmethod
     def _syntax_error(cls, arguments: str) -> StructureError:
         text = f"{cls.name}:{arguments}" if arguments else cls.name
         return StructureError(
@@ -183,8 +191,7 @@ class Structure(ABC):
         for key, value in sizes.items():
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise StructureError(
-                    f"{type(self).__name__}: {key} is {value!r}; it must be a positive integer, "
-                    f"as in {self.example}"
+                    f"{type(self).__name__}: {key} is {value!r}; it must be a positive integer, as in {self.example}"
                 )
 
 
@@ -229,6 +236,9 @@ class GroupStructure(Structure):
 class PlainUnit(UnitStructure):
     """A unit structure without parameters: its text is its name."""
 
+    def __init_subclass__(cls) -> None:
+        cls.grammar = cls.example = cls.name
+
     def __str__(self) -> str:
         return self.name
 
@@ -241,11 +251,3 @@ class PlainUnit(UnitStructure):
 
 STRUCTURES: Registry[type[Structure]] = Registry("structure")
 """All structures by the first word of their grammar."""
-
-
-def read_sizes(arguments: str, separator: str, count: int) -> tuple[int, ...] | None:
-    """``count`` unsigned decimal integers joined by ``separator``, or None if the text is anything else."""
-    parts = arguments.split(separator)
-    if len(parts) != count or not all(re.fullmatch(r"[0-9]{1,9}", part) for part in parts):
-        return None
-    return tuple(int(part) for part in parts)

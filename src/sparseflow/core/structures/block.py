@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 from sparseflow.core.arrays import Shape
-from sparseflow.core.structures.base import STRUCTURES, UnitStructure, read_sizes
+from sparseflow.core.structures.base import STRUCTURES, UnitStructure
 
 
 @STRUCTURES.register("block")
@@ -40,7 +40,4 @@ class Block(UnitStructure):
 
     @classmethod
     def from_text(cls, arguments: str) -> Self:
-        sizes = read_sizes(arguments, "x", 2)
-        if sizes is None:
-            raise cls._syntax_error(arguments)
-        return cls(*sizes)
+        return cls(*cls._sizes(arguments, arguments, "x", 2))

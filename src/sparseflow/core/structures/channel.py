@@ -20,8 +20,6 @@ class Channel(PlainUnit):
     """
 
     name: ClassVar[str] = "channel"
-    grammar: ClassVar[str] = "channel"
-    example: ClassVar[str] = "channel"
 
     def unit(self, shape: Shape) -> Shape:
         return (shape[0], 1, *shape[2:])

@@ -21,8 +21,6 @@ class Column(PlainUnit):
     """
 
     name: ClassVar[str] = "column"
-    grammar: ClassVar[str] = "column"
-    example: ClassVar[str] = "column"
 
     def unit(self, shape: Shape) -> Shape:
         return (shape[0],) + (1,) * (len(shape) - 1)

@@ -21,8 +21,6 @@ class Connectivity(PlainUnit):
     """
 
     name: ClassVar[str] = "connectivity"
-    grammar: ClassVar[str] = "connectivity"
-    example: ClassVar[str] = "connectivity"
 
     def check(self, shape: Shape) -> None:
         super().check(shape)

@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from sparseflow.core.arrays import Array, Keep, Shape
-from sparseflow.core.structures.base import STRUCTURES, Structure, read_sizes
+from sparseflow.core.structures.base import STRUCTURES, Structure
 from sparseflow.core.structures.parse import parse_structure
 from sparseflow.errors import StructureError
 
@@ -39,9 +39,8 @@ class DenseBlocks(Structure):
         self._check_positive(rows=self.rows, cols=self.cols)
         if not isinstance(self.inner, Structure) or isinstance(self.inner, DenseBlocks):
             raise StructureError(
-                f"DenseBlocks: the inner structure is {self.inner}; give any structure other than "
-                "dense-blocks, "
-                f"as in {self.example}"
+                f"DenseBlocks: the inner structure is {self.inner}; give any structure other than dense-blocks, as in "
+                f"{self.example}"
             )
 
     @property
@@ -102,10 +101,8 @@ class DenseBlocks(Structure):
     @classmethod
     def from_text(cls, arguments: str) -> Self:
         sizes, colon, inner = arguments.partition(":")
-        extents = read_sizes(sizes, "x", 2)
-        if extents is None or not colon:
-            raise cls._syntax_error(arguments)
-        return cls(extents[0], extents[1], parse_structure(inner))
+        rows, cols = cls._sizes(arguments, sizes if colon else "", "x", 2)
+        return cls(rows, cols, parse_structure(inner))
 
 
 def _split(x: Array, block: tuple[int, int]) -> Array:

@@ -20,8 +20,6 @@ class Filter(PlainUnit):
     """
 
     name: ClassVar[str] = "filter"
-    grammar: ClassVar[str] = "filter"
-    example: ClassVar[str] = "filter"
 
     def unit(self, shape: Shape) -> Shape:
         return (1, *shape[1:])

@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from sparseflow.core.arrays import Array, Keep, Shape, top_k
-from sparseflow.core.structures.base import STRUCTURES, GroupStructure, read_sizes
+from sparseflow.core.structures.base import STRUCTURES, GroupStructure
 from sparseflow.errors import StructureError
 
 
@@ -37,9 +37,8 @@ class NM(GroupStructure):
         self._check_positive(n=self.n, m=self.m)
         if self.n > self.m or self.axis not in (0, 1):
             raise StructureError(
-                f"NM: {self.n}:{self.m} along axis {self.axis}; N must not exceed M and the axis is 0 "
-                "(filters) "
-                "or 1 (input channels), as in nm:2:4"
+                f"NM: {self.n}:{self.m} along axis {self.axis}; N must not exceed M and the axis is 0 (filters) or 1 "
+                "(input channels), as in nm:2:4"
             )
 
     @property
@@ -50,9 +49,8 @@ class NM(GroupStructure):
         super().check(shape)
         if shape[self.axis] % self.m:
             raise StructureError(
-                f"{self}: axis {self.axis} of a weight of shape {tuple(shape)} has {shape[self.axis]} "
-                "elements, "
-                f"which {self.m} does not divide; leave this layer dense or choose another M"
+                f"{self}: axis {self.axis} of a weight of shape {tuple(shape)} has {shape[self.axis]} elements, which "
+                f"{self.m} does not divide; leave this layer dense or choose another M"
             )
 
     def group(self) -> Shape:
@@ -79,7 +77,4 @@ class NM(GroupStructure):
 
     @classmethod
     def from_text(cls, arguments: str) -> Self:
-        sizes = read_sizes(arguments, ":", 2) or read_sizes(arguments, ":", 3)
-        if sizes is None:
-            raise cls._syntax_error(arguments)
-        return cls(*sizes)
+        return cls(*cls._sizes(arguments, arguments, ":", 2, 3))

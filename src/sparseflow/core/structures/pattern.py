@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from sparseflow.core.arrays import Array, Keep, Shape, top_k
-from sparseflow.core.structures.base import STRUCTURES, GroupStructure, read_sizes
+from sparseflow.core.structures.base import STRUCTURES, GroupStructure
 from sparseflow.errors import StructureError
 
 Library = tuple[tuple[int, ...], ...]
@@ -159,14 +159,12 @@ class Pattern(GroupStructure):
         for pattern in self.library if self.library is not None else ():
             if len(pattern) != self.entries or sorted(set(pattern) & set(range(POSITIONS))) != list(pattern):
                 raise StructureError(
-                    f"Pattern: library pattern {pattern} is not {self.entries} ascending positions from 0 "
-                    "to 8; "
-                    "write it like (0, 1, 3, 4)"
+                    f"Pattern: library pattern {pattern} is not {self.entries} ascending positions from 0 to 8; write "
+                    "it like (0, 1, 3, 4)"
                 )
         if self.library is not None and (not self.library or len(set(self.library)) != len(self.library)):
             raise StructureError(
-                "Pattern: the library is empty or repeats a pattern; give each pattern once, or None to "
-                "choose them"
+                "Pattern: the library is empty or repeats a pattern; give each pattern once, or None to choose them"
             )
 
     @property
@@ -181,9 +179,8 @@ class Pattern(GroupStructure):
         super().check(shape)
         if tuple(shape[2:]) != (3, 3):
             raise StructureError(
-                f"{self}: a weight of shape {tuple(shape)} has no 3x3 kernels; patterns are for 3x3 "
-                "convolutions, "
-                "use connectivity, block or unstructured here"
+                f"{self}: a weight of shape {tuple(shape)} has no 3x3 kernels; patterns are for 3x3 convolutions, use "
+                "connectivity, block or unstructured here"
             )
 
     def group(self) -> Shape:
@@ -228,12 +225,9 @@ class Pattern(GroupStructure):
         if not arguments:
             return cls()
         entries, equals, library = arguments.partition(":=")
-        sizes = read_sizes(entries, ":", 1)
-        if equals and sizes and library.replace("/", "").isdecimal() and library.isascii():
-            patterns = tuple(tuple(int(digit) for digit in part) for part in library.split("/"))
-            return cls(sizes[0], patterns)
-        sizes = sizes if not equals else None
-        sizes = sizes or read_sizes(arguments, ":", 2)
-        if sizes is None:
+        if equals and not (library.replace("/", "").isdecimal() and library.isascii()):
             raise cls._syntax_error(arguments)
-        return cls(sizes[0], None, sizes[1] if len(sizes) == 2 else 8)
+        sizes = cls._sizes(arguments, entries, ":", *((1,) if equals else (1, 2)))
+        if equals:
+            return cls(sizes[0], tuple(tuple(int(digit) for digit in part) for part in library.split("/")))
+        return cls(sizes[0], None, *sizes[1:])

@@ -42,9 +42,8 @@ class ProductStructure(Structure):
         for u, g, size in zip(unit, group, shape, strict=True):
             if u % g and u != size:
                 raise StructureError(
-                    f"{self}: on a weight of shape {tuple(shape)} a unit of {outer} is {unit} and does not "
-                    "hold "
-                    f"whole groups {group} of {inner}; choose units that do, such as {inner}+filter"
+                    f"{self}: on a weight of shape {tuple(shape)} a unit of {outer} is {unit} and does not hold whole "
+                    f"groups {group} of {inner}; choose units that do, such as {inner}+filter"
                 )
 
     def select_batch(self, scores: Array, density: float) -> Keep:
@@ -124,9 +123,8 @@ class Product(ProductStructure):
     def __post_init__(self) -> None:
         if not isinstance(self.inner, GroupStructure) or not isinstance(self.outer, UnitStructure):
             raise StructureError(
-                f"Product: {self.inner} with {self.outer}; the first must be of fixed density (nm, pattern) "
-                "and "
-                "the second of units (filter, channel, connectivity, block, ...), as in nm:2:4+filter"
+                f"Product: {self.inner} with {self.outer}; the first must be of fixed density (nm, pattern) and the "
+                "second of units (filter, channel, connectivity, block, ...), as in nm:2:4+filter"
             )
         if isinstance(self.inner, Pattern) and isinstance(self.outer, Connectivity):
             raise StructureError(
@@ -145,8 +143,7 @@ class Product(ProductStructure):
         first, second = parse_structure(inner), parse_structure(outer)
         if not isinstance(first, GroupStructure) or not isinstance(second, UnitStructure):
             raise StructureError(
-                f"structure {arguments!r} cannot be read; a product is one of fixed density (nm, pattern), "
-                "then "
-                "one of units (filter, channel, connectivity, block, ...), as in nm:2:4+filter"
+                f"structure {arguments!r} cannot be read; a product is one of fixed density (nm, pattern), then one "
+                "of units (filter, channel, connectivity, block, ...), as in nm:2:4+filter"
             )
         return cls(first, second)

@@ -21,8 +21,6 @@ class Unstructured(PlainUnit):
     """
 
     name: ClassVar[str] = "unstructured"
-    grammar: ClassVar[str] = "unstructured"
-    example: ClassVar[str] = "unstructured"
 
     def unit(self, shape: Shape) -> Shape:
         return (1,) * len(shape)

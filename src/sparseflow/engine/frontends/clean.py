@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import tvm
 from tvm import relax
 
+from sparseflow.engine.frontends.common import address
 from sparseflow.ops.activations import replacement
 from sparseflow.ops.expressions import op_name
 from sparseflow.passes.ops import constant, constant_name
@@ -102,7 +102,7 @@ def _lift_weights(mod: Any) -> tuple[Any, dict[Any, Any]]:
             if op_name(call) == "relax.take" and isinstance(call.args[1], tvm.ir.GenericConst):
                 return call
             constant = call.args[position]
-            key = int(np.from_dlpack(constant.value).ctypes.data)
+            key = address(constant)
             if key not in seen:
                 seen[key] = relax.Var(f"weight{len(seen)}", constant.ty)
                 weights[seen[key]] = constant

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparseflow.engine.frontends.shapes import Shapes, check_shapes, fit_shape
-from sparseflow.errors import ImportModelError
+from sparseflow.errors import ImportModelError, needs
 
 if TYPE_CHECKING:
     import tvm
@@ -103,7 +103,7 @@ def import_model(
             raise ImportModelError(
                 f"input {spec.name!r}: its shape {list(spec.shape)} has no elements; give 1 or more"
             )
-    return Imported(mod, specs, _specs(outputs, _fields(main.ret_ty)))
+    return Imported(mod, specs, _specs(outputs, list(getattr(main.ret_ty, "fields", [main.ret_ty]))))
 
 
 def _kind(model: Any) -> str:
@@ -136,21 +136,13 @@ def read_model(path: Path) -> Any:
     if not path.is_file():
         raise ImportModelError(f"{path}: no such file; give the path of a .pt2 or .onnx model")
     if path.suffix == ".pt2":
-        try:
+        with needs("train", f"{path}: a .pt2 model", ImportModelError):
             import torch  # noqa: F401
-        except ModuleNotFoundError as error:
-            raise ImportModelError(
-                f"{path}: .pt2 models need torch: python -m pip install 'sparseflow[train]'"
-            ) from error
         from sparseflow.engine.frontends.torch_frontend import load_exported
 
         return load_exported(path)
-    try:
+    with needs("onnx", f"{path}: an ONNX model", ImportModelError):
         import onnx  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ImportModelError(
-            f"{path}: ONNX models need the onnx package: python -m pip install 'sparseflow[onnx]'"
-        ) from error
     from sparseflow.engine.frontends.onnx_frontend import load_onnx
 
     return load_onnx(path)
@@ -169,14 +161,9 @@ def _bind_shapes(mod: Any, inputs: Sequence[str], shapes: Shapes) -> Any:
             free = declared[dim]
             if binding.setdefault(free, size) != size:
                 raise ImportModelError(
-                    f"input {name!r}: dimension {free} is {size} here and {binding[free]} elsewhere; "
-                    "give equal sizes"
+                    f"input {name!r}: dimension {free} is {size} here and {binding[free]} elsewhere; give equal sizes"
                 )
     return BindSymbolicVars(binding, "main")(mod) if binding else mod
-
-
-def _fields(ty: Any) -> list[Any]:
-    return list(ty.fields) if hasattr(ty, "fields") else [ty]
 
 
 def _specs(names: Sequence[str], types: Sequence[Any]) -> tuple[TensorSpec, ...]:

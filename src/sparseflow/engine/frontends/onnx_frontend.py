@@ -16,7 +16,7 @@ import tvm
 from tvm import relax
 from tvm.relax.frontend.onnx import onnx_frontend
 
-from sparseflow.engine.frontends.checks import check_dtype
+from sparseflow.engine.frontends.common import check_dtype, elu
 from sparseflow.engine.frontends.onnx_fold import Arrays, fold
 from sparseflow.engine.frontends.onnx_resize import resize_axes
 from sparseflow.engine.frontends.resample import pad, resample
@@ -135,8 +135,7 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
         except Exception as error:
             node = attrs.get("tvm_custom", {}).get("name") or "(unnamed)"
             raise ImportModelError(
-                f"unsupported use of operator {op_name} at node {node!r}: "
-                f"TVM cannot translate it ({first_line(error)})"
+                f"unsupported use of operator {op_name} at node {node!r}: TVM cannot translate it ({first_line(error)})"
             ) from error
 
 
@@ -154,11 +153,8 @@ def _hard_sigmoid(_bb: Any, inputs: Any, attrs: dict[str, Any]) -> Any:
 
 def _celu(bb: Any, inputs: Any, attrs: dict[str, Any]) -> Any:
     """``max(0, x) + min(0, alpha (exp(x / alpha) - 1))``."""
-    x, dtype, alpha = inputs[0], str(inputs[0].ty.dtype.dtype), float(attrs.get("alpha", 1.0))
-    power = bb.emit(relax.op.exp(bb.emit(relax.op.multiply(x, relax.const(1.0 / alpha, dtype)))))
-    below = bb.emit(relax.op.nn.relu(bb.emit(relax.op.subtract(relax.const(1.0, dtype), power))))
-    scaled = bb.emit(relax.op.multiply(below, relax.const(-alpha, dtype)))
-    return relax.op.add(bb.emit(relax.op.nn.relu(x)), scaled)
+    alpha = float(attrs.get("alpha", 1.0))
+    return elu(bb.emit, inputs[0], alpha, input_scale=1.0 / alpha)
 
 
 def _clip(_bb: Any, inputs: Any, attrs: dict[str, Any]) -> Any:
@@ -185,9 +181,7 @@ def _pad(bb: Any, inputs: Any, attrs: dict[str, Any]) -> Any:
     mode = mode.decode() if isinstance(mode, bytes) else mode
     rank = len(inputs[0].ty.shape)
     given = [None if x is None else _array(x) for x in inputs[1:]] + [None] * 3
-    pads = (
-        attrs.get("pads", attrs.get("paddings")) if given[0] is None else given[0]
-    )  # opset 1 has attributes
+    pads = given[0] if given[0] is not None else attrs.get("pads", attrs.get("paddings"))  # of opset 1
     if pads is None or any(x is not None and a is None for x, a in zip(inputs[1:], given, strict=False)):
         raise ImportModelError("unsupported operator Pad with widths that are no constants")
     value = float(attrs.get("value", 0.0) if given[1] is None else given[1].reshape(()))
@@ -201,7 +195,7 @@ def _resize(bb: Any, inputs: Any, attrs: dict[str, Any]) -> Any:
     if len(rest) == 1:  # opset 10, and Upsample of opset 9: no region of interest
         rest = [None, *rest]
     roi, scales, sizes = [
-        None if a is None or not a.size else a for a in map(_maybe, [*rest, None, None, None][:3])
+        None if a is None or not a.size else a for a in map(_array, [*rest, None, None, None][:3])
     ]
     if "scales" in attrs:
         scales = np.asarray(attrs["scales"])
@@ -218,10 +212,6 @@ def _resize(bb: Any, inputs: Any, attrs: dict[str, Any]) -> Any:
     except ValueError as error:
         raise ImportModelError(f"unsupported operator Resize: {error}") from error
     return resample(bb.emit, x, axes, float(attrs.get("extrapolation_value", 0.0)))
-
-
-def _maybe(expr: Any) -> np.ndarray[Any, Any] | None:
-    return None if expr is None else _array(expr)
 
 
 HIGH_LEVEL: dict[str, Callable[[Any, Any, dict[str, Any]], Any]] = {

@@ -20,7 +20,7 @@ from tvm.relax.frontend.torch.exported_program_translator import ExportedProgram
 
 from sparseflow.core.activations import ACTIVATIONS
 from sparseflow.engine.frontends import torch_resample
-from sparseflow.engine.frontends.checks import check_dtype, close_blocks
+from sparseflow.engine.frontends.common import address, check_dtype, close_blocks, elu
 from sparseflow.engine.runtime.memory import weight_tensor
 from sparseflow.errors import ImportModelError, first_line
 from sparseflow.passes.ops import constant
@@ -127,12 +127,12 @@ def converters(importer: Any) -> dict[str, Converter]:
     """The translation of each operator (``aten`` name and overload) that can be imported, by TVM or by this project."""
     return {
         **importer.create_convert_map(),
-        "scaled_dot_product_attention.default": _attention(importer),
-        "group_norm.default": _group_norm(importer),
-        "layer_norm.default": _layer_norm(importer),
-        "elu.default": _elu(importer),
-        "amax.default": _extremum(importer, relax.op.max),
-        "amin.default": _extremum(importer, relax.op.min),
+        "scaled_dot_product_attention.default": lambda node: _attention(importer, node),
+        "group_norm.default": lambda node: _group_norm(importer, node),
+        "layer_norm.default": lambda node: _layer_norm(importer, node),
+        "elu.default": lambda node: _elu(importer, node),
+        "amax.default": lambda node: _extremum(importer, relax.op.max, node),
+        "amin.default": lambda node: _extremum(importer, relax.op.min, node),
         **torch_resample.converters(importer),
     }
 
@@ -201,49 +201,33 @@ def _name_constants(mod: Any, names: Mapping[int, str]) -> Any:
     class Namer(relax.PyExprMutator):
         def visit_generic_const_(self, op: Any) -> Any:
             array = op.value.numpy()
-            return constant(array, names[address]) if (address := _address(op)) in names else op
+            return constant(array, names[place]) if (place := address(op)) in names else op
 
     mod = tvm.IRModule(mod.functions)
     mod["main"] = Namer(mod).visit_expr(mod["main"])
     return mod
 
 
-def _address(constant: Any) -> int:
-    return int(np.from_dlpack(constant.value).ctypes.data)
-
-
-def _attention(importer: Any) -> Converter:
+def _attention(importer: Any, node: Any) -> Any:
     """softmax(Q Kᵀ · scale + mask) V with (…, tokens, size) operands, as plain matrix products."""
-    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-
-    def convert(node: Any) -> Any:
-        emit = importer.block_builder.emit
-        args = _arguments(node, *names)
-        if args.get("enable_gqa"):
-            raise ImportModelError(
-                f"unsupported {_place(node)}: enable_gqa=True; repeat key and value instead"
-            )
-        query, key, value = (importer.env[args[k]] for k in names[:3])
-        shape = [int(d) for d in query.ty.shape]
-        rank, tokens = len(shape), int(key.ty.shape[-2])
-        scale = args.get("scale") or 1.0 / math.sqrt(shape[-1])
-        turned = emit(relax.op.permute_dims(key, [*range(rank - 2), rank - 1, rank - 2]))
-        scores = emit(relax.op.multiply(emit(relax.op.matmul(query, turned)), relax.const(scale, "float32")))
-        mask = importer.env[args["attn_mask"]] if args.get("attn_mask") is not None else None
-        if args.get("is_causal"):
-            mask = relax.const(np.tril(np.ones((shape[-2], tokens), "bool")))
-        if mask is not None and str(mask.ty.dtype.dtype) == "bool":
-            mask = emit(relax.op.where(mask, relax.const(0.0, "float32"), relax.const(-1e30, "float32")))
-        if mask is not None:
-            scores = emit(relax.op.add(scores, mask))
-        return emit(relax.op.matmul(emit(relax.op.nn.softmax(scores, axis=-1)), value))
-
-    return convert
-
-
-def _arguments(node: Any, *names: str) -> dict[str, Any]:
-    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-    return {name: value for name, value in given.items() if value is not None}
+    emit = importer.block_builder.emit
+    args = torch_resample.arguments(node)
+    if args.get("enable_gqa"):
+        raise ImportModelError(f"unsupported {_place(node)}: enable_gqa=True; repeat key and value instead")
+    query, key, value = (importer.env[args[k]] for k in ("query", "key", "value"))
+    shape = [int(d) for d in query.ty.shape]
+    rank, tokens = len(shape), int(key.ty.shape[-2])
+    scale = args.get("scale") or 1.0 / math.sqrt(shape[-1])
+    turned = emit(relax.op.permute_dims(key, [*range(rank - 2), rank - 1, rank - 2]))
+    scores = emit(relax.op.multiply(emit(relax.op.matmul(query, turned)), relax.const(scale, "float32")))
+    mask = importer.env[args["attn_mask"]] if args.get("attn_mask") is not None else None
+    if args.get("is_causal"):
+        mask = relax.const(np.tril(np.ones((shape[-2], tokens), "bool")))
+    if mask is not None and str(mask.ty.dtype.dtype) == "bool":
+        mask = emit(relax.op.where(mask, relax.const(0.0, "float32"), relax.const(-1e30, "float32")))
+    if mask is not None:
+        scores = emit(relax.op.add(scores, mask))
+    return emit(relax.op.matmul(emit(relax.op.nn.softmax(scores, axis=-1)), value))
 
 
 def _scale_and_shift(importer: Any, args: Mapping[str, Any], shape: tuple[int, ...]) -> tuple[Any, Any]:
@@ -253,55 +237,35 @@ def _scale_and_shift(importer: Any, args: Mapping[str, Any], shape: tuple[int, .
     return weight, bias
 
 
-def _group_norm(importer: Any) -> Converter:
-    def convert(node: Any) -> Any:
-        args = _arguments(node, "x", "groups", "weight", "bias", "eps")
-        x = importer.env[args["x"]]
-        weight, bias = _scale_and_shift(importer, args, (int(x.ty.shape[1]),))
-        axes, eps = list(range(2, len(x.ty.shape))), args.get("eps", 1e-5)
-        norm = relax.op.nn.group_norm(x, weight, bias, args["groups"], channel_axis=1, axes=axes, epsilon=eps)
-        return importer.block_builder.emit(norm)
-
-    return convert
+def _group_norm(importer: Any, node: Any) -> Any:
+    args = torch_resample.arguments(node)
+    x = importer.env[args["input"]]
+    weight, bias = _scale_and_shift(importer, args, (int(x.ty.shape[1]),))
+    axes, eps = list(range(2, len(x.ty.shape))), args.get("eps", 1e-5)
+    norm = relax.op.nn.group_norm(x, weight, bias, args["num_groups"], channel_axis=1, axes=axes, epsilon=eps)
+    return importer.block_builder.emit(norm)
 
 
-def _layer_norm(importer: Any) -> Converter:
-    def convert(node: Any) -> Any:
-        args = _arguments(node, "x", "shape", "weight", "bias", "eps")
-        weight, bias = _scale_and_shift(importer, args, tuple(args["shape"]))
-        axes = list(range(-len(args["shape"]), 0))
-        x = importer.env[args["x"]]
-        norm = relax.op.nn.layer_norm(x, weight, bias, axes=axes, epsilon=args.get("eps", 1e-5))
-        return importer.block_builder.emit(norm)
-
-    return convert
+def _layer_norm(importer: Any, node: Any) -> Any:
+    args = torch_resample.arguments(node)
+    weight, bias = _scale_and_shift(importer, args, tuple(args["normalized_shape"]))
+    axes = list(range(-len(args["normalized_shape"]), 0))
+    x = importer.env[args["input"]]
+    norm = relax.op.nn.layer_norm(x, weight, bias, axes=axes, epsilon=args.get("eps", 1e-5))
+    return importer.block_builder.emit(norm)
 
 
-def _elu(importer: Any) -> Converter:
+def _elu(importer: Any, node: Any) -> Any:
     """ELU, and what torch writes as one: SELU (with a scale) and CELU (with a scale of the exponent)."""
-
-    def convert(node: Any) -> Any:
-        emit, x = importer.block_builder.emit, importer.env[node.args[0]]
-        args = torch_resample.arguments(node)
-        scale, dtype = float(args.get("scale", 1.0)), str(x.ty.dtype.dtype)
-        exponent = emit(relax.op.multiply(x, relax.const(float(args.get("input_scale", 1.0)), dtype)))
-        below = emit(
-            relax.op.nn.relu(emit(relax.op.subtract(relax.const(1.0, dtype), emit(relax.op.exp(exponent)))))
-        )
-        below = emit(relax.op.multiply(below, relax.const(-scale * float(args.get("alpha", 1.0)), dtype)))
-        above = emit(relax.op.multiply(emit(relax.op.nn.relu(x)), relax.const(scale, dtype)))
-        return emit(relax.op.add(above, below))
-
-    return convert
+    emit, x = importer.block_builder.emit, importer.env[node.args[0]]
+    args = torch_resample.arguments(node)
+    scales = (float(args.get(name, 1.0)) for name in ("alpha", "scale", "input_scale"))
+    return elu(emit, x, *scales)
 
 
-def _extremum(importer: Any, reduce: Callable[..., Any]) -> Converter:
+def _extremum(importer: Any, reduce: Callable[..., Any], node: Any) -> Any:
     """The largest or smallest element over some axes, over all if none are named."""
-
-    def convert(node: Any) -> Any:
-        args = torch_resample.arguments(node)
-        axes = args.get("dim") or None
-        x = importer.env[node.args[0]]
-        return importer.block_builder.emit(reduce(x, axis=axes, keepdims=bool(args.get("keepdim", False))))
-
-    return convert
+    args = torch_resample.arguments(node)
+    axes = args.get("dim") or None
+    x = importer.env[node.args[0]]
+    return importer.block_builder.emit(reduce(x, axis=axes, keepdims=bool(args.get("keepdim", False))))

@@ -43,9 +43,10 @@ def converters(importer: Any) -> dict[str, Callable[[Any], Any]]:
 
 
 def arguments(node: Any) -> dict[str, Any]:
-    """The arguments of a node by their names in the operator's schema, defaults left out."""
+    """The arguments of a node by their names in the operator's schema, defaults and None left out."""
     names = [a.name for a in node.target._schema.arguments]
-    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _interpolate(importer: Any, node: Any) -> Any:
@@ -118,7 +119,7 @@ def _adaptive_max_pool(importer: Any, node: Any) -> Any:
         best = picked(emit, x, axis, first)
         for k in range(
             1, int((last - first).max()) + 1
-        ):  # a window that is over is read again at its last element
+        ):  # past its end a window's last element is read again
             best = emit(relax.op.maximum(best, picked(emit, x, axis, np.minimum(first + k, last))))
         x = best
     return relax.Tuple([x, x])
@@ -148,9 +149,8 @@ def _adaptive_avg_pool(importer: Any, node: Any) -> Any:
 def _pooled_axes(node: Any) -> list[tuple[int, int]]:
     """The axes that an adaptive pool takes together, and how many elements each keeps."""
     out = arguments(node)["output_size"]
-    rank = (
-        len(node.meta["val"][0].shape) if isinstance(node.meta["val"], tuple) else len(node.meta["val"].shape)
-    )
+    made = node.meta["val"]
+    rank = len(made[0].shape if isinstance(made, tuple) else made.shape)
     return [(rank - len(out) + i, int(count)) for i, count in enumerate(out)]
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,9 +20,12 @@ import sparseflow
 from sparseflow.core.checks import flag, whole_number
 from sparseflow.core.codec import encode
 from sparseflow.core.plan import Measurement, Plan
-from sparseflow.engine.measure.peers import PEERS, Array, Subject
+from sparseflow.engine.measure.peers import PEERS, Array, Subject, prepared
 from sparseflow.engine.target.machine import machine_name
-from sparseflow.errors import CompileError, InputError, SparseflowError, first_line
+from sparseflow.errors import CompileError, InputError
+
+if TYPE_CHECKING:
+    from sparseflow.engine.runtime.engine import Engine
 
 OURS = "sparseflow"
 TURN_S = 0.15  # how long one engine runs before the next has its turn
@@ -92,15 +95,10 @@ class EngineResult:
 
     def to_json(self) -> dict[str, Any]:
         """The record as it stands in the JSON file, which people read too: times in milliseconds, so not `encode`."""
-        latency = self.latency
+        latency, times = self.latency, ("median", "p10", "p90", "min")
         return {
             "engine": self.engine,
-            "latency_ms": {
-                "median": latency.median_s * 1e3,
-                "p10": latency.p10_s * 1e3,
-                "p90": latency.p90_s * 1e3,
-                "min": latency.min_s * 1e3,
-            },
+            "latency_ms": {name: getattr(latency, f"{name}_s") * 1e3 for name in times},
             "max_relative_error": self.max_relative_error,
             "samples": latency.repeats,
             "prepare_s": self.prepare_s,
@@ -191,17 +189,12 @@ def bench(
     with pinned(options.threads) as cores, tempfile.TemporaryDirectory(prefix="sparseflow-bench-") as folder:
         say(f"compile {subject.label}")
         ours, plan = _ours(subject, options, say)
-        contenders, skipped = [ours], []
-        for name in options.against:
-            say(f"prepare {name}")
-            start = time.perf_counter()
-            try:
-                peer = PEERS[name].make(subject, options.threads, Path(folder))
-            except (SparseflowError, RuntimeError) as error:
-                skipped.append((name, first_line(error)))
-                continue
+        contenders = [ours]
+        skipped: list[tuple[str, str]] = []
+        tell = say, lambda name, reason: skipped.append((name, reason))
+        for name, peer, seconds in prepared(subject, options.against, options.threads, Path(folder), tell):
             version = importlib.metadata.version(PEERS[name].package)
-            contenders.append(_Contender(name, peer, time.perf_counter() - start, version))
+            contenders.append(_Contender(name, peer, seconds, version))
         reference = _check(contenders, subject, options, say)
         runs = [partial(contender.run, subject.inputs) for contender in contenders]
         for contender, samples in zip(contenders, interleave(runs, options.rounds, cores, say), strict=True):
@@ -259,11 +252,19 @@ def _ours(subject: Subject, options: BenchOptions, say: Callable[[str], None]) -
         progress=say,
     )
 
+    return _Contender(
+        OURS, outputs_of(engine), time.perf_counter() - start, sparseflow.__version__
+    ), engine.plan
+
+
+def outputs_of(engine: Engine) -> Run:
+    """A call of the engine as peers have it: a list of outputs for a sequence of inputs."""
+
     def run(inputs: Sequence[Array]) -> list[Array]:
         outputs = engine(*inputs)
         return list(outputs) if isinstance(outputs, tuple) else [outputs]
 
-    return _Contender(OURS, run, time.perf_counter() - start, sparseflow.__version__), engine.plan
+    return run
 
 
 def _check(

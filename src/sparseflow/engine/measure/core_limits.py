@@ -51,12 +51,9 @@ def fma_probe(target: Target) -> Probe:
                 acc[i] = acc[i] * factor + add
         for i in range(chains):
             T.buffer_store(y, acc[i], [emit.ramp(i * lanes, lanes)])
-    module = tvm.compile(tvm.IRModule({"fma": finish()}), target=target.tvm)
     values = np.concatenate([np.full(lanes, 0.5), np.full(lanes, 0.25)]).astype(np.float32)
     flops = 2.0 * _FMA_STEPS * chains * lanes
-    return Probe(
-        module, "fma", [_tensor(values), _tensor(np.zeros(chains * lanes, np.float32))], flops, target.device
-    )
+    return _probe(target, "fma", finish(), [values, np.zeros(chains * lanes, np.float32)], flops)
 
 
 def read_probe(target: Target, nbytes: int) -> Probe:
@@ -76,10 +73,9 @@ def read_probe(target: Target, nbytes: int) -> Probe:
                 acc[i] = acc[i] + x[emit.ramp((step * sums + i) * lanes, lanes)]
         for i in range(sums):
             T.buffer_store(y, acc[i], [emit.ramp(i * lanes, lanes)])
-    module = tvm.compile(tvm.IRModule({"read": finish()}), target=target.tvm)
-    data = _tensor(np.ones(steps * sums * lanes, np.float32))
+    data = np.ones(steps * sums * lanes, np.float32)
     work = float(passes * steps * sums * unit.bits // 8)
-    return Probe(module, "read", [data, _tensor(np.zeros(sums * lanes, np.float32))], work, target.device)
+    return _probe(target, "read", finish(), [data, np.zeros(sums * lanes, np.float32)], work)
 
 
 def measure_limits(target: Target) -> Limits:
@@ -96,7 +92,10 @@ def _sums(unit: VectorUnit) -> int:
     return 8 if unit.accumulators >= 16 else 6
 
 
-def _tensor(array: np.ndarray[Any, Any]) -> Any:
-    out = tvm.runtime.empty(array.shape, str(array.dtype))
-    out.copyfrom(array)
-    return out
+def _probe(target: Target, name: str, kernel: Any, arrays: list[np.ndarray[Any, Any]], work: float) -> Probe:
+    tensors = []
+    for array in arrays:
+        tensors.append(tvm.runtime.empty(array.shape, str(array.dtype)))
+        tensors[-1].copyfrom(array)
+    module = tvm.compile(tvm.IRModule({name: kernel}), target=target.tvm)
+    return Probe(module, name, tensors, work, target.device)

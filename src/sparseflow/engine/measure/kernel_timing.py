@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -208,11 +208,12 @@ def sparse_candidates(workload: Workload) -> list[Candidate]:
         raise CompileError(
             f"no sparse kernel for {workload.op} {workload.weight_shape}: {'; '.join(reasons)}"
         )
+    return ranked(workload, first) + ranked(workload, rest)
 
-    def predicted(candidate: Candidate) -> float:
-        return TEMPLATES[candidate.template].predict_cycles(workload, candidate)
 
-    return sorted(first, key=predicted) + sorted(rest, key=predicted)
+def ranked(workload: Workload, candidates: Iterable[Candidate]) -> list[Candidate]:
+    """The candidates as the cost model ranks them, the fastest first."""
+    return sorted(candidates, key=lambda c: TEMPLATES[c.template].predict_cycles(workload, c))
 
 
 def traffic(workload: Workload, candidate: Candidate, weight: LayerWeight) -> tuple[float | None, float]:

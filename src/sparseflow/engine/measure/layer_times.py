@@ -11,7 +11,7 @@ import tvm
 
 from sparseflow.core.checks import whole_number
 from sparseflow.core.latency_table import DENSE, LayerOption, LayerTimes
-from sparseflow.core.structures import Structure, parse_structure
+from sparseflow.core.structures import SparsifySpec, parse_structure
 from sparseflow.engine.compile import compile
 from sparseflow.engine.frontends.importer import Imported
 from sparseflow.engine.runtime.threads import checked_threads, set_threads
@@ -20,7 +20,7 @@ from sparseflow.engine.target.targets import host_target
 from sparseflow.errors import InputError, StructureError
 from sparseflow.kernels.target.base import Target
 from sparseflow.kernels.template import TEMPLATES, Candidate
-from sparseflow.kernels.tuning.selector import Selector, layouts_for, time_interleaved, trials
+from sparseflow.kernels.tuning.selector import Selector, Trial, layouts_for, time_interleaved, trials
 from sparseflow.kernels.weight import LayerWeight
 from sparseflow.kernels.workload import Array, Workload
 from sparseflow.passes.canonicalise import Canonicalise
@@ -32,18 +32,7 @@ BLOCKS = 9
 """Times that the whole network is measured, apart from each other."""
 
 
-@dataclass(frozen=True)
-class Pruning:
-    """A structure at a density."""
-
-    structure: Structure
-    density: float
-
-    def __str__(self) -> str:
-        return f"{self.structure}@{1 - self.density:.3g}"
-
-
-def prunings(structures: Sequence[str], densities: Sequence[float]) -> tuple[Pruning, ...]:
+def prunings(structures: Sequence[str], densities: Sequence[float]) -> tuple[SparsifySpec, ...]:
     """Every structure at every density that it can have; a fixed density once.
 
     Raises
@@ -59,7 +48,11 @@ def prunings(structures: Sequence[str], densities: Sequence[float]) -> tuple[Pru
         structure = parse_structure(text)
         fixed = structure.fixed_density
         allowed = densities if fixed is None else (fixed,)
-        found += [Pruning(structure, d) for d in allowed if d <= structure.max_density]
+        found += [
+            SparsifySpec(structure, d, f"{structure}@{1 - d:.3g}")
+            for d in allowed
+            if d <= structure.max_density
+        ]
     return tuple(found)
 
 
@@ -113,7 +106,7 @@ class LayerTimer:
         blocks = [engine.measure(*inputs, repeats=4 * self.rounds).median_s for _ in range(BLOCKS)]
         return min(blocks), nbytes  # what disturbs a block only ever adds to it
 
-    def times(self, name: str, wanted: Sequence[Pruning]) -> LayerTimes:
+    def times(self, name: str, wanted: Sequence[SparsifySpec]) -> LayerTimes:
         """The layer dense and in every pruning that fits it, timed in turn.
 
         Raises
@@ -132,34 +125,23 @@ class LayerTimer:
             except StructureError:  # the structure does not fit this layer, which then lacks the option
                 continue
             kept, smaller = _cut(workload, np.where(mask.keep, weight, np.float32(0)))
-            text, density = str(pruning.structure), pruning.density
-            prepared.append(self._prepare(name, text, density, smaller, kept))
-        seconds = time_interleaved([p.trial for p in prepared], self.rounds)
-        dense, *options = (
-            LayerOption(p.structure, p.density, t, p.nbytes, p.kernel)
-            for p, t in zip(prepared, seconds, strict=True)
-        )
+            text = str(pruning.structure)
+            prepared.append(self._prepare(name, text, pruning.density, smaller, kept))
+        seconds = time_interleaved([trial for _, trial in prepared], self.rounds)
+        dense, *options = (replace(o, time_s=t) for (o, _), t in zip(prepared, seconds, strict=True))
         return LayerTimes(tuple(int(n) for n in weight.shape), dense, tuple(options))
 
     def _prepare(
         self, name: str, structure: str, density: float, workload: Workload, weight: Array
-    ) -> _Prepared:
+    ) -> tuple[LayerOption, Trial]:
+        """The option, not timed yet, and what is to be timed."""
         workload = workload.with_zeros_of(weight.reshape(workload.weight_shape))
         label = f"{name} {structure}" if structure == DENSE else f"{name} {structure}@{1 - density:.3g}"
         kept = LayerWeight(weight, workload.weight_shape)
         choice = self.selector.choose(workload, kept, label)
         nbytes = _nbytes(workload, choice.best, kept)
         (trial,) = trials(self.target, workload, [choice.best], kept)
-        return _Prepared(structure, density, nbytes, choice.times[0].label, trial)
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    structure: str
-    density: float
-    nbytes: int
-    kernel: str
-    trial: Any
+        return LayerOption(structure, density, 0.0, nbytes, choice.times[0].label), trial
 
 
 def _layers(mod: Any) -> Iterator[tuple[str, tuple[Workload, Array]]]:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from sparseflow.core.kernel_speed import Layer, kernel_label
 from sparseflow.core.map_speed import BOTH, DENSE, DIRECT, MAP, WEIGHTS, WINOGRAD, MapRun
-from sparseflow.engine.measure.kernel_timing import KernelBench, random_weight, workload_of
+from sparseflow.engine.measure.kernel_timing import KernelBench, random_weight, ranked, workload_of
 from sparseflow.kernels.template import TEMPLATES, Candidate, KernelTemplate
 from sparseflow.kernels.tuning.selector import Trial, trials
 from sparseflow.kernels.weight import LayerWeight
 from sparseflow.kernels.workload import Workload
 
 CONTENDERS = 5  # kernels of one use that are compiled and timed
-CACHED_BYTES = (
-    16 << 20
-)  # larger weights do not wait in a cache for the next input: caches are emptied before each call
+CACHED_BYTES = 16 << 20  # larger weights wait in no cache for the next input: it is emptied before each call
 FLUSHED_BYTES = 128 << 20
 TILE = 7  # rows and columns of the tiles that are zero together
 
@@ -117,8 +114,8 @@ def contenders(sparse: Workload, dense: Workload) -> dict[str, list[Candidate]]:
         weights_are_dense = sparse.density() == 1.0
         if (use in (WEIGHTS, BOTH) and weights_are_dense) or template.refusal(workload) is not None:
             continue
-        found.setdefault(use, []).extend(_promising(workload, template.candidates(workload)))
-    return {use: list(_promising(sparse, kernels)) for use, kernels in found.items()}
+        found.setdefault(use, []).extend(ranked(workload, template.candidates(workload))[:CONTENDERS])
+    return {use: ranked(sparse, kernels)[:CONTENDERS] for use, kernels in found.items()}
 
 
 def _use(template: KernelTemplate) -> str:
@@ -128,10 +125,3 @@ def _use(template: KernelTemplate) -> str:
     if template.format == DENSE:
         return MAP if template.sparse_input else DIRECT
     return BOTH if template.sparse_input else WEIGHTS
-
-
-def _promising(workload: Workload, candidates: Iterable[Candidate]) -> list[Candidate]:
-    def predicted(candidate: Candidate) -> float:
-        return TEMPLATES[candidate.template].predict_cycles(workload, candidate)
-
-    return sorted(candidates, key=predicted)[:CONTENDERS]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from sparseflow.core.plan import Plan
 from sparseflow.report import words
-from sparseflow.report.document import REPORTS, Bar, Bars, Block, Cell, Column, Document, Section, Table
-from sparseflow.report.kinds.layers import candidates, cuts, layer_table, maps
-from sparseflow.studies.results import OURS, read
+from sparseflow.report.document import Bar, Bars, Block, Cell, Document, Fold, Section, Table, report
+from sparseflow.report.kinds.layers import candidates, cut_table, layer_table, map_table
+from sparseflow.studies.results import OURS
 
 _MS = 1e-3
 
@@ -60,23 +59,18 @@ class BenchResult:
     plan: Plan | None = None
 
 
-@REPORTS.register("bench")
-def build(data: dict[str, Any], where: str) -> Document:
-    """The document of a benchmark's results.
-
-    Raises
-    ------
-    SparseflowError
-        If ``data`` is not what `sparseflow bench` writes.
-    """
-    result = read(BenchResult, data, where, partial=True)
+@report("bench", BenchResult, partial=True)
+def build(result: BenchResult) -> Document:
+    """The document of a benchmark's results."""
     ours = next((r for r in result.results if r.engine == OURS), None)
     sections: list[Section] = []
     if result.plan:
         plan = result.plan
         blocks: list[Block] = [layer_table(plan, "What the compiler found and chose"), candidates(plan)]
-        blocks += [cuts(plan)] if plan.cuts else []
-        blocks += [maps(plan)] if plan.maps is not None else []
+        if plan.cuts:
+            blocks.append(Fold("What propagation cut", (cut_table(plan.cuts),)))
+        if plan.maps is not None:
+            blocks.append(Fold("Feature maps and their index", (map_table(plan),)))
         sections.append(Section("Layer by layer", tuple(blocks)))
     facts = {
         "Model": result.model,
@@ -89,9 +83,7 @@ def build(data: dict[str, Any], where: str) -> Document:
         **result.versions,
         **{f"{s.engine}, left out": s.reason for s in result.skipped},
     }
-    rows = tuple((Cell(name), Cell(value)) for name, value in facts.items() if value)
-    columns = (Column("", number=False), Column("", number=False))
-    sections.append(Section("How it ran", (Table("Machine, versions", columns, rows),)))
+    sections.append(Section("How it ran", (Table.facts("Machine, versions", facts),)))
     headline = f"{result.model}: measured in {len(result.results)} engines"
     if ours is not None and result.speedup_vs_best_peer is not None:
         peer = f" ({result.best_peer})" if result.best_peer else ""
@@ -109,25 +101,19 @@ def build(data: dict[str, Any], where: str) -> Document:
     )
 
 
-def _table(result: BenchResult) -> Block:
-    columns = (
-        Column("Engine", number=False),
-        Column("Median, ms"),
-        Column("p10–p90, ms"),
-        Column("Fastest, ms"),
-        Column("Relative error"),
-    )
-    rows = tuple(
+def _table(result: BenchResult) -> Table:
+    rows = (
         (
             Cell(r.engine, strong=r.engine == OURS),
-            Cell(words.digits(r.latency_ms.median)),
-            Cell(f"{words.digits(r.latency_ms.p10)}–{words.digits(r.latency_ms.p90)}"),
-            Cell(words.digits(r.latency_ms.min)),
-            Cell("–" if r.max_relative_error is None else f"{r.max_relative_error:.1e}"),
+            words.digits(r.latency_ms.median),
+            words.spread(r.latency_ms.p10, r.latency_ms.p90),
+            words.digits(r.latency_ms.min),
+            "–" if r.max_relative_error is None else f"{r.max_relative_error:.1e}",
         )
         for r in result.results
     )
-    return Table("Same weights, same input, interleaved", columns, rows)
+    titles = ("Engine", "Median, ms", "p10–p90, ms", "Fastest, ms", "Relative error")
+    return Table.of("Same weights, same input, interleaved", titles, rows)
 
 
 def _figure(result: BenchResult) -> Bars:

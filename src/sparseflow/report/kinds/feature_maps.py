@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from sparseflow.core.map_speed import BOTH, DIRECT, MAP, WEIGHTS, WINOGRAD, MapRun
 from sparseflow.report import words
-from sparseflow.report.document import REPORTS, Cell, Column, Document, Section, Table, Text
+from sparseflow.report.document import Cell, Column, Document, Section, Table, report
+from sparseflow.report.kinds.kernels import ran
 from sparseflow.studies.goals import map_goal
 from sparseflow.studies.kernel_results import FeatureMapResults
-from sparseflow.studies.results import read
 
 
-@REPORTS.register("feature-maps")
-def feature_maps(data: dict[str, Any], where: str) -> Document:
-    """The document of ``benchmarks/feature_maps.py``.
-
-    Raises
-    ------
-    SparseflowError
-        If ``data`` is not what it writes.
-    """
-    results = read(FeatureMapResults, data, where)
+@report("feature-maps", FeatureMapResults)
+def feature_maps(results: FeatureMapResults) -> Document:
+    """The document of ``benchmarks/feature_maps.py``."""
     runs = tuple(results.cases.values())
     judged = [run for run in runs if map_goal(run) is not None]
     alone = [r for r in runs if r.judged == MAP and r.layer.op == "conv2d"]
     maps = _maps([r for r in alone if r.tiles == 1.0])
     both = _both([r for r in runs if r.judged == BOTH])
     linear = _linear([r for r in runs if r.layer.op == "linear"])
-    ran = f"{results.machine}. Command: {results.command}." if results.command else f"{results.machine}."
     return Document(
         "sparseflow feature maps",
         f"{sum(_reached(run) for run in judged)} of {len(judged)} goals of kernels on sparse maps reached",
@@ -41,7 +32,7 @@ def feature_maps(data: dict[str, Any], where: str) -> Document:
             Section("Tiles", (_tiles([r for r in alone if r.tiles < 1.0]),)),
             Section("Linear", (linear,)),
             Section("Kernels", (_kernels(runs),)),
-            Section("Machine", (Text(ran),)),
+            ran(results.machine, results.command),
         ),
     )
 
@@ -59,111 +50,72 @@ def _over_direct(run: MapRun) -> Cell:
     return Cell(f"{text} {'✓' if reached else '✗'} (≥ {words.times(goal)})", strong=reached)
 
 
-def _time(run: MapRun, use: str) -> Cell:
-    return Cell(words.duration(run.times_s[use]) if use in run.times_s else "–")
+def _time(run: MapRun, use: str) -> str:
+    return words.duration(run.times_s[use]) if use in run.times_s else "–"
 
 
-def _efficiency(run: MapRun) -> Cell:
-    return Cell("–" if run.efficiency is None else words.percent(run.efficiency, 0))
+def _efficiency(run: MapRun) -> str:
+    return "–" if run.efficiency is None else words.percent(run.efficiency, 0)
+
+
+def _density(run: MapRun) -> str:
+    return words.percent(run.map_density, 0)
+
+
+def _gain(run: MapRun) -> tuple[Cell | str, ...]:
+    """The columns of `_GAIN`."""
+    return _over_direct(run), words.times(run.speedup(WINOGRAD)), _efficiency(run)
+
+
+_GAIN = ("× direct", "× Winograd", "% of peak")
 
 
 def _maps(runs: Iterable[MapRun]) -> Table:
-    titles = ("Map density", "Time", "× direct", "× Winograd", "% of peak", "Direct", "Winograd")
-    rows = tuple(
-        (
-            Cell(run.layer.name),
-            Cell(words.percent(run.map_density, 0)),
-            _time(run, MAP),
-            _over_direct(run),
-            Cell(words.times(run.speedup(WINOGRAD))),
-            _efficiency(run),
-            _time(run, DIRECT),
-            _time(run, WINOGRAD),
-        )
-        for run in runs
+    rows = (
+        (r.layer.name, _density(r), _time(r, MAP), *_gain(r), _time(r, DIRECT), _time(r, WINOGRAD))
+        for r in runs
     )
-    caption = (
-        "Dense weights, sparse map, its index made for the next layer; % of peak counts what is multiplied"
+    return Table.of(
+        "Dense weights, sparse map, its index made for the next layer; % of peak counts what is multiplied",
+        ("Layer", "Map density", "Time", *_GAIN, "Direct", "Winograd"),
+        rows,
     )
-    return Table(caption, (Column("Layer", number=False), *(Column(t) for t in titles)), rows)
 
 
 def _both(runs: Iterable[MapRun]) -> Table:
-    titles = (
-        "Map density",
-        "Both",
-        "× direct",
-        "× Winograd",
-        "× better alone",
-        "% of peak",
-        "Weights",
-        "Map",
+    rows = []
+    for r in runs:
+        direct, winograd, peak = _gain(r)
+        alone = (words.times(r.over_alone), peak, _time(r, WEIGHTS), _time(r, MAP))
+        rows.append((r.layer.name, r.structure, _density(r), _time(r, BOTH), direct, winograd, *alone))
+    titles = ("Map density", "Both", *_GAIN[:2], "× better alone", _GAIN[2], "Weights", "Map")
+    return Table.of(
+        "Sparse weights and sparse map together, beside the zeros of one side alone",
+        ("Layer", Column("Weights", number=False), *titles),
+        rows,
     )
-    rows = tuple(
-        (
-            Cell(run.layer.name),
-            Cell(run.structure),
-            Cell(words.percent(run.map_density, 0)),
-            _time(run, BOTH),
-            _over_direct(run),
-            Cell(words.times(run.speedup(WINOGRAD))),
-            Cell(words.times(run.over_alone)),
-            _efficiency(run),
-            _time(run, WEIGHTS),
-            _time(run, MAP),
-        )
-        for run in runs
-    )
-    columns = (Column("Layer", number=False), Column("Weights", number=False), *(Column(t) for t in titles))
-    return Table("Sparse weights and sparse map together, beside the zeros of one side alone", columns, rows)
 
 
 def _tiles(runs: Iterable[MapRun]) -> Table:
-    titles = ("Tiles not zero", "Map density", "Time", "× direct", "× Winograd", "% of peak")
-    rows = tuple(
-        (
-            Cell(run.layer.name),
-            Cell(words.percent(run.tiles, 0)),
-            Cell(words.percent(run.map_density, 0)),
-            _time(run, MAP),
-            _over_direct(run),
-            Cell(words.times(run.speedup(WINOGRAD))),
-            _efficiency(run),
-        )
-        for run in runs
+    return Table.of(
+        "Maps whose non-zeros lie in some tiles only, as in differences of frames",
+        ("Layer", "Tiles not zero", "Map density", "Time", *_GAIN),
+        ((r.layer.name, words.percent(r.tiles, 0), _density(r), _time(r, MAP), *_gain(r)) for r in runs),
     )
-    caption = "Maps whose non-zeros lie in some tiles only, as in differences of frames"
-    return Table(caption, (Column("Layer", number=False), *(Column(t) for t in titles)), rows)
 
 
 def _linear(runs: Iterable[MapRun]) -> Table:
-    titles = ("Input density", "Time", "× dense", "Dense")
-    rows = tuple(
-        (
-            Cell(run.layer.name),
-            Cell(words.percent(run.map_density, 0)),
-            _time(run, MAP),
-            _over_direct(run),
-            _time(run, DIRECT),
-        )
-        for run in runs
+    return Table.of(
+        "A linear layer that does not read the weights of zero inputs",
+        ("Layer", "Input density", "Time", "× dense", "Dense"),
+        ((r.layer.name, _density(r), _time(r, MAP), _over_direct(r), _time(r, DIRECT)) for r in runs),
     )
-    caption = "A linear layer that does not read the weights of zero inputs"
-    return Table(caption, (Column("Layer", number=False), *(Column(t) for t in titles)), rows)
 
 
 def _kernels(runs: Iterable[MapRun]) -> Table:
-    columns = tuple(
-        Column(t, number=False) for t in ("Layer", "Weights", "Map density", "Kernel", "Dense kernel")
+    titles = ("Layer", "Weights", "Map density", "Kernel", "Dense kernel")
+    rows = (
+        (r.layer.name, r.structure, _density(r), r.kernels.get(r.judged, "–"), r.kernels.get(DIRECT, "–"))
+        for r in runs
     )
-    rows = tuple(
-        (
-            Cell(run.layer.name),
-            Cell(run.structure),
-            Cell(words.percent(run.map_density, 0)),
-            Cell(run.kernels.get(run.judged, "–")),
-            Cell(run.kernels.get(DIRECT, "–")),
-        )
-        for run in runs
-    )
-    return Table("The fastest kernel of each case", columns, rows)
+    return Table.of("The fastest kernel of each case", [Column(t, number=False) for t in titles], rows)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 from sparseflow.core.kernel_speed import KernelRun, Limits, SpeedPoint
 from sparseflow.report import words
 from sparseflow.report.document import (
-    REPORTS,
     Cell,
     Column,
     Document,
@@ -18,6 +17,7 @@ from sparseflow.report.document import (
     Section,
     Table,
     Text,
+    report,
 )
 from sparseflow.studies.goals import efficiency_goal
 from sparseflow.studies.kernel_results import (
@@ -28,23 +28,15 @@ from sparseflow.studies.kernel_results import (
     break_even_sparsity,
     network_speedup,
 )
-from sparseflow.studies.results import read
 
 _SERIES = ("s1", "s2", "s3", "s4", "index", "peer")
 _EXPECTED = (0.5, 0.7, 0.8, 0.9, 0.95)
 T = TypeVar("T")
 
 
-@REPORTS.register("kernels")
-def kernels(data: dict[str, Any], where: str) -> Document:
-    """The document of ``benchmarks/kernels.py``.
-
-    Raises
-    ------
-    SparseflowError
-        If ``data`` is not what it writes.
-    """
-    results = read(KernelResults, data, where)
+@report("kernels", KernelResults)
+def kernels(results: KernelResults) -> Document:
+    """The document of ``benchmarks/kernels.py``."""
     runs = tuple(results.cases.values())
     goals = [(run, goal) for run in runs if (goal := efficiency_goal(run)) is not None]
     reached = sum(run.efficiency >= goal for run, goal in goals)
@@ -58,21 +50,14 @@ def kernels(data: dict[str, Any], where: str) -> Document:
             Section("Efficiency", (_efficiency(runs),)),
             Section("Rooflines", (_rooflines(runs, results.limits),)),
             Section("All", (_all_runs(runs, results.limits),)),
-            Section("Machine", (Text(_ran(results.machine, results.command)),)),
+            ran(results.machine, results.command),
         ),
     )
 
 
-@REPORTS.register("break-even")
-def break_even(data: dict[str, Any], where: str) -> Document:
-    """The document of ``benchmarks/break_even.py``.
-
-    Raises
-    ------
-    SparseflowError
-        If ``data`` is not what it writes.
-    """
-    results = read(BreakEvenResults, data, where)
+@report("break-even", BreakEvenResults)
+def break_even(results: BreakEvenResults) -> Document:
+    """The document of ``benchmarks/break_even.py``."""
     points = tuple(results.cases.values())
     return Document(
         "sparseflow break-even",
@@ -83,21 +68,14 @@ def break_even(data: dict[str, Any], where: str) -> Document:
             Section("Curves", (_curves(points),)),
             Section("Break-even", (_crossings(points),)),
             Section("Expect", (_expected(points),)),
-            Section("Machine", (Text(_ran(results.machine, results.command)),)),
+            ran(results.machine, results.command),
         ),
     )
 
 
-@REPORTS.register("published")
-def published(data: dict[str, Any], where: str) -> Document:
-    """The document of ``benchmarks/published.py``.
-
-    Raises
-    ------
-    SparseflowError
-        If ``data`` is not what it writes.
-    """
-    results = read(PublishedResults, data, where)
+@report("published", PublishedResults)
+def published(results: PublishedResults) -> Document:
+    """The document of ``benchmarks/published.py``."""
     points = tuple(results.cases.values())
     alone = [p for p in points if p.network == ""]
     network = [p for p in points if p.network]
@@ -109,13 +87,15 @@ def published(data: dict[str, Any], where: str) -> Document:
         (
             Section("Layers", (_published_layers(alone),)),
             Section("Network", (_published_network(network),)),
-            Section("Machine", (Text(_ran(results.machine, results.command)),)),
+            ran(results.machine, results.command),
         ),
     )
 
 
-def _ran(machine: str, command: str) -> str:
-    return f"{machine}. Command: {command}." if command else f"{machine}."
+def ran(machine: str, command: str) -> Section:
+    """Where and how a benchmark was run."""
+    text = f"{machine}. Command: {command}." if command else f"{machine}."
+    return Section("Machine", (Text(text),))
 
 
 def _limits(limits: Limits) -> Table:
@@ -127,9 +107,8 @@ def _limits(limits: Limits) -> Table:
         ("load from L3", f"{words.digits(limits.l3_gbs)} GB/s", l3),
         ("load from DRAM", f"{words.digits(limits.dram_gbs)} GB/s", ""),
     )
-    columns = (Column("One core", number=False), Column("Measured"), Column("Size"))
-    cells = tuple(tuple(Cell(text) for text in row) for row in rows)
-    return Table("What the machine can do at most, measured by generated kernels", columns, cells)
+    caption = "What the machine can do at most, measured by generated kernels"
+    return Table.of(caption, ("One core", "Measured", "Size"), rows)
 
 
 def _efficiency(runs: Sequence[KernelRun]) -> Table:
@@ -150,21 +129,23 @@ def _efficiency(runs: Sequence[KernelRun]) -> Table:
         reached = run.efficiency >= goal
         return Cell(f"{share} {'✓' if reached else '✗'} (≥ {words.percent(goal, 0)})", strong=reached)
 
-    columns = (Column("Layer", number=False), *(Column(s) for s in (*structures, "dense")))
-    rows = tuple(
+    rows = (
         (Cell(name), *(cell(by.get((name, s))) for s in (*structures, "dense")))
         for name in _distinct(r.layer.name for r in runs)
     )
-    return Table(
+    return Table.of(
         "Useful FLOPs (non-zero weights) over the FMA peak of the same run; ✓ goal reached, ✗ missed. "
         "Above 100 % where Winograd saves multiplications",
-        columns,
+        ("Layer", *structures, "dense"),
         rows,
     )
 
 
 def _all_runs(runs: Sequence[KernelRun], limits: Limits) -> Table:
     titles = (
+        "Layer",
+        Column("Structure", number=False),
+        Column("Kernel", number=False),
         "Time",
         "Useful GFLOP/s",
         "% of peak",
@@ -174,31 +155,26 @@ def _all_runs(runs: Sequence[KernelRun], limits: Limits) -> Table:
         "FLOP/B of operands",
         "Roofline GFLOP/s",
     )
-    columns = (
-        Column("Layer", number=False),
-        Column("Structure", number=False),
-        Column("Kernel", number=False),
-        *(Column(title) for title in titles),
-    )
     rows = []
     for run in runs:
         bound, by = run.bound(limits)
         core = run.core_intensity
-        texts = (
-            run.layer.name,
-            run.structure,
-            run.kernel,
-            words.duration(run.time_s),
-            words.digits(run.useful_gflops),
-            words.percent(run.efficiency, 0),
-            words.digits(run.dense_equivalent_gflops),
-            words.times(run.speedup),
-            "–" if core is None else words.digits(core, 2),
-            words.digits(run.memory_intensity, 2),
-            f"{words.digits(bound)} ({by})",
+        rows.append(
+            (
+                run.layer.name,
+                run.structure,
+                run.kernel,
+                words.duration(run.time_s),
+                words.digits(run.useful_gflops),
+                words.percent(run.efficiency, 0),
+                words.digits(run.dense_equivalent_gflops),
+                words.times(run.speedup),
+                "–" if core is None else words.digits(core, 2),
+                words.digits(run.memory_intensity, 2),
+                f"{words.digits(bound)} ({by})",
+            )
         )
-        rows.append(tuple(Cell(text) for text in texts))
-    return Table("Every layer and structure: the kernel that the selector takes", columns, tuple(rows))
+    return Table.of("Every layer and structure: the kernel that the selector takes", titles, rows)
 
 
 def _rooflines(runs: Sequence[KernelRun], limits: Limits) -> Panels:
@@ -207,15 +183,8 @@ def _rooflines(runs: Sequence[KernelRun], limits: Limits) -> Panels:
     intensities = [r.core_intensity for r in shown if r.core_intensity is not None]
     low = 0.7 * min([*intensities, limits.fma_gflops / limits.l1_gbs])
     high = 1.4 * max([*intensities, limits.fma_gflops / limits.dram_gbs])
-    roofs = [
-        Line(
-            "FMA peak",
-            "neutral",
-            (limits.fma_gflops / limits.l1_gbs, high),
-            (limits.fma_gflops,) * 2,
-            dashed=True,
-        )
-    ]
+    peak = (limits.fma_gflops,) * 2
+    roofs = [Line("FMA peak", "neutral", (limits.fma_gflops / limits.l1_gbs, high), peak, dashed=True)]
     for name, series, rate in (
         ("L1", "s1", limits.l1_gbs),
         ("L2", "s2", limits.l2_gbs),
@@ -225,34 +194,20 @@ def _rooflines(runs: Sequence[KernelRun], limits: Limits) -> Panels:
         roofs.append(
             Line(f"{name} loads", series, (low, ridge), (low * rate, limits.fma_gflops), dashed=True)
         )
-    plots = tuple(
-        Lines(
-            f"roofline-{i}",
-            name,
-            "useful FLOP per byte at the core",
-            "useful GFLOP/s",
-            (
-                *roofs,
-                *(
-                    Line(
-                        s,
-                        _SERIES[structures.index(s) % len(_SERIES)],
-                        (r.core_intensity,),
-                        (r.useful_gflops,),
-                    )
-                    for s in structures
-                    for r in shown
-                    if r.layer.name == name and r.structure == s and r.core_intensity is not None
-                ),
-            ),
-            log=True,
-        )
-        for i, name in enumerate(_distinct(r.layer.name for r in shown))
-    )
+    plots = []
+    for i, name in enumerate(_distinct(r.layer.name for r in shown)):
+        marks = [
+            Line(s, _SERIES[structures.index(s) % len(_SERIES)], (r.core_intensity,), (r.useful_gflops,))
+            for s in structures
+            for r in shown
+            if r.layer.name == name and r.structure == s and r.core_intensity is not None
+        ]
+        x, y = "useful FLOP per byte at the core", "useful GFLOP/s"
+        plots.append(Lines(f"roofline-{i}", name, x, y, (*roofs, *marks), log=True))
     return Panels(
         "rooflines",
         "Rooflines, one core",
-        plots,
+        tuple(plots),
         "A mark is the kernel of one structure; kernels without register tiles (Winograd, few rows) have none.",
     )
 
@@ -286,73 +241,65 @@ def _ends(values: Iterable[float]) -> tuple[float, float]:
 
 
 def _crossings(points: Sequence[SpeedPoint]) -> Table:
-    def cell(taken: list[SpeedPoint]) -> Cell:
+    def cell(taken: list[SpeedPoint]) -> str:
         if not taken:
-            return Cell("–")
+            return "–"
         found = break_even_sparsity(taken)
         if found is None:
-            return Cell("never")
+            return "never"
         least = min(p.sparsity for p in taken)
-        return Cell(words.percent(found, 0) if found > least + 1e-9 else f"≤ {words.percent(least, 0)}")
+        return words.percent(found, 0) if found > least + 1e-9 else f"≤ {words.percent(least, 0)}"
 
     return _by_group("Break-even: the sparsity from which on the sparse kernel is the faster", points, cell)
 
 
 def _expected(points: Sequence[SpeedPoint]) -> Table:
-    def cell(taken: list[SpeedPoint]) -> Cell:
+    def cell(taken: list[SpeedPoint]) -> str:
         found = [min(taken, key=lambda p: abs(p.sparsity - s), default=None) for s in _EXPECTED]
         near = [
             p if p is not None and abs(p.sparsity - s) < 0.011 else None
             for p, s in zip(found, _EXPECTED, strict=True)
         ]
-        return Cell(" / ".join(words.times(None if p is None else p.speedup) for p in near))
+        return " / ".join(words.times(None if p is None else p.speedup) for p in near)
 
     shown = " / ".join(words.percent(s, 0) for s in _EXPECTED)
     return _by_group(f"Speed-up over our best dense kernel at {shown} sparsity", points, cell)
 
 
-def _by_group(caption: str, points: Sequence[SpeedPoint], cell: Any) -> Table:
+def _by_group(caption: str, points: Sequence[SpeedPoint], cell: Callable[[list[SpeedPoint]], str]) -> Table:
     groups = _distinct(p.layer.group for p in points)
-    rows = tuple(
+    rows = (
         (
-            Cell(structure),
+            structure,
             *(cell([p for p in points if p.structure == structure and p.layer.group == g]) for g in groups),
         )
         for structure in _distinct(p.structure for p in points)
     )
-    return Table(caption, (Column("Structure", number=False), *(Column(g) for g in groups)), rows)
+    return Table.of(caption, ("Structure", *groups), rows)
 
 
 def _published_layers(points: Sequence[PublishedPoint]) -> Table:
     sparsities = sorted(_distinct(p.sparsity for p in points), reverse=True)
     rows = []
     for name in _distinct(p.ours.layer.name for p in points):
-        cells = [Cell(name)]
+        cells: list[str | Cell] = [name]
         for sparsity in sparsities:
             found = next((p for p in points if p.ours.layer.name == name and p.sparsity == sparsity), None)
-            cells += [_published_cell(found), _our_cell(found)]
-        rows.append(tuple(cells))
-    columns = [Column("Layer", number=False)]
-    for sparsity in sparsities:
-        columns += [Column(f"{words.percent(sparsity, 0)} published"), Column("ours")]
-    source = points[0].source if points else ""
-    structure = points[0].ours.structure if points else ""
-    return Table(f"{source}: {structure}, speed-up over dense", tuple(columns), tuple(rows))
+            cells += ["–", "–"] if found is None else [words.times(found.published), _our_cell(found)]
+        rows.append(cells)
+    titles = [title for s in sparsities for title in (f"{words.percent(s, 0)} published", "ours")]
+    return Table.of(f"{_origin(points)}, speed-up over dense", ("Layer", *titles), rows)
 
 
-def _published_cell(point: PublishedPoint | None) -> Cell:
-    return Cell("–" if point is None else words.times(point.published))
+def _origin(points: Sequence[PublishedPoint]) -> str:
+    return f"{points[0].source}: {points[0].ours.structure}" if points else ": "
 
 
-def _our_cell(point: PublishedPoint | None) -> Cell:
-    if point is None:
-        return Cell("–")
-    ours = point.ours.speedup
-    if point.published is None:
+def _our_cell(point: PublishedPoint) -> Cell:
+    ours, published = point.ours.speedup, point.published
+    if published is None:
         return Cell(words.times(ours))
-    return Cell(
-        f"{words.times(ours)} {'✓' if ours >= point.published else '✗'}", strong=ours >= point.published
-    )
+    return Cell(f"{words.times(ours)} {'✓' if ours >= published else '✗'}", strong=ours >= published)
 
 
 def _published_network(points: Sequence[PublishedPoint]) -> Table:
@@ -360,23 +307,11 @@ def _published_network(points: Sequence[PublishedPoint]) -> Table:
     for sparsity in sorted(_distinct(p.sparsity for p in points)):
         taken = [p for p in points if p.sparsity == sparsity]
         figure = next((p.published for p in taken if p.published is not None), None)
-        rows.append(
-            (
-                Cell(words.percent(sparsity, 0)),
-                Cell(words.times(figure)),
-                Cell(words.times(network_speedup(taken)), strong=True),
-                Cell(f"{sum(p.ours.speedup >= 1.0 for p in taken)} of {len(taken)}"),
-            )
-        )
-    source = points[0].source if points else ""
-    structure = points[0].ours.structure if points else ""
-    columns = (
-        Column("Sparsity"),
-        Column("Published"),
-        Column("Ours"),
-        Column("Shapes not slower than dense"),
-    )
-    return Table(f"{source}: {structure}, all layers' dense time / sparse time", columns, tuple(rows))
+        ours = Cell(words.times(network_speedup(taken)), strong=True)
+        faster = f"{sum(p.ours.speedup >= 1.0 for p in taken)} of {len(taken)}"
+        rows.append((words.percent(sparsity, 0), words.times(figure), ours, faster))
+    titles = (Column("Sparsity"), "Published", "Ours", "Shapes not slower than dense")
+    return Table.of(f"{_origin(points)}, all layers' dense time / sparse time", titles, rows)
 
 
 def _distinct(values: Iterable[T]) -> list[T]:

@@ -2,42 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from sparseflow.report import words
 from sparseflow.report.document import (
-    REPORTS,
     Bar,
     Bars,
     Card,
     Cards,
     Cell,
-    Column,
     Document,
     Picture,
     Pictures,
     Section,
     Table,
     Text,
+    report,
 )
 from sparseflow.studies.map_results import VARIANTS, MapLayer, MapResults
-from sparseflow.studies.results import read
 
 _NAMES = {"dense": "no zeros", "weights": "zero weights", "maps": "zero activations", "both": "both"}
 
 
-@REPORTS.register("maps")
-def build(data: dict[str, Any], where: str) -> Document:
-    """The document of the maps of a network.
-
-    Raises
-    ------
-    SparseflowError
-        If ``data`` is not what `sparseflow inspect --data --json` writes.
-    """
-    results = read(MapResults, data, where)
+@report("maps", MapResults)
+def build(results: MapResults) -> Document:
+    """The document of the maps of a network."""
     sections = [
         Section("How dense the maps are", (_densities(results), _table(results))),
         Section("Where they are dense", (_places(results),)),
@@ -80,34 +69,34 @@ def _densities(results: MapResults) -> Bars:
 
 
 def _table(results: MapResults) -> Table:
-    columns = (
-        Column("Layer", number=False),
-        Column("Map"),
-        Column("Density"),
-        Column("p10–p90"),
-        Column("Pixels all zero"),
-        Column("4×4 tiles all zero"),
-        Column("8×8 tiles all zero"),
-        Column("Channels all zero"),
-        Column("Map"),
-        Column("Index"),
+    titles = (
+        "Layer",
+        "Map",
+        "Density",
+        "p10–p90",
+        "Pixels all zero",
+        "4×4 tiles all zero",
+        "8×8 tiles all zero",
+        "Channels all zero",
+        "Map",
+        "Index",
     )
-    rows = tuple(
+    rows = (
         (
-            Cell(layer.name),
-            Cell(words.shape(layer.map.shape)),
+            layer.name,
+            words.shape(layer.map.shape),
             Cell(words.percent(layer.map.mean), fraction=layer.map.mean),
-            Cell(f"{words.percent(layer.map.p10)}–{words.percent(layer.map.p90)}"),
-            Cell(words.percent(1 - layer.map.pixels)),
-            Cell(words.percent(1 - layer.map.tiles)),
-            Cell(words.percent(1 - layer.map.wide_tiles)),
-            Cell(words.percent(1 - layer.map.channels)),
-            Cell(words.nbytes(layer.map_bytes)),
-            Cell(words.nbytes(layer.index_bytes)),
+            f"{words.percent(layer.map.p10)}–{words.percent(layer.map.p90)}",
+            words.percent(1 - layer.map.pixels),
+            words.percent(1 - layer.map.tiles),
+            words.percent(1 - layer.map.wide_tiles),
+            words.percent(1 - layer.map.channels),
+            words.nbytes(layer.map_bytes),
+            words.nbytes(layer.index_bytes),
         )
         for layer in results.layers
     )
-    return Table("Each layer's input; the index has one bit for each element", columns, rows)
+    return Table.of("Each layer's input; the index has one bit for each element", titles, rows)
 
 
 def _places(results: MapResults) -> Pictures:
@@ -123,41 +112,24 @@ def _place(layer: MapLayer) -> Picture:
 
 
 def _work(results: MapResults) -> Table:
-    columns = (
-        Column("Layer", number=False),
-        Column("Multiplications"),
-        *(Column(f"Without {_NAMES[v]}") for v in VARIANTS[1:]),
-    )
-
-    def row(name: str, dense: float, left: tuple[float, ...], strong: bool = False) -> tuple[Cell, ...]:
-        parts = tuple(
-            Cell(words.percent(n / max(dense, 1.0)), fraction=n / max(dense, 1.0), strong=strong)
-            for n in left
-        )
+    def row(name: str, of: MapLayer | MapResults, strong: bool = False) -> tuple[Cell, ...]:
+        dense = of.macs("dense")
+        shares = [of.macs(variant) / max(dense, 1.0) for variant in VARIANTS[1:]]
+        parts = (Cell(words.percent(share), fraction=share, strong=strong) for share in shares)
         return (Cell(name, strong=strong), Cell(f"{dense:,.0f}", strong=strong), *parts)
 
-    rows = [
-        row(layer.name, layer.macs("dense"), tuple(layer.macs(v) for v in VARIANTS[1:]))
-        for layer in results.layers
-    ]
-    whole = tuple(results.macs(v) for v in VARIANTS[1:])
-    rows.append(row("all, the data taken as dense", results.macs("dense"), whole, strong=True))
+    rows = [row(layer.name, layer) for layer in results.layers]
+    rows.append(row("all, the data taken as dense", results, strong=True))
     caption = "Multiply-accumulates left; for both, zeros of weights and maps are taken to fall independently"
-    return Table(caption, columns, tuple(rows))
+    left = (f"Without {_NAMES[v]}" for v in VARIANTS[1:])
+    return Table.of(caption, ("Layer", "Multiplications", *left), rows)
 
 
 def _times(results: MapResults) -> Table:
-    columns = (Column("Layer", number=False), *(Column(f"Without {_NAMES[v]}") for v in VARIANTS))
     rows = []
     for layer in results.layers:
-        best = min(layer.times_s.values(), default=0.0)
-        cells = [
-            Cell(words.duration(layer.times_s[v]), strong=layer.times_s[v] == best)
-            if v in layer.times_s
-            else Cell("–")
-            for v in VARIANTS
-        ]
+        best, times = min(layer.times_s.values(), default=0.0), [layer.times_s.get(v) for v in VARIANTS]
+        cells = (Cell("–") if t is None else Cell(words.duration(t), strong=t == best) for t in times)
         rows.append((Cell(layer.name), *cells))
-    return Table(
-        "The fastest kernel of each kind, measured alone; the fastest of all in bold", columns, tuple(rows)
-    )
+    caption = "The fastest kernel of each kind, measured alone; the fastest of all in bold"
+    return Table.of(caption, ("Layer", *(f"Without {_NAMES[v]}" for v in VARIANTS)), rows)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from sparseflow.report import masks, words
 from sparseflow.report.document import (
-    REPORTS,
     Bar,
     Bars,
     Block,
     Cell,
-    Column,
     Document,
     Fold,
     Ledger,
@@ -22,23 +18,17 @@ from sparseflow.report.document import (
     Section,
     Table,
     Text,
+    report,
 )
-from sparseflow.report.kinds.layers import candidates, cuts, layer_table
-from sparseflow.studies.results import DENSE, OURS, QuickstartResult, Timing, Variant, read
+from sparseflow.report.kinds.layers import candidates, cut_table, layer_table
+from sparseflow.studies.results import DENSE, OURS, QuickstartResult, Timing, Variant
 
 _SERIES = ("neutral", "s1", "s2", "s3", "s4")
 
 
-@REPORTS.register("quickstart")
-def build(data: dict[str, Any], where: str) -> Document:
-    """The document of a quick start's results.
-
-    Raises
-    ------
-    SparseflowError
-        If ``data`` is not a `QuickstartResult`.
-    """
-    result = read(QuickstartResult, data, where)
+@report("quickstart", QuickstartResult)
+def build(result: QuickstartResult) -> Document:
+    """The document of a quick start's results."""
     pruned = [v for v in result.variants if v.name != DENSE]
     sections = (
         Section("Latency", (_latency(result),)),
@@ -96,18 +86,6 @@ def _summary(result: QuickstartResult) -> Table:
     dense = result.timing(DENSE)
     base = [dense.measurement.median_s] if dense else []
     size, unit = words.time_unit(base)
-    columns = (
-        Column("Network", number=False),
-        Column(f"Latency, {unit}"),
-        Column("vs dense"),
-        Column(f"vs best peer{f' ({result.best_peer.engine})' if result.best_peer else ''}"),
-        Column("p10–p90"),
-        Column("Accuracy"),
-        Column("Points vs dense"),
-        Column("Sparsity"),
-        Column("Fewer weights"),
-        Column("Stored bytes"),
-    )
     fastest = _fastest(result, [v for v in result.variants if v.name != DENSE])
     rows = []
     for variant in result.variants:
@@ -115,23 +93,35 @@ def _summary(result: QuickstartResult) -> Table:
         m = timing.measurement if timing else None
         rows.append(
             (
-                Cell(_title(variant)),
-                Cell(words.digits(m.median_s / size) if m else "–"),
+                _title(variant),
+                words.digits(m.median_s / size) if m else "–",
                 Cell(words.times(result.speedup_vs_dense(variant.name)), strong=variant is fastest),
                 Cell(words.times(result.speedup_vs_best_peer(variant.name)), strong=variant is fastest),
-                Cell(words.spread(m.p10_s / size, m.p90_s / size) if m else "–"),
-                Cell(words.percent(variant.accuracy_engine, 2)),
-                Cell("" if variant.name == DENSE else words.points(result.points_lost(variant.name))),
-                Cell(words.percent(variant.sparsity)),
-                Cell(words.times(variant.compression)),
-                Cell(words.nbytes(variant.value_bytes + variant.index_bytes)),
+                words.spread(m.p10_s / size, m.p90_s / size) if m else "–",
+                words.percent(variant.accuracy_engine, 2),
+                "" if variant.name == DENSE else words.points(result.points_lost(variant.name)),
+                words.percent(variant.sparsity),
+                words.times(variant.compression),
+                words.nbytes(variant.value_bytes + variant.index_bytes),
             )
         )
-    caption = (
+    return Table.of(
         "Speed-ups are ratios of medians from one run. Accuracy is the compiled engine's on the whole "
-        "test set; sparsity is of the pruned layers' weights."
+        "test set; sparsity is of the pruned layers' weights.",
+        (
+            "Network",
+            f"Latency, {unit}",
+            "vs dense",
+            f"vs best peer{f' ({result.best_peer.engine})' if result.best_peer else ''}",
+            "p10–p90",
+            "Accuracy",
+            "Points vs dense",
+            "Sparsity",
+            "Fewer weights",
+            "Stored bytes",
+        ),
+        rows,
     )
-    return Table(caption, columns, tuple(rows))
 
 
 def _ledger(result: QuickstartResult, pruned: list[Variant]) -> Ledger:
@@ -251,15 +241,14 @@ def _formats(result: QuickstartResult) -> Table:
     for entry in (f for v in result.variants if v.name != DENSE for f in v.storage):
         sizes.setdefault(entry.format, []).append(entry.total_bytes)
     scale = words.byte_unit(f.total_bytes for v in result.variants for f in v.storage if f.format == DENSE)
-    rows = tuple(
+    rows = (
         (Cell(name), *(_format_cell(v, name, smallest[v.name], scale[0]) for v in result.variants))
         for name in sorted(sizes, key=lambda name: min(sizes[name]))
     )
-    columns = (Column("Format", number=False), *(Column(_title(v)) for v in result.variants))
     caption = (
         f"The pruned layers in each format that can hold them: values + index, {scale[1]}; smallest in bold"
     )
-    return Table(caption, columns, rows)
+    return Table.of(caption, ("Format", *(_title(v) for v in result.variants)), rows)
 
 
 def _format_cell(variant: Variant, name: str, smallest: int, size: float) -> Cell:
@@ -279,27 +268,20 @@ def _work(result: QuickstartResult) -> tuple[Block, ...]:
         )
         for v in result.variants
     )
-    rows = tuple(
+    rows = (
         (
-            Cell(_title(v)),
-            Cell(f"{v.tiles_computed:,}"),
-            Cell(f"{v.tiles_total:,}"),
-            Cell(words.percent(v.tiles_computed / max(v.tiles_total, 1))),
-            Cell(f"{v.macs_computed:,}"),
-            Cell(words.percent(v.macs_computed / max(v.macs_dense, 1))),
+            _title(v),
+            f"{v.tiles_computed:,}",
+            f"{v.tiles_total:,}",
+            words.percent(v.tiles_computed / max(v.tiles_total, 1)),
+            f"{v.macs_computed:,}",
+            words.percent(v.macs_computed / max(v.macs_dense, 1)),
         )
         for v in result.variants
     )
-    columns = (
-        Column("Network", number=False),
-        Column("Tiles computed"),
-        Column("Tiles in all"),
-        Column("Share"),
-        Column("Multiply-adds"),
-        Column("Share"),
-    )
+    titles = ("Network", "Tiles computed", "Tiles in all", "Share", "Multiply-adds", "Share")
     figure = Bars("work", "Multiply-adds for one image, millions", "M", bars)
-    return figure, Table("A tile is a block of weights that the kernel multiplies at once", columns, rows)
+    return figure, Table.of("A tile is a block of weights that the kernel multiplies at once", titles, rows)
 
 
 def _masks(result: QuickstartResult) -> tuple[Block, ...]:
@@ -345,7 +327,8 @@ def _layers(result: QuickstartResult) -> tuple[Block, ...]:
         fold = candidates(variant.plan)
         blocks.append(Fold(f"{_title(variant)}: {fold.title[0].lower()}{fold.title[1:]}", fold.blocks))
         blocks.extend(Text(note) for note in variant.plan.notes)
-        blocks.extend([cuts(variant.plan)] if variant.plan.cuts else [])
+        if variant.plan.cuts:
+            blocks.append(Fold("What propagation cut", (cut_table(variant.plan.cuts),)))
     return tuple(blocks)
 
 
@@ -359,23 +342,14 @@ def _environment(result: QuickstartResult) -> tuple[Block, ...]:
         "Measured at": environment.created,
         **environment.versions,
     }
-    table = Table(
-        "Machine, versions, command",
-        (Column("", number=False), Column("", number=False)),
-        tuple((Cell(name), Cell(value)) for name, value in facts.items()),
-    )
+    table = Table.facts("Machine, versions, command", facts)
     total = sum(result.stage_seconds.values())
-    stages = Table(
-        "Time of each stage",
-        (Column("Stage", number=False), Column("Seconds")),
-        (
-            *(
-                (Cell(name), Cell(f"{s:.1f}", fraction=s / total if total else None))
-                for name, s in result.stage_seconds.items()
-            ),
-            (Cell("total", strong=True), Cell(f"{total:.1f}", strong=True)),
-        ),
-    )
+    rows = [
+        (Cell(name), Cell(f"{s:.1f}", fraction=s / total if total else None))
+        for name, s in result.stage_seconds.items()
+    ]
+    rows.append((Cell("total", strong=True), Cell(f"{total:.1f}", strong=True)))
+    stages = Table.of("Time of each stage", ("Stage", "Seconds"), rows)
     checks = tuple(
         Text(
             f"{_title(v)}: torch classifies {words.percent(v.accuracy_torch, 2)} of the test set, the engine "

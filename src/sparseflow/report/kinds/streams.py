@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from sparseflow.report import words
-from sparseflow.report.document import REPORTS, Cell, Column, Document, Section, Table, Text
-from sparseflow.studies.results import read
+from sparseflow.report.document import Cell, Document, Section, Table, report
+from sparseflow.report.kinds.kernels import ran
 from sparseflow.studies.stream_results import StreamResults, StreamRun
 
 SHOWN = 0.1  # the changed fraction of which every layer is shown
 
 
-@REPORTS.register("streams")
-def streams(data: dict[str, Any], where: str) -> Document:
-    """The document of ``benchmarks/streams.py``.
-
-    Raises
-    ------
-    SparseflowError
-        If ``data`` is not what it writes.
-    """
-    results = read(StreamResults, data, where)
+@report("streams", StreamResults)
+def streams(results: StreamResults) -> Document:
+    """The document of ``benchmarks/streams.py``."""
     runs = sorted(results.cases.values(), key=lambda r: (r.place, r.threshold, r.fraction))
     shown = [r for r in runs if r.fraction == SHOWN and r.threshold == 0.0]
     best = max((r.speedup for r in shown), default=0.0)
-    where_ran = f"{results.machine}. Command: {results.command}."
     return Document(
         "sparseflow streams",
         f"{words.times(best)} over full recomputation where {words.percent(SHOWN, 0)} of a frame change",
@@ -35,54 +26,44 @@ def streams(data: dict[str, Any], where: str) -> Document:
         (
             Section("Speed", (_speeds(runs),)),
             Section("Reach", (_reach(shown),)),
-            Section("Machine", (Text(where_ran),)),
+            ran(results.machine, results.command),
         ),
     )
 
 
 def _speeds(runs: Sequence[StreamRun]) -> Table:
-    columns = (
-        Column("Changed part", number=False),
-        *(Column(t) for t in ("Threshold", "Changed", "Stream", "Dense engine", "Speed-up", "MAC bound", "Error")),
-    )  # fmt: skip
-    rows = tuple(
+    rows = (
         (
-            Cell(run.place),
-            Cell(f"{run.threshold:g}"),
-            Cell(words.percent(run.fraction, 0)),
-            Cell(words.duration(run.stream_s)),
-            Cell(words.duration(run.dense_s)),
+            run.place,
+            f"{run.threshold:g}",
+            words.percent(run.fraction, 0),
+            words.duration(run.stream_s),
+            words.duration(run.dense_s),
             Cell(words.times(run.speedup), strong=run.speedup >= 1.0),
-            Cell(words.times(run.bound)),
-            Cell(f"{run.error:.0e}"),
+            words.times(run.bound),
+            f"{run.error:.0e}",
         )
         for run in runs
     )
-    return Table(
+    return Table.of(
         "A frame of which a part changed, against the whole network by our dense engine, calls in turn. The bound is "
         "the multiplications of all layers over those of the pixels that the change reaches",
-        columns,
+        ("Changed part", "Threshold", "Changed", "Stream", "Dense engine", "Speed-up", "MAC bound", "Error"),
         rows,
     )
 
 
 def _reach(runs: Sequence[StreamRun]) -> Table:
-    columns = (
-        Column("Operator", number=False),
-        *(Column(f"{run.place}: {title}") for run in runs for title in ("pixels", "tiles", "time")),
-    )
+    titles = [f"{run.place}: {title}" for run in runs for title in ("pixels", "tiles", "time")]
     rows = []
     for steps in zip(*(run.steps for run in runs), strict=True):
-        cells = [Cell(steps[0].name)]
+        cells = [steps[0].name]
         for step in steps:
             tile = f"{step.tiles} of {step.tiles_total} ({step.tile[0]}×{step.tile[1]})"
-            cells += [
-                Cell(words.percent(step.changed, 0)),
-                Cell(tile if step.tile != (1, 1) else "–"),
-                Cell(words.duration(step.time_s)),
-            ]
-        rows.append(tuple(cells))
+            tile = tile if step.tile != (1, 1) else "–"
+            cells += [words.percent(step.changed, 0), tile, words.duration(step.time_s)]
+        rows.append(cells)
     caption = (
         f"Threshold 0, {words.percent(SHOWN, 0)} of the frame changed: pixels that differ, tiles run anew"
     )
-    return Table(caption, columns, tuple(rows))
+    return Table.of(caption, ("Operator", *titles), rows)

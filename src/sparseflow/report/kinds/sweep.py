@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from sparseflow.report import words
 from sparseflow.report.document import (
-    REPORTS,
     Block,
     Cell,
     Column,
@@ -16,23 +13,17 @@ from sparseflow.report.document import (
     Section,
     Table,
     Text,
+    report,
 )
-from sparseflow.studies.results import DENSE, read
+from sparseflow.studies.results import DENSE
 from sparseflow.studies.sweep_results import CellResult, SweepResult
 
 _SERIES = ("s1", "s2", "s3", "s4", "index")
 
 
-@REPORTS.register("sweep")
-def build(data: dict[str, Any], where: str) -> Document:
-    """The document of a sweep's results.
-
-    Raises
-    ------
-    SparseflowError
-        If ``data`` is not a `SweepResult`.
-    """
-    result = read(SweepResult, data, where)
+@report("sweep", SweepResult)
+def build(result: SweepResult) -> Document:
+    """The document of a sweep's results."""
     judged = [cell for cell in result.cells if result.reached(cell) is not None]
     kept = sum(bool(result.reached(cell)) for cell in judged)
     headline = (
@@ -45,51 +36,50 @@ def build(data: dict[str, Any], where: str) -> Document:
     )
     summary: tuple[Block, ...] = (_table(result), *_pending(result))
     sections = [Section("Results", summary)]
-    if len(_measured(result)) > 1:
+    if len(result.measured) > 1:
         sections.append(Section("Pareto", (_plot(result),)))
     sections.append(Section("Machine", (_environment(result),)))
     return Document(f"sparseflow sweep: {result.sweep}", headline, lede, summary, tuple(sections))
 
 
 def _table(result: SweepResult) -> Table:
-    columns = (
-        Column("Method", number=False),
-        Column("Structure and sparsity", number=False),
-        Column("Accuracy"),
-        Column("Points vs dense"),
-        Column("Aim"),
-        Column("Fewer conv weights"),
-        Column("MACs of dense"),
-        Column("Latency, ms"),
-        Column("vs dense"),
-        Column("Epochs"),
-        Column("Minutes"),
-    )
     front = {cell.name for cell in result.pareto}
-    rows = tuple(_row(result, cell, cell.name in front) for cell in (result.dense, *result.cells))
-    caption = (
+    return Table.of(
         "Test accuracy after the last epoch; latency is the compiled engine's median, batch 1, all engines in "
-        "turns; bold: none is both faster and more accurate."
+        "turns; bold: none is both faster and more accurate.",
+        (
+            "Method",
+            Column("Structure and sparsity", number=False),
+            "Accuracy",
+            "Points vs dense",
+            "Aim",
+            "Fewer conv weights",
+            "MACs of dense",
+            "Latency, ms",
+            "vs dense",
+            "Epochs",
+            "Minutes",
+        ),
+        (_row(result, cell, cell.name in front) for cell in (result.dense, *result.cells)),
     )
-    return Table(caption, columns, rows)
 
 
-def _row(result: SweepResult, cell: CellResult, strong: bool) -> tuple[Cell, ...]:
+def _row(result: SweepResult, cell: CellResult, strong: bool) -> tuple[str | Cell, ...]:
     dense = cell.name == DENSE
     latency = cell.engine.latency if cell.engine is not None else None
     fraction = result.mac_fraction(cell)
     return (
-        Cell(cell.method),
-        Cell("" if dense else cell.structure),
+        cell.method,
+        "" if dense else cell.structure,
         Cell(words.percent(cell.accuracy, 2), strong=strong),
-        Cell("" if dense else words.points(result.points_lost(cell))),
-        Cell(_aim(result, cell)),
-        Cell(words.times(cell.conv_compression)),
-        Cell("–" if fraction is None else words.percent(fraction)),
+        "" if dense else words.points(result.points_lost(cell)),
+        _aim(result, cell),
+        words.times(cell.conv_compression),
+        "–" if fraction is None else words.percent(fraction),
         Cell("–" if latency is None else words.digits(latency.median_s * 1e3), strong=strong),
-        Cell(words.times(result.speedup(cell))),
-        Cell(str(cell.epochs)),
-        Cell(words.digits(cell.seconds / 60)),
+        words.times(result.speedup(cell)),
+        str(cell.epochs),
+        words.digits(cell.seconds / 60),
     )
 
 
@@ -104,17 +94,11 @@ def _pending(result: SweepResult) -> tuple[Text, ...]:
     return (Text(f"Not trained yet: {', '.join(result.pending)}. The same command goes on with them."),)
 
 
-def _measured(result: SweepResult) -> tuple[CellResult, ...]:
-    return tuple(cell for cell in (result.dense, *result.cells) if cell.engine is not None)
-
-
 def _plot(result: SweepResult) -> Scatter:
     methods = list(dict.fromkeys(cell.method for cell in result.cells))
     points = []
-    for cell in _measured(result):
-        if cell.engine is None:
-            continue
-        latency = cell.engine.latency
+    for cell, engine in result.measured:
+        latency = engine.latency
         series = "neutral" if cell.name == DENSE else _SERIES[methods.index(cell.method) % len(_SERIES)]
         points.append(
             Point(
@@ -148,6 +132,4 @@ def _environment(result: SweepResult) -> Table:
         "Written": environment.created,
         **environment.versions,
     }
-    columns = (Column("", number=False), Column("", number=False))
-    rows = tuple((Cell(name), Cell(value)) for name, value in facts.items())
-    return Table("Machine, versions", columns, rows)
+    return Table.facts("Machine, versions", facts)

@@ -3,9 +3,9 @@
 from sparseflow.train.activations.hooks import MapHook, MapHooks
 from sparseflow.train.activations.modules import Activation, FATReLU, TopK, sparsify_activations
 from sparseflow.train.activations.regularise import REGULARISERS, MapRegulariser
-from sparseflow.train.activations.thresholds import ThresholdFit, fit_thresholds, take
+from sparseflow.train.activations.thresholds import fit_thresholds
 from sparseflow.train.activations.track import DensityRamp
-from sparseflow.train.activations.watch import MapUse, map_densities, mean_density
+from sparseflow.train.activations.watch import map_densities
 
 __all__ = [
     "REGULARISERS",
@@ -15,12 +15,8 @@ __all__ = [
     "MapHook",
     "MapHooks",
     "MapRegulariser",
-    "MapUse",
-    "ThresholdFit",
     "TopK",
     "fit_thresholds",
     "map_densities",
-    "mean_density",
     "sparsify_activations",
-    "take",
 ]

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from sparseflow.train.methods import MaskedWeights
 from sparseflow.train.trainer import Hook
 
 
-class MapHook(Hook, Protocol):
+class MapHook(Hook):
     """A `Hook` that hangs on modules until it is closed."""
 
+    handles: Sequence[RemovableHandle] = ()
+
     def close(self) -> None:
-        """Take it off the model."""
+        """Take it off the model, which stays as it is."""
+        for handle in self.handles:
+            handle.remove()
 
 
-class MapHooks:
+class MapHooks(Hook):
     """Several hooks as one: their penalties are added, all else is done in turn.
 
     Parameters

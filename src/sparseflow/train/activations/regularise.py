@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sparseflow.errors import StructureError
 from sparseflow.registry import Registry
+from sparseflow.train.activations.hooks import MapHook
 
 REGULARISERS: Registry[Callable[[Tensor], Tensor]] = Registry("activation regulariser")
 """Functions of one map (batch, …), as float32: a scalar whose gradient draws activations to zero."""
@@ -43,7 +44,7 @@ def hoyer(y: Tensor) -> Tensor:
     return (flat.abs().sum(1).square() / (flat.shape[1] * squares + 1e-12)).mean()
 
 
-class MapRegulariser:
+class MapRegulariser(MapHook):
     """A hook of `Trainer` that adds ``strength · Σ share · regulariser(map)`` to each batch's loss.
 
     ``share`` is a map's part of all maps' elements (of one sample), so that strength 1 with ``hoyer`` weighs the mean
@@ -70,7 +71,7 @@ class MapRegulariser:
         self.kind, self.strength = kind, strength
         self._measure = REGULARISERS[kind]
         self._terms: list[tuple[int, Tensor]] = []
-        self._handles = [m.register_forward_hook(self._see) for m in activations.values()]
+        self.handles = [m.register_forward_hook(self._see) for m in activations.values()]
         self._last, self._steps = 0.0, 0
 
     def _see(self, module: nn.Module, _inputs: Any, output: Tensor) -> None:
@@ -92,24 +93,6 @@ class MapRegulariser:
         """Starts the epoch's mean."""
         self._last, self._steps = 0.0, 0
 
-    def before_step(self) -> None:
-        """Leaves the gradients alone."""
-
-    def after_step(self) -> None:
-        """Leaves the weights alone."""
-
     def after_epoch(self, epoch: int) -> str:
         """The epoch's mean of the regulariser."""
         return f"{self.kind} {self._last / max(self._steps, 1):.4f}"
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing is carried from epoch to epoch."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore."""
-
-    def close(self) -> None:
-        """Take it off the model."""
-        for handle in self._handles:
-            handle.remove()

@@ -5,20 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparseflow.core.prune_result import mean_density
 from sparseflow.errors import StructureError
 from sparseflow.train.activations.modules import FATReLU
 from sparseflow.train.activations.track import quantile
-from sparseflow.train.activations.watch import inference, map_densities, mean_density, watched
+from sparseflow.train.activations.watch import map_densities, watched
+from sparseflow.train.trainer import evaluating
 
 STEPS = (1.0, 0.85, 0.7, 0.55, 0.42, 0.3, 0.2)
 """Densities that are tried in each layer, as fractions of its density at the start."""
 _BISECTIONS = 7
+_PER_BATCH, _BATCHES = 4096, 8  # what of the inputs is looked at
 
 
 @dataclass(frozen=True)
@@ -100,26 +102,20 @@ def fit_thresholds(
             "module, one batch and a budget in [0, 1] are allowed"
         )
     search = _Search(model, layers, batches, say)
-    before = search.evaluate()
-    density = mean_density(map_densities(model, layers, batches))
-    levels = search.sensitivities(before.loss)
-    chosen = search.bisect(levels, before.accuracy - budget)
+    accuracy, loss = search.evaluate()
+    density = mean_density(map_densities(model, layers, batches).values())
+    levels = search.sensitivities(loss)
+    chosen = search.bisect(levels, accuracy - budget)
     search.put({n: level.threshold for n, level in chosen.items()})
-    after = search.evaluate()
+    accuracy_after, _ = search.evaluate()
     return ThresholdFit(
         thresholds={n: float(m.threshold) for n, m in layers.items()},
         density_before=density,
-        density_after=mean_density(map_densities(model, layers, batches)),
-        accuracy_before=before.accuracy,
-        accuracy_after=after.accuracy,
+        density_after=mean_density(map_densities(model, layers, batches).values()),
+        accuracy_before=accuracy,
+        accuracy_after=accuracy_after,
         evaluations=search.evaluations,
     )
-
-
-@dataclass(frozen=True)
-class _Score:
-    accuracy: float
-    loss: float
 
 
 class _Search:
@@ -136,17 +132,17 @@ class _Search:
         self.start = {n: float(m.threshold) for n, m in layers.items()}
         self.evaluations = 0
 
-    def evaluate(self) -> _Score:
+    def evaluate(self) -> tuple[float, float]:
         """Accuracy and mean loss at the thresholds as they are."""
         right, total, loss = 0, 0, 0.0
-        with inference(self.model) as device:
+        with torch.no_grad(), evaluating(self.model) as device:
             for x, labels in self.batches:
                 logits, labels = self.model(x.to(device)).float(), labels.to(device)
                 right += int((logits.argmax(1) == labels).sum())
                 loss += float(F.cross_entropy(logits, labels, reduction="sum"))
                 total += len(labels)
         self.evaluations += 1
-        return _Score(right / total, loss / total)
+        return right / total, loss / total
 
     def put(self, thresholds: Mapping[str, float]) -> None:
         """Set the thresholds of some layers."""
@@ -158,14 +154,14 @@ class _Search:
         """Each layer's levels, those left out that cost more and save less than another."""
         inputs = self._inputs()
         found = {}
-        for name, x in inputs.items():
+        for name, (sample, size) in inputs.items():
             self.say(f"thresholds: {name}")
-            size, natural = x.size, float((x.sample > self.start[name]).float().mean())
+            natural = float((sample > self.start[name]).float().mean())
             levels = [_Level(self.start[name], 0.0, 0.0)]
             for step in STEPS[1:]:
-                threshold = max(self.start[name], float(quantile(x.sample, 1.0 - step * natural)))
+                threshold = max(self.start[name], float(quantile(sample, 1.0 - step * natural)))
                 self.put({name: threshold})
-                cost = max(self.evaluate().loss - loss, 0.0)
+                cost = max(self.evaluate()[1] - loss, 0.0)
                 levels.append(_Level(threshold, (1.0 - step) * natural * size, cost))
             self.put({name: self.start[name]})
             found[name] = levels
@@ -180,19 +176,19 @@ class _Search:
         low, high = (
             math.log(min(ratios) * 0.1),
             math.log(max(ratios) * 10.0),
-        )  # of the price: savings for one of loss
+        )  # of the price of loss in savings
         for _ in range(_BISECTIONS):
             price = math.exp((low + high) / 2)
             chosen = {n: max(f, key=lambda x: x.saved - price * x.cost) for n, f in levels.items()}
             self.put({n: level.threshold for n, level in chosen.items()})
-            if self.evaluate().accuracy >= least:
+            if self.evaluate()[0] >= least:
                 best, high = chosen, (low + high) / 2
             else:
                 low = (low + high) / 2
         return best
 
-    def _inputs(self) -> dict[str, _Inputs]:
-        """What every activation receives, as far as its distribution needs it."""
+    def _inputs(self) -> dict[str, tuple[Tensor, int]]:
+        """Some of what every activation receives, for its distribution, and the elements of one sample's map."""
         parts: dict[str, list[Tensor]] = {name: [] for name in self.layers}
         sizes: dict[str, int] = {}
 
@@ -201,27 +197,7 @@ class _Search:
             parts[name].append(flat[:: max(1, flat.numel() // _PER_BATCH) | 1].float().cpu())
             sizes[name] = x[0].numel()
 
-        with watched(self.layers, see), inference(self.model) as device:
+        with watched(self.layers, see), torch.no_grad(), evaluating(self.model) as device:
             for x, _labels in self.batches[:_BATCHES]:
                 self.model(x.to(device))
-        return {name: _Inputs(torch.cat(p), sizes[name]) for name, p in parts.items() if p}
-
-
-_PER_BATCH, _BATCHES = 4096, 8
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    sample: Tensor
-    size: int
-
-
-def take(batches: Any, samples: int) -> list[tuple[Tensor, Tensor]]:
-    """The first batches of a loader that hold ``samples`` samples, or all if it has fewer."""
-    taken: list[tuple[Tensor, Tensor]] = []
-    for x, labels in batches:
-        missing = samples - sum(len(t[1]) for t in taken)
-        if missing <= 0:
-            break
-        taken.append((x[:missing], labels[:missing]))
-    return taken
+        return {name: (torch.cat(p), sizes[name]) for name, p in parts.items() if p}

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from sparseflow.errors import StructureError
+from sparseflow.train.activations.hooks import MapHook
 from sparseflow.train.activations.modules import FATReLU
 
 _SAMPLES = 16384  # elements from which a batch's quantile is taken
 _MEMORY = 0.9  # of the running mean of quantiles
 
 
-class DensityRamp:
+class DensityRamp(MapHook):
     """A hook of `Trainer` that moves the thresholds of `FATReLU` modules to where their maps have a wanted density.
 
     In training, each batch's (1 - density) quantile of what an activation receives enters a running mean, which is its
@@ -50,7 +51,7 @@ class DensityRamp:
         self._modules = [m for m in activations.values() if isinstance(m, FATReLU)]
         self.density, self.ramp = density, ramp
         self._wanted, self._epoch, self._step, self._steps = self.START, 0, 0, 1
-        self._handles = [m.register_forward_pre_hook(self._see) for m in self._modules]
+        self.handles = [m.register_forward_pre_hook(self._see) for m in self._modules]
 
     def wanted(self, position: float) -> float:
         """The density aimed at after ``position`` epochs."""
@@ -64,16 +65,10 @@ class DensityRamp:
             threshold = quantile(inputs[0].detach(), 1.0 - self._wanted).clamp(min=0.0)
             module.threshold.lerp_(threshold.to(module.threshold), 1.0 - _MEMORY)
 
-    def penalty(self) -> None:
-        """Nothing is added to the loss."""
-
     def begin_epoch(self, epoch: int, steps: int) -> None:
         """Takes up the ramp at a whole epoch."""
         self._epoch, self._step, self._steps = epoch, 0, steps
         self._wanted = self.wanted(epoch)
-
-    def before_step(self) -> None:
-        """Leaves the gradients alone."""
 
     def after_step(self) -> None:
         """Moves along the ramp."""
@@ -84,24 +79,10 @@ class DensityRamp:
         """The density aimed at."""
         return f"density {self._wanted:.3f}"
 
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: the thresholds are in the model, the ramp follows the epoch."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore."""
-
-    def close(self) -> None:
-        """Take it off the model; the thresholds stay."""
-        for handle in self._handles:
-            handle.remove()
-
 
 def quantile(x: Tensor, q: float) -> Tensor:
     """The ``q`` quantile of the elements of ``x``, from at most 16,384 of them at even distances."""
     flat = x.flatten()
-    stride = (
-        max(1, -(-flat.numel() // _SAMPLES)) | 1
-    )  # odd, so that it does not stay in one column of the map
+    stride = max(1, -(-flat.numel() // _SAMPLES)) | 1  # odd: it does not stay in one column of the map
     sample = flat[::stride].float()
     return sample.kthvalue(min(max(1, round(q * sample.numel())), sample.numel())).values

@@ -4,27 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class MapUse:
-    """One activation's map over some samples.
-
-    Attributes
-    ----------
-    density : float
-        Mean fraction of non-zeros.
-    size : int
-        Elements of one sample's map.
-    """
-
-    density: float
-    size: int
+from sparseflow.core.prune_result import MapSparsity
+from sparseflow.train.activations.modules import FATReLU
+from sparseflow.train.trainer import evaluating
 
 
 @contextmanager
@@ -44,22 +31,12 @@ def watched(
             handle.remove()
 
 
-@contextmanager
-def inference(model: nn.Module) -> Iterator[torch.device]:
-    """Evaluation mode without gradients inside the ``with`` block; gives the model's device."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield next((p.device for p in model.parameters()), torch.device("cpu"))
-    finally:
-        model.train(was_training)
-
-
 def map_densities(
     model: nn.Module, activations: Mapping[str, nn.Module], batches: Iterable[Any]
-) -> dict[str, MapUse]:
+) -> dict[str, MapSparsity]:
     """How dense each activation's map is over ``batches`` of (x, labels)."""
+    if not activations:
+        return {}
     kept: dict[str, int] = dict.fromkeys(activations, 0)
     total: dict[str, int] = dict.fromkeys(activations, 0)
     size: dict[str, int] = dict.fromkeys(activations, 0)
@@ -69,13 +46,15 @@ def map_densities(
         total[name] += y.numel()
         size[name] = y[0].numel()
 
-    with watched(activations, see), inference(model) as device:
+    with watched(activations, see), torch.no_grad(), evaluating(model) as device:
         for x, _labels in batches:
             model(x.to(device))
-    return {name: MapUse(kept[name] / max(total[name], 1), size[name]) for name in activations}
-
-
-def mean_density(uses: Mapping[str, MapUse]) -> float:
-    """The density of all maps together: each counts by its elements."""
-    elements = sum(use.size for use in uses.values())
-    return sum(use.density * use.size for use in uses.values()) / max(elements, 1)
+    return {
+        name: MapSparsity(
+            name,
+            kept[name] / max(total[name], 1),
+            size[name],
+            float(module.threshold) if isinstance(module, FATReLU) else None,
+        )
+        for name, module in activations.items()
+    }

@@ -1,7 +1,7 @@
 """How dense each layer may stay: strategies that share a budget out among the layers, one a file."""
 
 from sparseflow.train.allocation.apply import allocate, record, recorded, resolved
-from sparseflow.train.allocation.base import STRATEGIES, Assigned, Problem, Slot, Strategy, slots_of
+from sparseflow.train.allocation.base import STRATEGIES, Assigned, Problem, Strategy, slots_of
 from sparseflow.train.allocation.erk import ErdosRenyiKernel
 from sparseflow.train.allocation.global_magnitude import GlobalMagnitude
 from sparseflow.train.allocation.knapsack import Budget, solve
@@ -20,7 +20,6 @@ __all__ = [
     "LatencyAware",
     "Problem",
     "Sensitivity",
-    "Slot",
     "Strategy",
     "Uniform",
     "allocate",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from torch import nn
 
 from sparseflow.core.arrays import Shape
@@ -17,6 +17,7 @@ from sparseflow.core.structures import Structure, parse_structure
 from sparseflow.errors import StructureError
 from sparseflow.registry import Registry
 from sparseflow.train.rules import Rule, layers_of, rule_for, weight_of
+from sparseflow.train.settings import STRICT
 from sparseflow.train.trainer import Loader
 
 
@@ -124,7 +125,7 @@ class Problem:
 class Strategy(BaseModel, ABC):
     """Shares a budget out among layers; the fields are the keys of ``[allocation]`` in a recipe."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = STRICT
 
     @abstractmethod
     def allocate(self, problem: Problem) -> tuple[Assigned, ...]:
@@ -155,6 +156,27 @@ class SparsityBudget(Strategy):
     def kept(self, problem: Problem) -> float:
         """Weights that may stay."""
         return (1.0 - self.sparsity) * problem.weights
+
+
+class Proportional(SparsityBudget):
+    """A budget that is shared out in proportion to a number for each layer."""
+
+    def allocate(self, problem: Problem) -> tuple[Assigned, ...]:
+        """See `Strategy`."""
+        name = self.model_dump()["strategy"]
+        structures = [slot.only(name) for slot in problem.slots]
+        densities = share_out(
+            [slot.size for slot in problem.slots],
+            [self.share(slot) for slot in problem.slots],
+            [structure.max_density for structure in structures],
+            self.kept(problem),
+        )
+        decided = zip(problem.slots, structures, densities, strict=True)
+        return tuple(Assigned(slot.name, structure, density) for slot, structure, density in decided)
+
+    @abstractmethod
+    def share(self, slot: Slot) -> float:
+        """What the layer's density is in proportion to."""
 
 
 STRATEGIES: Registry[type[Strategy]] = Registry("allocation strategy")

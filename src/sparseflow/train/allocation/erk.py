@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from math import prod
 from typing import Literal
 
-from sparseflow.train.allocation.base import STRATEGIES, Assigned, Problem, SparsityBudget, share_out
+from sparseflow.train.allocation.base import STRATEGIES, Proportional, Slot
 
 
 @STRATEGIES.register("erk")
-class ErdosRenyiKernel(SparsityBudget):
+class ErdosRenyiKernel(Proportional):
     """Densities in proportion to ``(out + in + kh + kw) / (out · in · kh · kw)``, at most what the structure keeps.
 
     References
@@ -19,12 +18,6 @@ class ErdosRenyiKernel(SparsityBudget):
 
     strategy: Literal["erk"] = "erk"
 
-    def allocate(self, problem: Problem) -> tuple[Assigned, ...]:
-        """See `Strategy`."""
-        structures = [slot.only("erk") for slot in problem.slots]
-        weights = [sum(slot.shape) / prod(slot.shape) for slot in problem.slots]
-        caps = [s.max_density for s in structures]
-        densities = share_out([s.size for s in problem.slots], weights, caps, self.kept(problem))
-        return tuple(
-            Assigned(slot.name, s, d) for slot, s, d in zip(problem.slots, structures, densities, strict=True)
-        )
+    def share(self, slot: Slot) -> float:
+        """See `Proportional`."""
+        return sum(slot.shape) / slot.size

@@ -11,13 +11,13 @@ from pydantic import Field, model_validator
 from sparseflow.core.latency_table import LatencyTable, LayerTimes
 from sparseflow.core.structures import parse_structure
 from sparseflow.errors import StructureError
-from sparseflow.train.allocation.base import STRATEGIES, Assigned, Problem, Slot, Strategy
-from sparseflow.train.allocation.knapsack import Budget, solve
-from sparseflow.train.allocation.loss_increase import ESTIMATES, LossIncrease
+from sparseflow.train.allocation.base import STRATEGIES, Assigned, Problem, Slot
+from sparseflow.train.allocation.knapsack import Budget
+from sparseflow.train.allocation.loss_increase import Estimated, LossIncrease
 
 
 @STRATEGIES.register("latency")
-class LatencyAware(Strategy):
+class LatencyAware(Estimated):
     """The structures and densities of least loss increase whose kernels keep a latency, a size, or both.
 
     A layer's options are the rows of the table whose structure its rule allows and whose kernel is faster than the
@@ -31,10 +31,6 @@ class LatencyAware(Strategy):
         Of a call of the whole network, what is not in the table included.
     size_kb : float, optional
         1,000 bytes of all packed weights with their indices.
-    estimate : str
-        ``measured`` prunes each layer alone and looks at the loss, ``second-order`` uses gradients.
-    samples : int
-        How many training samples are looked at.
     gain : float
         How much faster than dense an option has to be to be offered, as a fraction of the dense layer's time.
 
@@ -48,8 +44,6 @@ class LatencyAware(Strategy):
     table: str
     latency_ms: float | None = Field(default=None, gt=0)
     size_kb: float | None = Field(default=None, gt=0)
-    estimate: Literal["measured", "second-order"] = "measured"
-    samples: int = Field(default=512, ge=1)
     gain: float = Field(default=0.03, ge=0, lt=1)
 
     @model_validator(mode="after")
@@ -65,14 +59,13 @@ class LatencyAware(Strategy):
     def options(self, problem: Problem) -> list[list[Assigned]]:
         """For every slot dense and what is worth offering, with expected loss increases; no budget counts here."""
         table = LatencyTable.read(self.table)
-        increase = ESTIMATES[self.estimate](problem, self.samples)
+        increase = self.increase(problem)
         return [self._options(slot, self._row(table, slot), increase) for slot in problem.slots]
 
     def choose(self, problem: Problem, options: list[list[Assigned]]) -> tuple[Assigned, ...]:
         """One option for every slot within the budgets."""
         budgets = self._budgets(LatencyTable.read(self.table), problem, options)
-        chosen = solve([[o.loss or 0.0 for o in found] for found in options], budgets)
-        return tuple(found[i] for found, i in zip(options, chosen, strict=True))
+        return self.least(options, budgets)
 
     def identity(self) -> dict[str, Any]:
         """See `Strategy`; the table's content stands for its path."""
@@ -110,16 +103,12 @@ class LatencyAware(Strategy):
         slots = {slot.name for slot in problem.slots}
         others = [layer.dense for name, layer in table.layers.items() if name not in slots]
         budgets = []
-        if self.latency_ms is not None:
-            fixed = 1e3 * (table.rest_s + sum(o.time_s for o in others))
-            times = [[1e3 * (o.time_s or 0.0) for o in found] for found in options]
-            budgets.append(
-                Budget(f"latency (ms, {fixed:.3g} for the rest taken off)", times, self.latency_ms - fixed)
-            )
-        if self.size_kb is not None:
-            fixed = 1e-3 * (table.rest_nbytes + sum(o.nbytes for o in others))
-            sizes = [[1e-3 * (o.nbytes or 0) for o in found] for found in options]
-            budgets.append(
-                Budget(f"size (kB, {fixed:.3g} for the rest taken off)", sizes, self.size_kb - fixed)
-            )
+        for what, most, scale, rest, part in (
+            ("latency (ms", self.latency_ms, 1e3, table.rest_s, "time_s"),
+            ("size (kB", self.size_kb, 1e-3, table.rest_nbytes, "nbytes"),
+        ):
+            if most is not None:
+                fixed = scale * (rest + sum(getattr(o, part) for o in others))
+                costs = [[scale * (getattr(o, part) or 0.0) for o in found] for found in options]
+                budgets.append(Budget(f"{what}, {fixed:.3g} for the rest taken off)", costs, most - fixed))
         return budgets

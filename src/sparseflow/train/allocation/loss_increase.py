@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from itertools import islice
-from typing import Any
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from pydantic import Field
+from torch import Tensor
 from torch.nn import functional as F
 
 from sparseflow.core.structures import Structure
 from sparseflow.registry import Registry
-from sparseflow.train.allocation.base import Problem
+from sparseflow.train.allocation.base import Assigned, Problem, Strategy
+from sparseflow.train.allocation.knapsack import Budget, solve
+from sparseflow.train.methods.observe import take
 from sparseflow.train.rules import scores_of, weight_of
+from sparseflow.train.trainer import device_of, evaluating
 
 CHUNK = 16
 """Samples whose mean gradient is one sample of the Fisher information."""
@@ -32,7 +35,8 @@ class LossIncrease(ABC):
 
     def __init__(self, problem: Problem, samples: int) -> None:
         self.model, self.samples = problem.model, samples
-        self.batches = list(_first(problem, samples))
+        device = device_of(self.model)
+        self.batches = [(x.to(device), y.to(device)) for x, y in take(problem.loader, samples)]
 
     @abstractmethod
     def of(self, name: str, structure: Structure, density: float) -> float:
@@ -64,7 +68,7 @@ class SecondOrder(LossIncrease):
         weights = [weight_of(self.model, name) for name in names]
         fisher = [torch.zeros_like(w) for w in weights]
         count = 0
-        with _evaluating(self.model):
+        with evaluating(self.model):
             for x, labels in self.batches:
                 for part, wanted in zip(x.split(CHUNK), labels.split(CHUNK), strict=True):
                     loss = F.cross_entropy(self.model(part), wanted)
@@ -108,31 +112,33 @@ class Measured(LossIncrease):
 
     def _loss(self) -> float:
         total = count = 0.0
-        with torch.no_grad(), _evaluating(self.model):
+        with torch.no_grad(), evaluating(self.model):
             for x, labels in self.batches:
                 total += float(F.cross_entropy(self.model(x), labels, reduction="sum"))
                 count += len(labels)
         return total / count
 
 
-def _first(problem: Problem, samples: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of the loader up to ``samples`` samples, on the model's device."""
-    device, left = next(problem.model.parameters()).device, samples
-    for x, labels in islice(problem.loader, samples):
-        if left <= 0:
-            return
-        yield x[:left].to(device), labels[:left].to(device)
-        left -= len(labels)
+class Estimated(Strategy):
+    """A strategy that weighs loss increases.
 
+    Attributes
+    ----------
+    estimate : str
+        ``measured`` prunes each layer alone and looks at the loss, ``second-order`` uses gradients.
+    samples : int
+        How many training samples are looked at.
+    """
 
-class _evaluating:
-    """The model in evaluation mode for a while."""
+    estimate: Literal["measured", "second-order"] = "measured"
+    samples: int = Field(default=512, ge=1)
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model, self.was = model, model.training
+    def increase(self, problem: Problem) -> LossIncrease:
+        """The estimate that was asked for."""
+        return ESTIMATES[self.estimate](problem, self.samples)
 
-    def __enter__(self) -> None:
-        self.model.eval()
-
-    def __exit__(self, *_: Any) -> None:
-        self.model.train(self.was)
+    @staticmethod
+    def least(options: list[list[Assigned]], budgets: Sequence[Budget]) -> tuple[Assigned, ...]:
+        """One of each layer's options: the least loss increases, added up, within the budgets."""
+        chosen = solve([[o.loss or 0.0 for o in found] for found in options], budgets)
+        return tuple(found[i] for found, i in zip(options, chosen, strict=True))

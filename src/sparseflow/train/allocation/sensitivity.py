@@ -8,34 +8,28 @@ from pydantic import Field
 
 from sparseflow.core.structures import Structure
 from sparseflow.train.allocation.base import STRATEGIES, Assigned, Problem, Slot, SparsityBudget
-from sparseflow.train.allocation.knapsack import Budget, solve
-from sparseflow.train.allocation.loss_increase import ESTIMATES
+from sparseflow.train.allocation.knapsack import Budget
+from sparseflow.train.allocation.loss_increase import Estimated
 
 
 @STRATEGIES.register("sensitivity")
-class Sensitivity(SparsityBudget):
+class Sensitivity(Estimated, SparsityBudget):
     """The densities of least loss increase, the layers' increases added up, within a budget of weights.
 
     Attributes
     ----------
     densities : tuple of float
         Those that are tried; dense is always one of the options.
-    estimate : str
-        ``measured`` prunes each layer alone and looks at the loss, ``second-order`` uses gradients.
-    samples : int
-        How many training samples are looked at.
     """
 
     strategy: Literal["sensitivity"] = "sensitivity"
     densities: tuple[float, ...] = Field(
         default=(0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08, 0.05, 0.03), strict=False
     )
-    estimate: Literal["measured", "second-order"] = "measured"
-    samples: int = Field(default=512, ge=1)
 
     def allocate(self, problem: Problem) -> tuple[Assigned, ...]:
         """See `Strategy`."""
-        increase = ESTIMATES[self.estimate](problem, self.samples)
+        increase = self.increase(problem)
         options = []
         for slot in problem.slots:
             structure = slot.only("sensitivity")
@@ -45,9 +39,7 @@ class Sensitivity(SparsityBudget):
         kept = [
             [o.density * slot.size for o in found] for slot, found in zip(problem.slots, options, strict=True)
         ]
-        budget = Budget("weights", kept, self.kept(problem))
-        chosen = solve([[o.loss or 0.0 for o in found] for found in options], [budget])
-        return tuple(found[i] for found, i in zip(options, chosen, strict=True))
+        return self.least(options, [Budget("weights", kept, self.kept(problem))])
 
     def _densities(self, slot: Slot, structure: Structure) -> tuple[float, ...]:
         if structure.fixed_density is not None:

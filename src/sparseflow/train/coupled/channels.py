@@ -84,18 +84,13 @@ class CoupledChannels:
         wiring = wiring_of(model, example_inputs)
         kept = np.ones(wiring.units, bool)
         for name, mask in masks.items():
-            rule = rule_for(model, name, tuple(rules))
-            if rule is not None and rule.coupled:
+            if _rule(model, rules, name) is not None:
                 kept[wiring.layers[name].outputs[~mask.keep.reshape(len(mask.keep), -1).any(axis=1)]] = False
         return cls(wiring, kept)
 
     def joined(self, model: nn.Module, rules: Sequence[Rule], masks: Mapping[str, Mask]) -> dict[str, Mask]:
         """A method's masks with those of coupled layers in place of what it would have chosen for each of them."""
-        others = {}
-        for name, mask in masks.items():
-            rule = rule_for(model, name, tuple(rules))
-            if rule is None or not rule.coupled:
-                others[name] = mask
+        others = {name: mask for name, mask in masks.items() if _rule(model, rules, name) is None}
         return others | self.masks(model)
 
     def masks(self, model: nn.Module) -> dict[str, Mask]:
@@ -136,6 +131,12 @@ def coupled_rules(rules: Sequence[Rule]) -> bool:
     return any(rule.coupled for rule in rules)
 
 
+def _rule(model: nn.Module, rules: Sequence[Rule], name: str) -> Rule | None:
+    """The rule of a layer if it is a coupled one."""
+    rule = rule_for(model, name, tuple(rules))
+    return rule if rule is not None and rule.coupled else None
+
+
 def _density(model: nn.Module, rules: Sequence[Rule], wiring: Wiring, layers: Sequence[str]) -> float | None:
     """The density that the coupled rules ask for a set of layers; None if the set stays whole."""
     densities = set()
@@ -143,8 +144,8 @@ def _density(model: nn.Module, rules: Sequence[Rule], wiring: Wiring, layers: Se
         ports = wiring.layers[name]
         if ports.groups > 1 and ports.groups == len(ports.inputs):
             continue
-        rule = rule_for(model, name, tuple(rules))
-        if rule is None or not rule.coupled:
+        rule = _rule(model, rules, name)
+        if rule is None:
             return None
         densities.add(rule.density)
     if len(densities) > 1:

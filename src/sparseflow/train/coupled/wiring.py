@@ -20,6 +20,7 @@ from torch.fx import Node
 
 from sparseflow.core.activations import keeping_zero
 from sparseflow.core.arrays import Array
+from sparseflow.train.trainer import evaluating
 
 aten = torch.ops.aten
 CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
@@ -116,11 +117,8 @@ def wiring_of(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Wiring:
     G. Fang et al., "DepGraph: towards any structural pruning", CVPR 2023, section 3 (groups of coupled layers); here
     channel by channel, so that parts of a layer may belong to different groups.
     """
-    was_training = model.training
-    try:
-        program = torch.export.export(model.eval(), example_inputs)
-    finally:
-        model.train(was_training)
+    with evaluating(model):
+        program = torch.export.export(model, example_inputs)
     return _Reading(program).run()
 
 

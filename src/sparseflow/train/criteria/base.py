@@ -73,18 +73,13 @@ class Scores:
         self.name, self.criterion = name, CRITERIA[name]()
         self.sums: dict[str, Tensor] = {}
 
-    @property
-    def reads(self) -> Reads:
-        """What the criterion reads."""
-        return self.criterion.reads
-
     def add(self, layer: str, weight: Tensor, seen: Tensor) -> None:
         """Take note of a batch's gradient or input rows."""
         self.sums[layer] = self.criterion.summand(weight.detach(), seen.detach()) + self.sums.get(layer, 0)
 
     def add_gradient(self, layer: str, weight: Tensor, gradient: Tensor | None) -> None:
         """Take note of a training step's gradient, if the criterion reads it."""
-        if gradient is not None and self.reads in (Reads.GRADIENTS, Reads.STEPS):
+        if gradient is not None and self.criterion.reads in (Reads.GRADIENTS, Reads.STEPS):
             self.add(layer, weight, gradient)
 
     def of(self, layer: str, weight: Tensor) -> Tensor:
@@ -95,7 +90,7 @@ class Scores:
         SparseflowError
             If the criterion has seen nothing of the layer.
         """
-        if self.reads is not Reads.WEIGHTS and layer not in self.sums:
+        if self.criterion.reads is not Reads.WEIGHTS and layer not in self.sums:
             raise SparseflowError(
                 f"{self.name}: layer {layer!r} has seen no data; call calibrate(batches) first"
             )
@@ -103,7 +98,7 @@ class Scores:
 
     def so_far(self, layer: str, weight: Tensor) -> Tensor:
         """The scores in a training; before the first gradient the magnitudes."""
-        known = self.reads is Reads.WEIGHTS or layer in self.sums
+        known = self.criterion.reads is Reads.WEIGHTS or layer in self.sums
         return self.of(layer, weight) if known else weight.detach().abs()
 
 

@@ -6,12 +6,10 @@ from typing import Any
 
 import lightning.pytorch as lightning
 
-from sparseflow.core.mask import Mask
-from sparseflow.errors import SparseflowError
-from sparseflow.train.integrations.phases import MakeMethod, Phases
+from sparseflow.train.integrations.phases import MakeMethod, Phases, PhasesCallback
 
 
-class SparsityCallback(lightning.Callback):
+class SparsityCallback(PhasesCallback, lightning.Callback):
     """Sparsity training of a `LightningModule`: the method's epochs, then retraining with its masks.
 
     Its state is part of Lightning's checkpoints, so ``trainer.fit(..., ckpt_path=...)`` goes on with it.
@@ -22,21 +20,11 @@ class SparsityCallback(lightning.Callback):
         ``make(module) -> method``; rules see the names of the `LightningModule`'s submodules.
     """
 
+    start = "trainer.fit"
+
     def __init__(self, make: MakeMethod) -> None:
-        self._make = make
-        self._phases: Phases | None = None
+        super().__init__(make)
         self._saved: dict[str, Any] | None = None
-
-    @property
-    def masks(self) -> dict[str, Mask]:
-        """The masks by layer name; empty until the method has ended.
-
-        Raises
-        ------
-        SparseflowError
-            Before the training has begun.
-        """
-        return self._running().masks
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Make the method, or restore it from a checkpoint."""
@@ -74,8 +62,3 @@ class SparsityCallback(lightning.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Kept until the training starts."""
         self._saved = state_dict or None
-
-    def _running(self) -> Phases:
-        if self._phases is None:
-            raise SparseflowError("sparsity callback: the training has not begun; call trainer.fit first")
-        return self._phases

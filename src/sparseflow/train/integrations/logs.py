@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from sparseflow.errors import SparseflowError
+from sparseflow.errors import SparseflowError, needs
 from sparseflow.train.progress import TrainEvent
 
 COLUMNS = ("stage", "epoch", "learning_rate", "loss", "accuracy", "detail")
@@ -52,12 +51,8 @@ class TensorBoardLog:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        try:
+        with needs("tensorboard", "TensorBoard log", SparseflowError):
             from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise SparseflowError(
-                "TensorBoard is not installed: python -m pip install 'sparseflow[tensorboard]'"
-            ) from error
         self._writer = SummaryWriter(str(folder))
 
     def __call__(self, event: TrainEvent) -> None:
@@ -70,7 +65,5 @@ class TensorBoardLog:
     def __enter__(self) -> TensorBoardLog:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._writer.close()

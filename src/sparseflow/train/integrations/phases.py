@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from sparseflow.core.mask import Mask
-from sparseflow.core.structures import parse_structure
 from sparseflow.errors import SparseflowError, first_line
 from sparseflow.train import parallel
+from sparseflow.train.checkpoint import masks_of, masks_state
 from sparseflow.train.methods import InTraining, MaskedWeights, Method
 
 MakeMethod = Callable[[nn.Module], Method]
@@ -83,8 +83,7 @@ class Phases:
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed training needs, as tensors and plain containers."""
-        masks = {n: [str(m.structure), torch.from_numpy(m.keep.copy())] for n, m in self.masks.items()}
-        return {"masks": masks, "hook": self.hook.state_dict()}
+        return {"masks": masks_state(self.masks), "hook": self.hook.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`.
@@ -96,12 +95,7 @@ class Phases:
         """
         try:
             if state["masks"]:
-                self._mask(
-                    {
-                        n: Mask(keep.numpy(), parse_structure(text))
-                        for n, (text, keep) in state["masks"].items()
-                    }
-                )
+                self._mask(masks_of(state["masks"]))
             self.hook.load_state_dict(state["hook"])
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             reason = first_line(error)
@@ -112,3 +106,35 @@ class Phases:
     def _mask(self, masks: dict[str, Mask]) -> None:
         self.masks = masks
         self.hook = MaskedWeights(self.model, masks)
+
+
+class PhasesCallback:
+    """What the callbacks of all frameworks have in common.
+
+    Attributes
+    ----------
+    start : str
+        The framework's call that begins the training.
+    """
+
+    start: ClassVar[str]
+
+    def __init__(self, make: MakeMethod) -> None:
+        self._make = make
+        self._phases: Phases | None = None
+
+    @property
+    def masks(self) -> dict[str, Mask]:
+        """The masks by layer name; empty until the method has ended.
+
+        Raises
+        ------
+        SparseflowError
+            Before the training has begun.
+        """
+        return self._running().masks
+
+    def _running(self) -> Phases:
+        if self._phases is None:
+            raise SparseflowError(f"sparsity callback: the training has not begun; call {self.start} first")
+        return self._phases

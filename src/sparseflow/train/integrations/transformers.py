@@ -8,17 +8,15 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from sparseflow.core.mask import Mask
-from sparseflow.errors import SparseflowError
 from sparseflow.train import parallel
 from sparseflow.train.checkpoint import load_checkpoint, save_checkpoint
-from sparseflow.train.integrations.phases import MakeMethod, Phases
+from sparseflow.train.integrations.phases import MakeMethod, Phases, PhasesCallback
 
 FILE = "sparsity.ckpt"
 """The callback's file in each of the Trainer's checkpoint folders."""
 
 
-class SparsityCallback(TrainerCallback):
+class SparsityCallback(PhasesCallback, TrainerCallback):
     """Sparsity training with the Hugging Face `Trainer`: the method's epochs, then retraining with its masks.
 
     It keeps a file of its own in the Trainer's checkpoints, so ``resume_from_checkpoint=True`` goes on with it.
@@ -29,21 +27,11 @@ class SparsityCallback(TrainerCallback):
         ``make(model) -> method``.
     """
 
+    start = "trainer.train"
+
     def __init__(self, make: MakeMethod) -> None:
-        self._make = make
-        self._phases: Phases | None = None
+        super().__init__(make)
         self._steps = 0
-
-    @property
-    def masks(self) -> dict[str, Mask]:
-        """The masks by layer name; empty until the method has ended.
-
-        Raises
-        ------
-        SparseflowError
-            Before the training has begun.
-        """
-        return self._running().masks
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Make the method, or restore it from the checkpoint that the Trainer resumes from."""
@@ -78,8 +66,3 @@ class SparsityCallback(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Leave the model in its structure."""
         self._running().finish()
-
-    def _running(self) -> Phases:
-        if self._phases is None:
-            raise SparseflowError("sparsity callback: the training has not begun; call trainer.train first")
-        return self._phases

@@ -3,53 +3,42 @@
 from sparseflow.train.methods.admm import ADMM, AdmmSettings
 from sparseflow.train.methods.base import (
     METHODS,
-    CalibrationSettings,
     InTraining,
     MaskedWeights,
     Method,
     MethodSettings,
     Need,
     OneShot,
-    TrainingSettings,
 )
-from sparseflow.train.methods.gradual import Gradual, GradualSettings
-from sparseflow.train.methods.group_lasso import GroupLasso, GroupLassoSettings
-from sparseflow.train.methods.hoyer import Hoyer, HoyerSettings
-from sparseflow.train.methods.movement import Movement, MovementSettings
-from sparseflow.train.methods.one_shot import ByScores, ByScoresSettings, method_of
+from sparseflow.train.methods.gradual import Gradual
+from sparseflow.train.methods.group_lasso import GroupLasso
+from sparseflow.train.methods.hoyer import Hoyer
+from sparseflow.train.methods.movement import Movement
+from sparseflow.train.methods.one_shot import ByScores, method_of
 from sparseflow.train.methods.ramp import RampSettings
 from sparseflow.train.methods.rigl import RigL, RigLSettings
-from sparseflow.train.methods.second_order import SecondOrder, SecondOrderSettings
-from sparseflow.train.methods.sr_ste import SrSte, SrSteSettings
+from sparseflow.train.methods.second_order import SecondOrder
+from sparseflow.train.methods.sr_ste import SrSte
 
 __all__ = [
     "ADMM",
     "METHODS",
     "AdmmSettings",
     "ByScores",
-    "ByScoresSettings",
-    "CalibrationSettings",
     "Gradual",
-    "GradualSettings",
     "GroupLasso",
-    "GroupLassoSettings",
     "Hoyer",
-    "HoyerSettings",
     "InTraining",
     "MaskedWeights",
     "Method",
     "MethodSettings",
     "Movement",
-    "MovementSettings",
     "Need",
     "OneShot",
     "RampSettings",
     "RigL",
     "RigLSettings",
     "SecondOrder",
-    "SecondOrderSettings",
     "SrSte",
-    "SrSteSettings",
-    "TrainingSettings",
     "method_of",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from pydantic import Field, model_validator
@@ -101,6 +101,10 @@ class ADMM(InTraining):
     Settings = AdmmSettings
     settings: AdmmSettings
     by_layer = ("removed", "z", "u")
+    numbers = ("rho", "updates", "part")
+    removed: dict[str, Tensor]
+    z: dict[str, Tensor]
+    u: dict[str, Tensor]
     when: ClassVar[str] = "the most accuracy at high sparsity, in any structure, when there is time to train"
 
     def __init__(
@@ -109,9 +113,6 @@ class ADMM(InTraining):
         super().__init__(model, rules, settings)
         self.rho = settings.rho
         self.updates = self.part = 0
-        self.removed: dict[str, Tensor] = {}
-        self.z: dict[str, Tensor] = {}
-        self.u: dict[str, Tensor] = {}
         for target in self.targets:
             weight = self.weight(target).detach()
             self.z[target.name] = self._project(target, weight)
@@ -144,10 +145,7 @@ class ADMM(InTraining):
 
     def after_step(self) -> None:
         """Weights that an earlier part removed stay at zero."""
-        with torch.no_grad():
-            for target in self.targets:
-                if target.name in self.removed:
-                    self.weight(target).masked_fill_(self.removed[target.name], 0.0)
+        self.remove(self.removed)
 
     def after_epoch(self, epoch: int) -> str:
         """Update Z and U if it is time, and move ρ along its ramp; at a part's end, begin the next."""
@@ -172,25 +170,13 @@ class ADMM(InTraining):
 
     def finish(self) -> dict[str, Mask]:
         """The masks of the projection of the weights as they are now."""
-        return {t.name: t.structure.mask(scores_of(self.weight(t), 2), t.density) for t in self.targets}
-
-    def state_dict(self) -> dict[str, Any]:
-        """ρ, the numbers of updates and of the part too."""
-        return super().state_dict() | {"rho": self.rho, "updates": self.updates, "part": self.part}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`."""
-        super().load_state_dict(state)
-        self.rho, self.updates, self.part = float(state["rho"]), int(state["updates"]), int(state["part"])
+        return self.masks_by(self.squares)
 
     def _next_part(self) -> None:
         """Remove what this part's density does not keep, and start the next with new duals."""
         for target in self.targets:
-            weight = self.weight(target).detach()
             if target.structure.fixed_density is None:
-                density = self.settings.density_in(self.part, target)
-                keep = target.structure.mask(scores_of(weight, 2), density).keep
-                self.removed[target.name] = torch.from_numpy(~keep).to(weight.device)
+                self.removed[target.name] = ~self._keep(target, self.weight(target).detach())
         self.after_step()
         self.part += 1
         self.rho = self.settings.rho
@@ -199,6 +185,8 @@ class ADMM(InTraining):
             self.z[target.name] = self._project(target, self.weight(target).detach())
 
     def _project(self, target: Target, weight: Tensor) -> Tensor:
+        return weight * self._keep(target, weight)
+
+    def _keep(self, target: Target, weight: Tensor) -> Tensor:
         density = self.settings.density_in(self.part, target)
-        keep = torch.from_numpy(target.structure.mask(scores_of(weight, 2), density).keep.copy())
-        return weight * keep.to(weight.device)
+        return self.kept(target, target.structure.mask(scores_of(weight, 2), density))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from enum import StrEnum
 from typing import Any, ClassVar
 
@@ -13,11 +14,19 @@ from torch import Tensor, nn
 
 from sparseflow.core.arrays import Array
 from sparseflow.core.mask import Mask
-from sparseflow.core.structures import Structure
+from sparseflow.core.structures import Structure, parse_structure
 from sparseflow.errors import StructureError
 from sparseflow.registry import Registry
-from sparseflow.train.rules import Rule, Target, select_targets, weight_of, with_chosen_libraries
+from sparseflow.train.rules import (
+    Rule,
+    Target,
+    scores_of,
+    select_targets,
+    weight_of,
+    with_library,
+)
 from sparseflow.train.settings import Settings
+from sparseflow.train.trainer import Hook
 
 
 class Need(StrEnum):
@@ -124,6 +133,14 @@ class Method(ABC):
     def finish(self) -> dict[str, Mask]:
         """The masks by layer name; `MaskedWeights` applies them."""
 
+    def masks_by(self, scores: Callable[[Target], Array]) -> dict[str, Mask]:
+        """The masks of the highest scores of each layer, at the density of the rules."""
+        return {t.name: t.structure.mask(scores(t), t.density) for t in self.targets}
+
+    def squares(self, target: Target) -> Array:
+        """The weights' squares, whose sum over a unit is what a projection removes with it."""
+        return scores_of(self.weight(target), 2)
+
 
 class OneShot(Method):
     """A method that does not train: ``calibrate`` if it needs data, then ``finish``."""
@@ -134,7 +151,7 @@ class OneShot(Method):
         """Look at ``settings.samples`` samples of ``batches`` of (x, labels)."""
 
 
-class InTraining(Method):
+class InTraining(Method, Hook):
     """A method that works in a training loop: one's own, or `Trainer`'s, whose `Hook` it is.
 
     The order of calls is ``begin_epoch``, then for each batch ``penalty`` (added to the loss), ``backward``,
@@ -144,40 +161,44 @@ class InTraining(Method):
     Attributes
     ----------
     by_layer : tuple of str
-        Names of the attributes that are the method's state: tensors of the weights' shapes by layer.
+        Names of the attributes that are the method's state: tensors of the weights' shapes by layer, none at first.
+    numbers : tuple of str
+        Names of those that are numbers.
     """
 
     needs: ClassVar[Need] = Need.TRAINING
     Settings: ClassVar[type[MethodSettings]] = TrainingSettings
     by_layer: ClassVar[tuple[str, ...]] = ()
+    numbers: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, model: nn.Module, rules: tuple[Rule, ...] | list[Rule], settings: Any = None) -> None:
         super().__init__(model, rules, settings)
-        self.targets = with_chosen_libraries(model, self.targets)
+        self.targets = tuple(
+            replace(t, structure=with_library(t.structure, self.squares(t))) for t in self.targets
+        )
+        for part in self.by_layer:
+            setattr(self, part, {})
 
-    def begin_epoch(self, epoch: int, steps: int) -> None:
-        """Call before each epoch with the number of completed ones and the number of batches in this one."""
+    def remove(self, removed: Mapping[str, Tensor]) -> None:
+        """Set weights to zero: bool tensors by layer, of some layers."""
+        with torch.no_grad():
+            for target in self.targets:
+                if target.name in removed:
+                    self.weight(target).masked_fill_(removed[target.name], 0.0)
 
-    def penalty(self) -> Tensor | None:
-        """What to add to the loss of a batch; None for nothing."""
-        return None
-
-    def before_step(self) -> None:
-        """Call after ``backward``, before each step of the optimiser; may change gradients."""
-
-    def after_step(self) -> None:
-        """Call after each step of the optimiser."""
-
-    def after_epoch(self, epoch: int) -> str:
-        """Call with the number of completed epochs; returns a word on the method's state."""
-        return ""
+    def kept(self, target: Target, mask: Mask) -> Tensor:
+        """What ``mask`` keeps of a layer as bool, on the device of its weight."""
+        return torch.from_numpy(mask.keep.copy()).to(self.weight(target).device)
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed training needs, as tensors and plain containers."""
         if not self.by_layer:
             return {}
         structures = {t.name: str(t.structure) for t in self.targets}  # with their libraries
-        return {part: dict(getattr(self, part)) for part in self.by_layer} | {"structures": structures}
+        numbers = {name: getattr(self, name) for name in self.numbers}
+        return (
+            {part: dict(getattr(self, part)) for part in self.by_layer} | {"structures": structures} | numbers
+        )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned.
@@ -193,16 +214,19 @@ class InTraining(Method):
         tensors = [item for part in self.by_layer for item in state[part].items()]
         if set(state["structures"]) != set(weights) or any(t.shape != weights[n].shape for n, t in tensors):
             raise ValueError("its state is of other layers")
-        self.targets = tuple(t.restored(state["structures"][t.name]) for t in self.targets)
+        structures = {name: parse_structure(text) for name, text in state["structures"].items()}
+        self.targets = tuple(replace(t, structure=structures[t.name]) for t in self.targets)
         for part in self.by_layer:
             here = {n: t.to(weights[n].device, copy=True) for n, t in state[part].items()}
             setattr(self, part, here)
+        for name in self.numbers:
+            setattr(self, name, state[name])
 
 
 METHODS: Registry[type[Method]] = Registry("method")
 
 
-class MaskedWeights:
+class MaskedWeights(Hook):
     """Keeps removed weights at exactly zero while a model is retrained.
 
     The weights are masked when it is made; `after_step` masks them again, whatever momentum and weight decay
@@ -226,15 +250,6 @@ class MaskedWeights:
         self._removed: dict[str, Tensor] = {}
         self._set({name: torch.from_numpy(~mask.keep) for name, mask in masks.items()})
         self.after_step()
-
-    def begin_epoch(self, epoch: int, steps: int) -> None:
-        """Nothing is to be prepared."""
-
-    def penalty(self) -> None:
-        """Nothing is added to the loss."""
-
-    def before_step(self) -> None:
-        """Gradients stay as they are."""
 
     def after_step(self) -> None:
         """Set all removed weights to zero."""

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from sparseflow.core.arrays import Array
@@ -14,7 +11,7 @@ from sparseflow.core.structures import Structure
 from sparseflow.train.methods.base import METHODS
 from sparseflow.train.methods.ramp import RampSettings, no_ramp, on_the_ramp
 from sparseflow.train.methods.scored import ScoredTraining, TrainedCriterion
-from sparseflow.train.rules import Rule, Target
+from sparseflow.train.rules import Target
 
 
 class GradualSettings(RampSettings):
@@ -43,11 +40,8 @@ class Gradual(ScoredTraining):
     Settings = GradualSettings
     settings: GradualSettings
     by_layer = ("removed",)
+    removed: dict[str, Tensor]
     when = "a good result for little effort; few settings, one training"
-
-    def __init__(self, model: nn.Module, rules: tuple[Rule, ...] | list[Rule], settings: Any = None) -> None:
-        super().__init__(model, rules, settings)
-        self.removed: dict[str, Tensor] = {}
 
     @classmethod
     def refuses(cls, structure: Structure, layer: nn.Module) -> str | None:
@@ -57,11 +51,11 @@ class Gradual(ScoredTraining):
     def after_step(self) -> None:
         """Make the masks anew if it is time; set removed weights to zero."""
         self.step += 1
-        self._apply()  # first, so that momentum gives no removed weight a magnitude
+        self.remove(self.removed)  # first, so that momentum gives no removed weight a magnitude
         progress = self.step / (self.steps * self.settings.epochs)
         if progress > self.settings.begin and self.step % self.settings.update_every == 0:
             self._remove(progress)
-            self._apply()
+            self.remove(self.removed)
 
     def after_epoch(self, epoch: int) -> str:
         """The sparsity of the layers together."""
@@ -70,7 +64,7 @@ class Gradual(ScoredTraining):
 
     def finish(self) -> dict[str, Mask]:
         """The masks at the density of the rules, inside of those that were there."""
-        return {t.name: t.structure.mask(self.scores(t), t.density) for t in self.targets}
+        return self.masks_by(self.scores)
 
     def scores(self, target: Target) -> Array:
         """The criterion's scores; 0 only of what is removed, so that masks are nested."""
@@ -85,11 +79,4 @@ class Gradual(ScoredTraining):
         for target in self.targets:
             density = self.settings.density(target.density, progress)
             structure, density = on_the_ramp(target.structure, density)
-            keep = structure.mask(self.scores(target), density).keep
-            self.removed[target.name] = torch.from_numpy(~keep).to(self.weight(target).device)
-
-    def _apply(self) -> None:
-        with torch.no_grad():
-            for target in self.targets:
-                if target.name in self.removed:
-                    self.weight(target).masked_fill_(self.removed[target.name], 0.0)
+            self.removed[target.name] = ~self.kept(target, structure.mask(self.scores(target), density))

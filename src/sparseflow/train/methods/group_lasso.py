@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from sparseflow.core.arrays import block_sizes
-from sparseflow.train.methods.base import METHODS, TrainingSettings
+from sparseflow.train.methods.base import METHODS
 from sparseflow.train.methods.penalties import TINY, GroupPenalty
-from sparseflow.train.rules import Rule
-
-
-class GroupLassoSettings(TrainingSettings):
-    """The penalty's weight.
-
-    Parameters
-    ----------
-    strength : float
-        λ of the sum over all groups of all layers.
-    """
-
-    strength: float = Field(default=1e-4, gt=0)
+from sparseflow.train.rules import Rule, Target
 
 
 @METHODS.register("group_lasso")
@@ -35,24 +24,16 @@ class GroupLasso(GroupPenalty):
     2006, equation 2.
     """
 
-    Settings = GroupLassoSettings
-    settings: GroupLassoSettings
     when = "filters, channels, columns or blocks, when few units carry most of the network"
 
-    def __init__(
-        self, model: nn.Module, rules: tuple[Rule, ...] | list[Rule], settings: GroupLassoSettings
-    ) -> None:
+    def __init__(self, model: nn.Module, rules: tuple[Rule, ...] | list[Rule], settings: Any = None) -> None:
         super().__init__(model, rules, settings)
         self._sizes = {}
         for target in self.targets:
             weight = self.weight(target)
             sizes = block_sizes(self.units[target.name], tuple(weight.shape))
-            self._sizes[target.name] = torch.tensor(sizes, dtype=weight.dtype, device=weight.device)
+            self._sizes[target.name] = torch.from_numpy(sizes).to(weight)
 
-    def penalty(self) -> Tensor:
-        """``λ Σ_g √|g| ‖w_g‖`` over the units of all layers."""
-        terms = [
-            (self._sizes[target.name] * (self.squared_norms(target) + TINY)).sqrt().sum()
-            for target in self.targets
-        ]
-        return self.settings.strength * torch.stack(terms).sum() if terms else torch.zeros(())
+    def term(self, target: Target) -> Tensor:
+        """``Σ_g √|g| ‖w_g‖``."""
+        return (self._sizes[target.name] * (self.squared_norms(target) + TINY)).sqrt().sum()

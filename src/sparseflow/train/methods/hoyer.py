@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-import torch
-from pydantic import Field
 from torch import Tensor
 
-from sparseflow.train.methods.base import METHODS, TrainingSettings
+from sparseflow.train.methods.base import METHODS
 from sparseflow.train.methods.penalties import TINY, GroupPenalty
-
-
-class HoyerSettings(TrainingSettings):
-    """The penalty's weight.
-
-    Parameters
-    ----------
-    strength : float
-        λ of the sum over the layers.
-    """
-
-    strength: float = Field(default=1e-4, gt=0)
+from sparseflow.train.rules import Target
 
 
 @METHODS.register("hoyer")
@@ -34,14 +21,9 @@ class Hoyer(GroupPenalty):
     sparsity measures", ICLR 2020, sections 4.1 and 4.2 (Hoyer-square and Group-HS).
     """
 
-    Settings = HoyerSettings
-    settings: HoyerSettings
     when = "the same structures as group_lasso, without shrinking the weights that stay"
 
-    def penalty(self) -> Tensor:
-        """``λ Σ_layers (Σ_g ‖w_g‖)² / Σ_g ‖w_g‖²``."""
-        terms = []
-        for target in self.targets:
-            squares = self.squared_norms(target) + TINY
-            terms.append(squares.sqrt().sum().square() / squares.sum())
-        return self.settings.strength * torch.stack(terms).sum() if terms else torch.zeros(())
+    def term(self, target: Target) -> Tensor:
+        """``(Σ_g ‖w_g‖)² / Σ_g ‖w_g‖²``."""
+        squares = self.squared_norms(target) + TINY
+        return squares.sqrt().sum().square() / squares.sum()

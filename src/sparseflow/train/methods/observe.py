@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparseflow.errors import DataError
-from sparseflow.train.trainer import device_of
+from sparseflow.train.trainer import evaluating
 
 
-def take(batches: Iterable[Any], samples: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Batches (x, labels or None) with ``samples`` samples together, fewer if there are no more.
+def take(batches: Iterable[Any], samples: int) -> Iterator[tuple[Tensor, Any]]:
+    """The first batches (x, labels or None) with ``samples`` samples together, fewer if there are no more.
 
     Raises
     ------
@@ -76,24 +76,15 @@ class _SeenAll(Exception):
     """Ends a forward pass after which nothing would be looked at."""
 
 
-def observe(
-    model: nn.Module,
-    names: Iterable[str],
-    tell: Callable[[str, nn.Module, Tensor], None],
-    inputs: Iterable[Tensor],
-) -> None:
-    """Run ``model`` in evaluation mode; ``tell(name, layer, x)`` gets the input of each named layer."""
-    for _ in observing(model, names, tell, inputs):
-        pass
-
-
 def observing(
     model: nn.Module,
     names: Iterable[str],
     tell: Callable[[str, nn.Module, Tensor], None],
     inputs: Iterable[Tensor],
 ) -> Iterator[None]:
-    """`observe`, a step for each of ``inputs``, so that several models can be run side by side.
+    """Run ``model`` in evaluation mode; ``tell(name, layer, x)`` gets the input of each named layer.
+
+    A step for each of ``inputs``, so that several models can be run side by side.
 
     The first forward pass is whole and counts the calls of each layer; later ones end with the last of them.
     """
@@ -113,15 +104,13 @@ def observing(
         return before
 
     handles = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
-    was_training = model.training
     try:
-        model.eval()
-        for x in inputs:
-            with torch.no_grad(), suppress(_SeenAll):
-                model(x.to(device_of(model)))
-            yield
-            left = Counter(calls)
+        with evaluating(model) as device:
+            for x in inputs:
+                with torch.no_grad(), suppress(_SeenAll):
+                    model(x.to(device))
+                yield
+                left = Counter(calls)
     finally:
-        model.train(was_training)
         for handle in handles:
             handle.remove()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
@@ -16,9 +17,9 @@ from sparseflow.core.structures import Unstructured
 from sparseflow.errors import DataError
 from sparseflow.train.criteria.base import Reads, Scores, criteria_of, readable
 from sparseflow.train.methods.base import METHODS, CalibrationSettings, Method, Need, OneShot
-from sparseflow.train.methods.observe import input_rows, observe, take
+from sparseflow.train.methods.observe import input_rows, observing, take
 from sparseflow.train.rules import Rule, Target, array_of
-from sparseflow.train.trainer import device_of
+from sparseflow.train.trainer import evaluating
 
 CALIBRATED = (Reads.WEIGHTS, Reads.INPUTS, Reads.GRADIENTS)
 
@@ -67,10 +68,10 @@ class ByScores(OneShot):
         DataError
             If there is no sample, or a batch has no labels for a criterion that reads gradients.
         """
-        if self.seen.reads is Reads.INPUTS:
+        if self.seen.criterion.reads is Reads.INPUTS:
             inputs = (x for x, _ in take(batches, self.settings.samples))
-            observe(self.model, [t.name for t in self.targets], self._add_inputs, inputs)
-        elif self.seen.reads is Reads.GRADIENTS:
+            deque(observing(self.model, [t.name for t in self.targets], self._add_inputs, inputs), 0)
+        elif self.seen.criterion.reads is Reads.GRADIENTS:
             self._add_gradients(batches)
 
     def finish(self) -> dict[str, Mask]:
@@ -81,7 +82,7 @@ class ByScores(OneShot):
         SparseflowError
             If the criterion needs data and there was no calibration.
         """
-        return {t.name: t.structure.mask(self._compared(t), t.density) for t in self.targets}
+        return self.masks_by(self._compared)
 
     def scores(self, target: Target) -> Array:
         """The criterion's scores, shape of the weight."""
@@ -102,19 +103,17 @@ class ByScores(OneShot):
 
     def _add_gradients(self, batches: Iterable[Any]) -> None:
         weights = {t.name: self.weight(t) for t in self.targets}
-        was_training, device = self.model.training, device_of(self.model)
         frozen = [weight for weight in weights.values() if not weight.requires_grad]
         for weight in frozen:
             weight.requires_grad_(True)
-        self.model.eval()
-        for x, labels in take(batches, self.settings.samples):
-            if labels is None:
-                raise DataError(f"{self.seen.name}: found batches without labels; give (x, labels)")
-            loss = F.cross_entropy(self.model(x.to(device)), labels.to(device))
-            gradients = torch.autograd.grad(loss, list(weights.values()))
-            for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
-                self.seen.add(name, weight, gradient)
-        self.model.train(was_training)
+        with evaluating(self.model) as device:
+            for x, labels in take(batches, self.settings.samples):
+                if labels is None:
+                    raise DataError(f"{self.seen.name}: found batches without labels; give (x, labels)")
+                loss = F.cross_entropy(self.model(x.to(device)), labels.to(device))
+                gradients = torch.autograd.grad(loss, list(weights.values()))
+                for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
+                    self.seen.add(name, weight, gradient)
         for weight in frozen:
             weight.requires_grad_(False)
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
+import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparseflow.core.mask import Mask
 from sparseflow.core.structures import Structure, UnitStructure
-from sparseflow.train.methods.base import InTraining
-from sparseflow.train.rules import Rule, Target, scores_of
+from sparseflow.train.methods.base import InTraining, TrainingSettings
+from sparseflow.train.rules import Rule, Target
 
 TINY = 1e-12
 """Under square roots, whose slope at zero is not finite."""
@@ -32,8 +35,23 @@ def unit_sums(x: Tensor, unit: tuple[int, ...]) -> Tensor:
     return x.reshape(shape).sum(tuple(range(1, 2 * x.ndim, 2)))
 
 
+class PenaltySettings(TrainingSettings):
+    """The penalty's weight.
+
+    Parameters
+    ----------
+    strength : float
+        λ of the sum over all layers.
+    """
+
+    strength: float = Field(default=1e-4, gt=0)
+
+
 class GroupPenalty(InTraining):
     """Base of regularisers that pull whole units to zero; the units with the smallest norms are removed at last."""
+
+    Settings = PenaltySettings
+    settings: PenaltySettings
 
     def __init__(self, model: nn.Module, rules: tuple[Rule, ...] | list[Rule], settings: Any = None) -> None:
         super().__init__(model, rules, settings)
@@ -50,6 +68,15 @@ class GroupPenalty(InTraining):
             return None
         return "it has no units that vanish as a whole; use admm or sr_ste"
 
+    @abstractmethod
+    def term(self, target: Target) -> Tensor:
+        """What a layer adds to the penalty, λ left out; a scalar."""
+
+    def penalty(self) -> Tensor:
+        """λ times the sum of the terms of all layers."""
+        terms = [self.term(target) for target in self.targets]
+        return self.settings.strength * torch.stack(terms).sum() if terms else torch.zeros(())
+
     def squared_norms(self, target: Target) -> Tensor:
         """``‖w_g‖²`` of each unit g of a layer."""
         return unit_sums(self.weight(target).square(), self.units[target.name])
@@ -65,4 +92,4 @@ class GroupPenalty(InTraining):
 
     def finish(self) -> dict[str, Mask]:
         """The masks of the units with the largest mean squares."""
-        return {t.name: t.structure.mask(scores_of(self.weight(t), 2), t.density) for t in self.targets}
+        return self.masks_by(self.squares)

@@ -61,16 +61,18 @@ class RigL(ScoredTraining):
     Settings = RigLSettings
     settings: RigLSettings
     by_layer = ("keep",)
+    numbers = ("moved",)
+    keep: dict[str, Tensor]
     when = 'training at a fixed, small number of weights all along; from scratch with start = "random"'
 
     def __init__(self, model: nn.Module, rules: tuple[Rule, ...] | list[Rule], settings: Any = None) -> None:
         super().__init__(model, rules, settings)
-        self.keep: dict[str, Tensor] = {}
         self._fresh: dict[str, Tensor] = {}
         for target in self.targets:
             weight = self.weight(target)
             first = weight if self.settings.start == "magnitude" else torch.rand(weight.shape)
-            self._set(target, target.structure.mask(scores_of(first), target.density))
+            mask = target.structure.mask(scores_of(first), target.density)
+            self.keep[target.name] = self.kept(target, mask)
         self.moved = 0
         self._apply()
 
@@ -95,7 +97,9 @@ class RigL(ScoredTraining):
                 continue
             before = self.keep[target.name]
             if due:
-                self._set(target, self.replace(target, scores_of(gradient), replaced))
+                self.keep[target.name] = self.kept(
+                    target, self.replace(target, scores_of(gradient), replaced)
+                )
                 self._fresh[target.name] = self.keep[target.name] & ~before
                 self.moved += int(self._fresh[target.name].sum())
             gradient.mul_(before & self.keep[target.name])
@@ -126,10 +130,7 @@ class RigL(ScoredTraining):
         """Set removed weights to zero, and grown ones, whatever momentum they had before."""
         self.step += 1
         self._apply()
-        with torch.no_grad():
-            for target in self.targets:
-                if target.name in self._fresh:
-                    self.weight(target).masked_fill_(self._fresh[target.name], 0.0)
+        self.remove(self._fresh)
         self._fresh = {}
 
     def after_epoch(self, epoch: int) -> str:
@@ -140,18 +141,10 @@ class RigL(ScoredTraining):
         """The masks as they are now."""
         return {t.name: Mask(self.keep[t.name].cpu().numpy(), t.structure) for t in self.targets}
 
-    def state_dict(self) -> dict[str, Any]:
-        """Masks and the number of grown weights too."""
-        return super().state_dict() | {"moved": self.moved}
-
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
         super().load_state_dict(state)
-        self.moved = int(state["moved"])
         self._apply()
-
-    def _set(self, target: Target, mask: Mask) -> None:
-        self.keep[target.name] = torch.from_numpy(mask.keep.copy()).to(self.weight(target).device)
 
     def _apply(self) -> None:
         with torch.no_grad():

@@ -163,7 +163,7 @@ class SecondOrder(OneShot):
             if dense is not None:
                 before = input_rows(layer, unpruned[name].pop(0))[0][chosen]
                 crosses[name] = (before.T @ rows).double() + crosses.get(name, 0)
-            if self.other is not None and self.other.reads is Reads.INPUTS:
+            if self.other is not None and self.other.criterion.reads is Reads.INPUTS:
                 self.other.add(name, layer.weight, rows[None])
             counts[name] = len(rows) + counts.get(name, 0)
 

@@ -53,7 +53,7 @@ class SrSte(StraightThrough):
 
     def final_masks(self) -> dict[str, Mask]:
         """The masks of the highest scores."""
-        return {t.name: t.structure.mask(self.scores(t), t.density) for t in self.targets}
+        return self.masks_by(self.scores)
 
     def shape_gradient(self, weight: nn.Parameter, latent: Tensor, keep: Tensor, name: str) -> None:
         """Add ``λ (1 − M) ⊙ W`` to the gradient."""

@@ -34,11 +34,11 @@ class StraightThrough(ScoredTraining):
     """
 
     by_layer = ("latent", "keep")
+    latent: dict[str, Tensor]
+    keep: dict[str, Tensor]
 
     def __init__(self, model: nn.Module, rules: tuple[Rule, ...] | list[Rule], settings: Any = None) -> None:
         super().__init__(model, rules, settings)
-        self.latent: dict[str, Tensor] = {}
-        self.keep: dict[str, Tensor] = {}
         for target in self.targets:
             self.latent[target.name] = self.weight(target).detach().clone()
             self.keep[target.name] = torch.ones_like(self.latent[target.name], dtype=torch.bool)
@@ -102,9 +102,9 @@ class StraightThrough(ScoredTraining):
         """The masks at the density of the rules."""
 
     def _mask(self) -> None:
-        masks = self.masks_now()
-        for name, mask in (masks or {}).items():
-            self.keep[name] = torch.from_numpy(mask.keep.copy()).to(self.latent[name].device)
+        masks = self.masks_now() or {}
         with torch.no_grad():
             for target in self.targets:
+                if target.name in masks:
+                    self.keep[target.name] = self.kept(target, masks[target.name])
                 self.weight(target).copy_(self.latent[target.name] * self.keep[target.name])

@@ -7,6 +7,7 @@ import hashlib
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 
 import torch
@@ -15,21 +16,24 @@ from torch import Tensor, nn
 from sparseflow.core.codec import encode
 from sparseflow.core.files import complete_file, write_json
 from sparseflow.core.mask import Mask
-from sparseflow.core.structures import parse_structure
+from sparseflow.core.prune_result import LayerSparsity, PruneResult
 from sparseflow.errors import CheckpointError, RecipeError, first_line
 from sparseflow.train import parallel
-from sparseflow.train.activations import Activation, MapHooks, fit_thresholds, take
+from sparseflow.train.activations import Activation, MapHooks, fit_thresholds, map_densities
 from sparseflow.train.aids import recalibrate_batch_norm
 from sparseflow.train.allocation import allocate, record, recorded, resolved, slots_of
 from sparseflow.train.checkpoint import (
     export_model,
     load_checkpoint,
     load_weights,
+    masks_of,
+    masks_state,
     save_checkpoint,
     save_weights,
 )
 from sparseflow.train.coupled import CoupledChannels, coupled_rules
 from sparseflow.train.methods import InTraining, MaskedWeights, Method, OneShot
+from sparseflow.train.methods.observe import take
 from sparseflow.train.progress import ProgressCallback
 from sparseflow.train.recipe.recipe import Recipe
 from sparseflow.train.recipe.sources import Sources, Workspace
@@ -40,9 +44,8 @@ from sparseflow.train.recipe.stages import (
     ThresholdsStage,
     TrainedStage,
 )
-from sparseflow.train.results import PruneResult, layer_table, map_table
-from sparseflow.train.rules import Rule, select_targets
-from sparseflow.train.trainer import Hook, Session, Trainer, evaluate
+from sparseflow.train.rules import Rule, layers_of, select_targets, weight_of
+from sparseflow.train.trainer import Hook, Session, Trainer, evaluate, frozen
 
 _MAP_SAMPLES = 1000  # test samples over which the result's map densities are averaged
 _SEED_STRIDE = 1_000_003
@@ -161,7 +164,7 @@ class _Run:
         if isinstance(stage, TrainedStage):
             self._train(index, stage, method, model)
         if isinstance(stage, ThresholdsStage):
-            calibration = take(self.sources.calibration(), stage.samples)
+            calibration = list(take(self.sources.calibration(), stage.samples))
             fit_thresholds(model, stage.prepare(model), calibration, stage.budget)
         if method is not None:
             self._apply(method, rules, model)
@@ -235,12 +238,11 @@ class _Run:
         return resolved(rules, assigned)
 
     def _store(self, path: Path, index: int, name: str, model: nn.Module) -> None:
-        masks = {n: [str(m.structure), torch.from_numpy(m.keep.copy())] for n, m in self.masks.items()}
         state = {
             "fingerprint": self._fingerprint(index),
             "stage": name,
             "model": {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()},
-            "masks": masks,
+            "masks": masks_state(self.masks),
             "history": self.history[name],
         }
         save_checkpoint(path, state)
@@ -254,9 +256,7 @@ class _Run:
             )
         try:
             model.load_state_dict(state["model"])
-            self.masks = {
-                n: Mask(keep.numpy(), parse_structure(text)) for n, (text, keep) in state["masks"].items()
-            }
+            self.masks = masks_of(state["masks"])
             self.history[name] = state["history"]
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise CheckpointError(
@@ -293,14 +293,9 @@ class _Run:
         if self.recipe.allocation is not None:
             slots_of(model, self._rules())
             self.recipe.allocation.identity()
-        modules = dict(model.named_modules())
         for index, stage in enumerate(self.recipe.stages):
-            for name in stage.freeze if isinstance(stage, TrainedStage) else ():
-                if name not in modules:
-                    raise RecipeError(
-                        f"{self.recipe.name}: stages[{index}].freeze: the model has no module {name!r}; "
-                        "correct its name"
-                    )
+            if isinstance(stage, TrainedStage):
+                frozen(model, stage.freeze, f"{self.recipe.name}: stages[{index}].freeze", RecipeError)
 
     def _rules(self) -> tuple[Rule, ...]:
         return tuple(config.rule() for config in self.recipe.rules)
@@ -327,7 +322,7 @@ class _Run:
             dense_accuracy=dense_accuracy,
             pruned_accuracy=evaluate(model, self.test),
             layers=layer_table(model, self.masks),
-            maps=map_table(model, self.activations, take(self.test, _MAP_SAMPLES)),
+            maps=tuple(map_densities(model, self.activations, take(self.test, _MAP_SAMPLES)).values()),
             history={k: tuple(v) for k, v in self.history.items()},
             dense_path=str(self.out / "dense.pt"),
             model_path=str(self.out / "model.pt"),
@@ -350,3 +345,15 @@ def _weights_hash(model: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def layer_table(model: nn.Module, masks: dict[str, Mask]) -> tuple[LayerSparsity, ...]:
+    """Every layer with weights; those without a mask are dense."""
+    rows = []
+    for name, module in layers_of(model).items():
+        shape = tuple(weight_of(model, name).shape)
+        mask = masks.get(name)
+        kept = prod(shape) if mask is None else int(mask.keep.sum())
+        kind = "linear" if isinstance(module, nn.Linear) else "conv"
+        rows.append(LayerSparsity(name, kind, shape, "dense" if mask is None else str(mask.structure), kept))
+    return tuple(rows)

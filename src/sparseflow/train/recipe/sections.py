@@ -7,9 +7,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from sparseflow.core.structures import parse_sparsify, parse_structure
-from sparseflow.errors import SparseflowError
 from sparseflow.train.rules import Rule
-from sparseflow.train.settings import STRICT
+from sparseflow.train.settings import STRICT, told_in_validation
 
 
 class DataConfig(BaseModel):
@@ -72,29 +71,23 @@ class RuleConfig(BaseModel):
     @field_validator("sparsify")
     @classmethod
     def _readable(cls, text: str | None) -> str | None:
-        try:
+        with told_in_validation():
             if text is not None and text != "dense":
                 parse_sparsify(text)
-        except SparseflowError as error:
-            raise ValueError(str(error)) from None
         return text
 
     @field_validator("choose")
     @classmethod
     def _structures(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
-        try:
+        with told_in_validation():
             return tuple(str(parse_structure(text)) for text in texts)
-        except SparseflowError as error:
-            raise ValueError(str(error)) from None
 
     @model_validator(mode="after")
     def _one_of_both(self) -> RuleConfig:
         if (self.sparsify is None) == (not self.choose):
             raise ValueError("found both or none of sparsify and choose; give one of them")
-        try:
+        with told_in_validation():
             self.rule()
-        except SparseflowError as error:
-            raise ValueError(str(error)) from None
         return self
 
     def rule(self) -> Rule:

@@ -126,8 +126,7 @@ class Sources:
         data = self.data
         if data is None:
             raise self._missing("data", "a train loader")
-        size = min(_TEST_BATCH, len(data.train_images))
-        return Batches(data.train_images, data.train_labels, size, data.statistics())
+        return _whole(data, data.train_images, data.train_labels)
 
     def test(self) -> Loader:
         """Test batches, in order and whole."""
@@ -138,10 +137,14 @@ class Sources:
         data = self.data
         if data is None:
             raise self._missing("data", "a test loader")
-        size = min(_TEST_BATCH, len(data.test_images))
-        return Batches(data.test_images, data.test_labels, size, data.statistics())
+        return _whole(data, data.test_images, data.test_labels)
 
     def _missing(self, section: str, instead: str) -> RecipeError:
         return RecipeError(
             f"{self.recipe.name}: {section}: missing; add a [{section}] section or give {instead} in Python"
         )
+
+
+def _whole(data: ImageData, images: Tensor, labels: Tensor) -> Batches:
+    """All of them in order, normalised as in training."""
+    return Batches(images, labels, min(_TEST_BATCH, len(images)), data.statistics())

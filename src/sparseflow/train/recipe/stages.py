@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, create_model, model_validator
 from torch import nn
 
-from sparseflow.errors import SparseflowError
 from sparseflow.train.activations import (
     REGULARISERS,
     Activation,
@@ -20,7 +19,7 @@ from sparseflow.train.activations import (
     sparsify_activations,
 )
 from sparseflow.train.methods import Method, MethodSettings, Need, method_of
-from sparseflow.train.settings import StageKeys, TrainKeys, TrainSettings
+from sparseflow.train.settings import StageKeys, TrainKeys, TrainSettings, told_in_validation
 
 
 class Stage(StageKeys):
@@ -126,10 +125,8 @@ class MethodStage(Stage):
 
     @model_validator(mode="after")
     def _settings_fit_together(self) -> MethodStage:
-        try:
+        with told_in_validation():
             self.method_settings()
-        except SparseflowError as error:
-            raise ValueError(str(error)) from None
         return self
 
 

@@ -6,6 +6,6 @@ from sparseflow.engine.measure.peers import (  # noqa: F401  (each registers)
     openvino_peer,
     torch_peer,
 )
-from sparseflow.engine.measure.peers.base import PEERS, Array, Peer, Subject, installed
+from sparseflow.engine.measure.peers.base import PEERS, Array, Peer, Subject, installed, prepared
 
-__all__ = ["PEERS", "Array", "Peer", "Subject", "installed"]
+__all__ = ["PEERS", "Array", "Peer", "Subject", "installed", "prepared"]

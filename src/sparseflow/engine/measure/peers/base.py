@@ -5,15 +5,16 @@ from __future__ import annotations
 import importlib.util
 import logging
 import sys
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from sparseflow.errors import CompileError, ImportModelError, first_line
+from sparseflow.errors import CompileError, ImportModelError, SparseflowError, first_line
 from sparseflow.registry import Registry
 
 Array = np.ndarray[Any, Any]
@@ -94,6 +95,29 @@ def installed() -> tuple[str, ...]:
     return tuple(name for name in PEERS if importlib.util.find_spec(PEERS[name].package) is not None)
 
 
+def prepared(
+    subject: Subject,
+    names: Iterable[str],
+    threads: int,
+    folder: Path,
+    tell: tuple[Callable[[str], None], Callable[[str, str], None]],
+) -> Iterator[tuple[str, Peer, float]]:
+    """The named peers that can run the subject, with the seconds that each took to prepare.
+
+    ``tell`` is told what is being done, and name and reason of those that cannot.
+    """
+    say, left_out = tell
+    for name in names:
+        say(f"prepare {name}")
+        start = time.perf_counter()
+        try:
+            peer = PEERS[name].make(subject, threads, folder)
+        except (SparseflowError, RuntimeError) as error:
+            left_out(name, first_line(error))
+        else:
+            yield name, peer, time.perf_counter() - start
+
+
 def require(package: str) -> Any:
     """The imported package.
 
@@ -106,8 +130,7 @@ def require(package: str) -> Any:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
         raise CompileError(
-            f"peer {package}: not installed; python -m pip install 'sparseflow[peers]', "
-            "or leave it out of --against"
+            f"peer {package}: not installed; python -m pip install 'sparseflow[peers]', or leave it out of --against"
         ) from error
 
 
@@ -128,7 +151,6 @@ def _exported(subject: Subject) -> Any:
             warnings.simplefilter("ignore")
             program = torch.onnx.export(subject.model, arguments, dynamo=True, verbose=False)
     except Exception as error:
-        raise ImportModelError(
-            f"{subject.label}: torch.onnx.export cannot write it: {first_line(error)}"
-        ) from error
+        reason = first_line(error)
+        raise ImportModelError(f"{subject.label}: torch.onnx.export cannot write it: {reason}") from error
     return program.model_proto
