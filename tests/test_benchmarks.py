@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +17,10 @@ import torch
 from sparseflow.core.codec import encode
 from sparseflow.core.plan import CandidateTime, LayerPlan, Plan, RestTime
 from sparseflow.train.models import MnistCnn
+from tests.kernels.conftest import NEEDS_PAIRS
 
-SCRIPTS = Path(__file__).parents[1] / "benchmarks"
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ROOT / "benchmarks"
 
 
 @pytest.fixture(scope="module")
@@ -313,3 +316,57 @@ def test_weight_types_are_compared_with_float32(tmp_path: Path, monkeypatch: pyt
         rows = weight_types.markdown(data).splitlines()[2:5]
         assert [row.split(" | ")[2] for row in rows] == ["float32", "float16", "bfloat16"]
         assert "1.00×" in rows[0]
+
+
+@NEEDS_PAIRS
+def test_bfloat16_is_compared_with_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch import nn
+
+    from sparseflow.engine.frontends.importer import import_model
+
+    model = nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3)).eval()
+
+    class Loaded:
+        def imported(self) -> Any:
+            return import_model(model, (torch.zeros(1, 8, 12, 12),))
+
+    monkeypatch.setenv("SPARSEFLOW_CACHE", str(tmp_path))
+    for precision in script("precision"):
+        monkeypatch.setattr(precision, "load_model", lambda _request: Loaded())
+        arguments = ["--models", "small", "--weights", "none", "--rounds", "2", "--out", str(tmp_path)]
+        assert precision.main(arguments) == 0
+        data = json.loads((tmp_path / "precision.json").read_text())
+        (case,) = data["cases"].values()
+        assert (case["narrow_layers"], case["layers"]) == (2, 2)
+        assert 0 < case["error"] < 0.02
+        (row,) = precision.markdown(data).splitlines()[2:3]
+        assert row.startswith("| small | dense | ")
+
+
+@pytest.mark.slow
+def test_two_versions_are_timed_in_turn(tmp_path: Path) -> None:
+    from torch import nn
+
+    model = nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3)).eval()
+    path = tmp_path / "small.pt2"
+    torch.export.save(torch.export.export(model, (torch.zeros(1, 8, 12, 12),)), path)
+    options = ["--sparsify", "none", "--turns", "3", "--turn-s", "0.05", "--limit", "99"]
+    command = [sys.executable, "benchmarks/versions.py", str(ROOT), "--models", str(path), *options]
+    command += ["--cache", str(tmp_path / "cache")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads((tmp_path / "cache" / "rows.json").read_text())
+    assert row["difference"] == 0.0
+    assert 0.0 < row["ratio"] < 99.0
+    again = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert "small.pt2" in again.stdout
+    assert "none" not in again.stderr  # nothing is measured again
+    wrong = subprocess.run(
+        [sys.executable, "benchmarks/versions.py", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert wrong.returncode == 2
+    assert "found no src/sparseflow" in wrong.stderr

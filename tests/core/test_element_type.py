@@ -80,3 +80,21 @@ def test_another_array_is_refused() -> None:
 def test_float32_is_itself() -> None:
     values = np.array([1.1, -2.2e-45], np.float32)
     np.testing.assert_array_equal(FLOAT32.encode(values), values)
+
+
+@TYPES
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_neighbours_share_slots_of_32_bits(element: ElementType, axis: int) -> None:
+    values = np.random.default_rng(0).standard_normal((3, 5, 7)).astype(np.float32)
+    slots = element.joined(values, axis)
+    assert slots.dtype == element.slot
+    assert slots.itemsize == 4
+    assert slots.shape[axis] == -(-values.shape[axis] // element.per_slot)
+    found = element.parted(slots, axis, values.shape[axis])
+    np.testing.assert_array_equal(found, element.rounded(values))
+
+
+@pytest.mark.parametrize("element", [FLOAT16, BFLOAT16], ids=str)
+def test_a_slot_of_zeros_is_zero_whatever_their_signs(element: ElementType) -> None:
+    values = np.array([[0.0, -0.0, -1e-45, 1e-45], [-0.0, -0.0, 1.0, -0.0]], np.float32)
+    np.testing.assert_array_equal(element.joined(values, 1) != 0, [[False, False], [False, True]])

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparseflow.core import ELEMENT_TYPES, FORMATS, STRUCTURES, parse_structure
+from sparseflow.core import ELEMENT_TYPES, FLOAT32, FORMATS, STRUCTURES, parse_structure
 from sparseflow.core.activations import ACTIVATIONS
 from sparseflow.kernels.ir.elements import WIDEN
 from sparseflow.kernels.target.base import TARGETS
@@ -143,7 +143,7 @@ def test_the_operator_keeps_the_contract(walk: Any, compile_kernels: Any) -> Non
         OPERATORS["largest"](), ((2, 19, 9, 13),), lambda x: x.amax((2, 3), keepdim=True)
     )
     operator_contract.test_the_meaning_is_torchs_and_the_sign_is_true(example)
-    operator_contract.test_the_kernel_on_lanes(example, 2, compile_kernels)
+    operator_contract.test_the_kernel_on_lanes(example, FLOAT32, 2, compile_kernels)
 
 
 def test_the_element_type_keeps_the_contract(

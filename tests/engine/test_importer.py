@@ -20,7 +20,8 @@ from torch import nn
 from tvm import relax
 
 import sparseflow
-from sparseflow.engine.frontends.importer import Imported, TensorSpec, import_model
+from sparseflow.engine.frontends.importer import Imported, import_model
+from sparseflow.engine.runtime.manifest import Signature
 from sparseflow.errors import ImportModelError
 from sparseflow.passes.ops import constant_name
 from sparseflow.zoo import build
@@ -100,7 +101,7 @@ def small() -> tuple[nn.Module, torch.Tensor]:
 def test_module_equals_torch_and_keeps_names(small: tuple[nn.Module, torch.Tensor]) -> None:
     module, x = small
     imported = import_model(module, (x,))
-    assert imported.inputs == (TensorSpec("x", (2, 3, 9, 11), "float32"),)
+    assert imported.inputs == (Signature("x", (2, 3, 9, 11), "float32"),)
     assert imported.outputs[0].shape == (2, 5)
     assert weights(imported) == {
         "stem.weight": (8, 3, 3, 3),
@@ -233,7 +234,7 @@ def gemm_model(batch: int | str = "N", op: str = "Gemm") -> onnx.ModelProto:
 def test_free_dimensions_are_bound_by_shapes() -> None:
     model = gemm_model()
     imported = import_model(model, shapes={"x": (5, 4)})
-    assert imported.inputs[0] == TensorSpec("x", (5, 4), "float32")
+    assert imported.inputs[0] == Signature("x", (5, 4), "float32")
     assert imported.outputs[0].shape == (5, 3)
     assert weights(imported) == {"head.weight": (3, 4)}
     x = np.random.default_rng(1).normal(size=(5, 4)).astype("float32")

@@ -11,13 +11,17 @@ import torch
 import tvm
 
 from sparseflow.core.activations import ACTIVATIONS
+from sparseflow.core.element_type import BFLOAT16
+from sparseflow.engine.target.targets import host_target
+
+NEEDS_PAIRS = pytest.mark.skipif(
+    not host_target().multiplies(BFLOAT16), reason="this processor multiplies no pairs of bfloat16"
+)
 
 
 @pytest.fixture(scope="session")
 def host() -> Any:
     """The target of this machine."""
-    from sparseflow.engine.target.targets import host_target
-
     tvm.get_global_func("runtime.config_threadpool")(1, 2)
     return host_target()
 
@@ -28,8 +32,12 @@ class Kernels:
     def __init__(self, functions: Mapping[str, Any], target: Any) -> None:
         self.module = tvm.compile(tvm.IRModule(dict(functions)), target=target.tvm)
 
-    def __call__(self, name: str, inputs: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-        return self.run(name, inputs, [np.full(shape, np.nan, np.float32)])[0]
+    def __call__(
+        self, name: str, inputs: Sequence[np.ndarray], shape: tuple[int, ...], dtype: str = "float32"
+    ) -> np.ndarray:
+        """The one output, which holds NaN before, or the bits of two in bfloat16."""
+        fill = np.nan if dtype == "float32" else -1
+        return self.run(name, inputs, [np.full(shape, fill, dtype)])[0]
 
     def run(self, name: str, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """All outputs; what ``outputs`` hold is there before the kernel runs."""

@@ -34,7 +34,8 @@ from sparseflow.kernels.layouts.lane import LaneLayout
 from sparseflow.kernels.target.cpu import AVX2, AVX512, NEON, Cpu
 from sparseflow.kernels.template import TEMPLATES, Candidate, KernelTemplate, computed
 from sparseflow.kernels.weight import LayerWeight
-from sparseflow.kernels.workload import Layouts, Workload, covers_of, patterns_of
+from sparseflow.kernels.workload import Layouts, Workload, covers_of, dense_covers, patterns_of
+from tests.kernels.conftest import NEEDS_PAIRS
 
 MOST = 3  # candidates of a template that one case compiles
 
@@ -106,9 +107,9 @@ class Case:
         w = self.w
         out = (w.batch, w.residual_channels or w.filters, w.out_height, w.out_width)
         self.x = random.standard_normal((w.batch, w.channels, w.height, w.width)).astype(np.float32)
-        self.x *= random.random(self.x.shape) < w.map_density
+        self.x = w.maps.rounded(self.x * (random.random(self.x.shape) < w.map_density))
         self.bias = random.standard_normal(w.filters).astype(np.float32) if w.bias else None
-        self.residual = random.standard_normal(out).astype(np.float32) if w.residual else None
+        self.residual = w.maps.rounded(random.standard_normal(out)) if w.residual else None
         self.picks = self._draw_picks(random)
         self.expected = reference(w, self.x, weight, self.bias, self._picked())
 
@@ -182,13 +183,15 @@ class Case:
                 np.testing.assert_array_equal(have, true, err_msg=where)
             return
         out: LaneLayout = layouts.output
-        y = kernels(kernel, inputs, (self.w.batch, out.size))
+        y = kernels(kernel, inputs, (self.w.batch, out.size), out.element.slot)
         used = out.rows * out.cols
-        shape = (self.w.batch, out.channels, out.plane, out.lanes)
-        expected = out.pack(self.expected).reshape(shape)[:, :, :used]
-        np.testing.assert_allclose(
-            y.reshape(shape)[:, :, :used], expected, rtol=0, atol=1e-4 * scale, err_msg=where
+        shape = (self.w.batch, out.slots, out.plane, out.lanes)
+        found, expected = (
+            out.element.parted(v.reshape(shape)[:, :, :used], 1, out.channels)
+            for v in (y, out.pack(self.expected))
         )
+        atol = (1e-4 if out.element == FLOAT32 else 2.0 * out.element.step) * scale
+        np.testing.assert_allclose(found, expected, rtol=0, atol=atol, err_msg=where)
 
     def _operands(self, layouts: Layouts) -> list[np.ndarray]:
         extra = [] if self.bias is None else [self.bias]
@@ -213,6 +216,10 @@ class Case:
             assert len(buffer.shape) == array.ndim
             for size, have in zip(buffer.shape, array.shape, strict=True):
                 assert not isinstance(size, tvm.tirx.IntImm) or int(size) == have
+
+
+PAIRS = Cpu.of({"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "znver4"})
+"""A processor that multiplies pairs of bfloat16."""
 
 
 def conv(channels: int, size: tuple[int, int], filters: int, kernel: int = 3, **more: Any) -> Workload:
@@ -573,14 +580,58 @@ def test_workload_and_candidate_survive_their_text() -> None:
 
 @pytest.mark.parametrize("element", [FLOAT16, BFLOAT16], ids=str)
 def test_maps_of_other_types_are_refused_with_a_reason(element: ElementType) -> None:
-    workload = conv(12, (15, 15), 16, maps=element)
+    workload = conv(12, (15, 15), 16, maps=element, weights=element, covers=dense_covers())
     assert Workload.from_key(workload.key_exact()) == workload
     assert workload.key() != conv(12, (15, 15), 16).key()
     assert workload.input_bytes == 2 * 12 * 15 * 15
     assert workload.sums is FLOAT32
     for template in TEMPLATES.values():
-        assert f"maps of float32 only, these are {element}" in str(template.refusal(workload))
-    assert computed(element.name) is None
+        reason = str(template.refusal(workload))
+        if element in template.maps:
+            assert reason == "the target multiplies no bfloat16" or "cost more" in reason
+        else:
+            assert f"these are {element}" in reason
+    assert computed(FLOAT16.name) is None
+
+
+def in_pairs(workload: Workload) -> Workload:
+    """The workload on maps of bfloat16, for a processor that multiplies pairs of them."""
+    return replace(workload, maps=BFLOAT16, weights=BFLOAT16, target=PAIRS)
+
+
+@NEEDS_PAIRS
+@pytest.mark.parametrize("name", CASES)
+def test_maps_in_pairs_of_bfloat16(name: str, compile_kernels: Any, dense_reference: Any) -> None:
+    workload, structure, density = CASES[name]
+    for w in (workload, replace(workload, threads=2)):
+        case = Case(in_pairs(w), pruned(w, structure, density, len(name)), 3, dense_reference)
+        taken = case.check(compile_kernels, (1, 0, 2, 1), slack=1)
+        odd = w.filters % 2 or (w.channels // w.groups > 1 and w.groups > 1 and w.channels // w.groups % 2)
+        uneven = w.depthwise and w.filters != w.channels
+        alone = w.op == "linear" and w.width < 8
+        assert (taken > 0) == (not (odd or uneven or alone or w.residual_channels))
+
+
+@NEEDS_PAIRS
+@settings(
+    max_examples=10,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+    database=None,
+)
+@given(drawn=cases())
+def test_drawn_cases_in_pairs_of_bfloat16(
+    drawn: tuple[Workload, str, float, tuple[int, int, int, int], int],
+    compile_kernels: Any,
+    dense_reference: Any,
+) -> None:
+    workload, structure, density, halo, slack = drawn
+    even = {"filters": 2 * workload.filters, "passed": 2 * workload.passed, "residual_channels": 0}
+    channels = workload.channels if workload.groups == 1 else 2 * workload.channels
+    workload = in_pairs(replace(workload, channels=channels, **even))
+    case = Case(workload, pruned(workload, structure, density, 7), 7, dense_reference)
+    assert case.check(compile_kernels, halo, slack) > 0
 
 
 def test_covers_count_the_taps_that_filters_share() -> None:

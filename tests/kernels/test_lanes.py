@@ -43,7 +43,7 @@ def test_unpack_gives_back_what_was_packed(layout: LaneLayout, batch: int) -> No
     x = _random(batch, layout.channels, layout.height, layout.width)
     packed = layout.pack(x)
     assert packed.shape == (batch, layout.size)
-    assert packed.dtype == layout.element.dtype
+    assert packed.dtype == layout.element.slot
     np.testing.assert_array_equal(layout.unpack(packed), layout.element.rounded(x))
 
 
@@ -51,7 +51,8 @@ def test_unpack_gives_back_what_was_packed(layout: LaneLayout, batch: int) -> No
 @given(layout=layouts())
 def test_each_element_is_the_pixel_its_coordinates_name(layout: LaneLayout) -> None:
     x = layout.element.rounded(_random(1, layout.channels, layout.height, layout.width))
-    packed = layout.element.decode(layout.pack(x)).reshape(layout.channels, layout.plane, layout.lanes)
+    slots = layout.pack(x).reshape(layout.slots, layout.plane, layout.lanes)
+    packed = layout.element.parted(slots, 0, layout.channels)
     (gh, gw), (bh, bw) = layout.grid, layout.block
     for by in range(gh):
         for bx in range(gw):

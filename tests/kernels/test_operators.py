@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from sparseflow.core.element_type import BFLOAT16, FLOAT32, ElementType
 from sparseflow.kernels.incremental.operators import EVERY, MASK_VECTOR, KeptLayout
 from sparseflow.kernels.lane.attention import Attention
 from sparseflow.kernels.lane.operators import Pool
@@ -25,6 +26,7 @@ from sparseflow.ops.norm import LayerNorm
 from sparseflow.ops.operator import MAPS, OPERATORS, Operator, Setting
 from sparseflow.ops.pool import Mean, Pooling
 from sparseflow.passes.layout import logical
+from tests.kernels.conftest import NEEDS_PAIRS
 
 RNG = np.random.default_rng(6)
 LANES = AVX512.vectors.lanes
@@ -98,13 +100,29 @@ def test_the_meaning_is_torchs_and_the_sign_is_true(example: Example) -> None:
 
 @each
 @pytest.mark.parametrize("threads", [1, 2])
-def test_the_kernel_on_lanes(example: Example, threads: int, compile_kernels: Any) -> None:
+@pytest.mark.parametrize("element", [FLOAT32, pytest.param(BFLOAT16, marks=NEEDS_PAIRS)], ids=str)
+def test_the_kernel_on_lanes(
+    example: Example, element: ElementType, threads: int, compile_kernels: Any
+) -> None:
     operator, inputs = example.operator, _inputs(example)
+    if element != FLOAT32:
+        if operator.kind == "attention":
+            assert not operator.takes(element, [4, 4, 4])
+            return
+        if operator.kind in ("concat", "layer_norm"):  # whole slots
+            assert not operator.takes(element, [19, 21])
+            even = tuple(
+                (*s[:-1], 22) if operator.kind == "layer_norm" else (2, 18, *s[2:]) for s in example.shapes
+            )
+            example = replace(example, shapes=even, small=tuple((22,) for _ in example.small))
+            inputs = _inputs(example)
+        inputs = [element.rounded(x) if x.ndim > 1 else x for x in inputs]
     expected = _expected(example, inputs)
     view = MAPS[0] if MAPS[0] in operator.views else "tokens"
     shapes = [logical(s, view) for s in example.shapes]
     shape = shapes[0] if operator.reduces else logical(expected.shape, view)
-    out = canonical(*shape, LANES)
+    out = canonical(*shape, LANES, element)
+    assert element == FLOAT32 or operator.takes(element, [s[0] for s in shapes])
     needs = operator.needs(out, shapes, LANES, positive=False)
     if view == MAPS[0]:  # rows have no halo
         out = out.with_halo((0, 1, 1, 0))
@@ -114,10 +132,12 @@ def test_the_kernel_on_lanes(example: Example, threads: int, compile_kernels: An
     make = operator.on_lanes(needs, out, Setting(2, threads, AVX512.vectors))
     kernels = compile_kernels({"kernel": make("kernel")})
     operands = [*packed, *inputs[len(shapes) :], *constants]
-    y = kernels("kernel", operands, (2, shape[0] if operator.reduces else out.size))
+    size, dtype = (shape[0], "float32") if operator.reduces else (out.size, element.slot)
+    y = kernels("kernel", operands, (2, size), dtype)
     wanted = _nchw(expected, view)
     found = y.reshape(wanted.shape) if operator.reduces else out.unpack(y)
-    np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-5)
+    error = 2e-5 if element == FLOAT32 else 1.5 * element.step
+    np.testing.assert_allclose(found, wanted, rtol=error, atol=error)
 
 
 @each

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparseflow.core import ELEMENT_TYPES, ElementType
+from sparseflow.core import BFLOAT16, ELEMENT_TYPES, FLOAT32, ElementType
 from sparseflow.kernels.lane import conversions as relayout
 from sparseflow.kernels.lane.conversions import Strides
 from sparseflow.kernels.layouts.lane import LaneLayout, canonical
+from tests.kernels.conftest import NEEDS_PAIRS
 
 RNG = np.random.default_rng(1)
 MAPS = [(3, 7, 9), (1, 1, 1), (5, 14, 14), (2, 17, 4), (18, 8, 8)]
@@ -25,7 +26,7 @@ def _layouts(shape: tuple[int, int, int]) -> list[LaneLayout]:
 
 def _used(y: np.ndarray, layout: LaneLayout) -> np.ndarray:
     """Without the vector that only separates planes."""
-    return y.reshape(len(y), layout.channels, layout.plane, layout.lanes)[:, :, : layout.rows * layout.cols]
+    return y.reshape(len(y), layout.slots, layout.plane, layout.lanes)[:, :, : layout.rows * layout.cols]
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -66,22 +67,32 @@ def test_matrices_to_lanes_and_back(threads: int, compile_kernels: Any) -> None:
 
 
 @pytest.mark.parametrize("element", ELEMENT_TYPES.values(), ids=str)
-def test_maps_of_any_type_travel_as_they_are_stored(element: ElementType, compile_kernels: Any) -> None:
-    layout = replace(canonical(3, 7, 9, 16, element), halo=(1, 1, 1, 1), fill=float("-inf"))
-    strides = Strides.nchw(7, 9)
-    x = element.encode(RNG.standard_normal((2, 3 * 7 * 9)))
-    to, back = (np.ones((2, size), element.dtype) for size in (layout.size, 3 * 7 * 9))
+def test_maps_of_any_type_change_their_blocks(element: ElementType, compile_kernels: Any) -> None:
+    source = replace(canonical(5, 7, 9, 16, element), halo=(1, 1, 1, 1), fill=float("-inf"))
+    target = LaneLayout(5, 7, 9, (16, 1), (1, 9), (1, 0, 1, 2), element=element)
+    x = RNG.standard_normal((2, 5, 7, 9))
+    kernels = compile_kernels({"to": relayout.to_lanes(2, source, target, 1, "to")})
+    y = kernels("to", [source.pack(x), relayout.lane_table(target, source)], (2, target.size), element.slot)
+    np.testing.assert_array_equal(_used(y, target), _used(target.pack(x), target))
+
+
+@NEEDS_PAIRS
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("channels", [1, 2, 5, 8])
+def test_maps_change_their_type(channels: int, threads: int, compile_kernels: Any) -> None:
+    wide = replace(canonical(channels, 7, 9, 16), halo=(1, 1, 1, 1), fill=float("-inf"))
+    narrow = replace(wide, element=BFLOAT16)
+    x = RNG.standard_normal((2, channels, 7, 9))
     kernels = compile_kernels(
         {
-            "to": relayout.to_lanes(2, strides, layout, 1, "to"),
-            "back": relayout.from_lanes(2, layout, strides, 1, "back"),
+            "to": relayout.retype(2, wide, BFLOAT16, threads, "to"),
+            "back": relayout.retype(2, narrow, FLOAT32, threads, "back"),
         }
     )
-    (lanes,) = kernels.run("to", [x, relayout.lane_table(layout, strides)], [to])
-    packed = layout.pack(element.decode(x).reshape(2, 3, 7, 9))
-    np.testing.assert_array_equal(_used(lanes, layout), _used(packed, layout))
-    (found,) = kernels.run("back", [lanes, relayout.plain_table(layout)], [back])
-    np.testing.assert_array_equal(found, x)
+    y = kernels("to", [wide.pack(x)], (2, narrow.size), "int32")
+    np.testing.assert_array_equal(_used(y, narrow), _used(narrow.pack(x), narrow))
+    back = kernels("back", [y], (2, wide.size))
+    np.testing.assert_array_equal(_used(back, wide), _used(wide.pack(BFLOAT16.rounded(x)), wide))
 
 
 def test_lanes_to_lanes_with_other_blocks_halos_and_fills(compile_kernels: Any) -> None:

@@ -175,13 +175,14 @@ def operators() -> Any:
 def engine() -> Any:
     """``engine(mod, threads=1)``: the module through all of our phases, ranked by the cost model."""
     import sparseflow
-    from sparseflow.engine.frontends.importer import Imported, TensorSpec
+    from sparseflow.engine.frontends.importer import Imported
+    from sparseflow.engine.runtime.manifest import Signature
 
     def make(mod: tvm.IRModule, threads: int = 1) -> Any:
         main = mod["main"]
 
-        def spec(name: str, ty: Any) -> TensorSpec:
-            return TensorSpec(name, tuple(int(n) for n in ty.shape), str(ty.dtype.dtype))
+        def spec(name: str, ty: Any) -> Signature:
+            return Signature(name, tuple(int(n) for n in ty.shape), str(ty.dtype.dtype))
 
         fields = list(main.ret_ty.fields) if hasattr(main.ret_ty, "fields") else [main.ret_ty]
         inputs = tuple(spec(str(p.name), p.ty) for p in main.params)

@@ -12,13 +12,13 @@ import numpy.typing as npt
 from sparseflow.errors import DataError, first_line, needs
 
 if TYPE_CHECKING:
-    from sparseflow.engine.frontends.importer import TensorSpec
+    from sparseflow.engine.runtime.manifest import Signature
 
 Array = npt.NDArray[Any]
 FILES = (".npy", ".npz")
 
 
-def load_samples(text: str, inputs: Sequence[TensorSpec], limit: int) -> tuple[Array, ...]:
+def load_samples(text: str, inputs: Sequence[Signature], limit: int) -> tuple[Array, ...]:
     """At most ``limit`` samples for each input of a model.
 
     Parameters
@@ -26,7 +26,7 @@ def load_samples(text: str, inputs: Sequence[TensorSpec], limit: int) -> tuple[A
     text : str
         A ``.npy`` file with one array (count, …); a ``.npz`` file with one for each input, by name or in order; or the
         name of a data set, whose test images are normalised as in training.
-    inputs : sequence of TensorSpec
+    inputs : sequence of Signature
     limit : int
 
     Returns
@@ -57,7 +57,7 @@ def load_samples(text: str, inputs: Sequence[TensorSpec], limit: int) -> tuple[A
 
 
 def calibration_calls(
-    data: str | None, inputs: Sequence[TensorSpec], limit: int
+    data: str | None, inputs: Sequence[Signature], limit: int
 ) -> list[tuple[Array, ...]] | None:
     """The calls to calibrate with, of the model's own batch size; None without ``data``.
 
@@ -73,7 +73,7 @@ def calibration_calls(
     return list(batches(load_samples(data, inputs, limit), [spec.shape for spec in inputs], limit))
 
 
-def _from_file(path: Path, inputs: Sequence[TensorSpec]) -> tuple[Array, ...]:
+def _from_file(path: Path, inputs: Sequence[Signature]) -> tuple[Array, ...]:
     from sparseflow.engine.runtime.manifest import UNREADABLE
 
     try:

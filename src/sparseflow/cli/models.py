@@ -12,7 +12,8 @@ import numpy as np
 from sparseflow.errors import ImportModelError, needs
 
 if TYPE_CHECKING:
-    from sparseflow.engine.frontends.importer import Imported, TensorSpec
+    from sparseflow.engine.frontends.importer import Imported
+    from sparseflow.engine.runtime.manifest import Signature
     from sparseflow.engine.sparsify import Sparsified
 
 ZOO_PREFIX = "zoo:"
@@ -80,7 +81,7 @@ class LoadedModel:
         examples = None if self.examples is None else torch_inputs(self.examples)
         return import_model(self.model, examples, self.shapes or None)
 
-    def inputs(self, specs: Sequence[TensorSpec]) -> tuple[np.ndarray[Any, Any], ...]:
+    def inputs(self, specs: Sequence[Signature]) -> tuple[np.ndarray[Any, Any], ...]:
         """The example inputs, or seeded random ones of ``specs``."""
         given = self.examples
         if given is not None and [a.shape for a in given] == [s.shape for s in specs]:

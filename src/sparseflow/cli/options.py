@@ -52,6 +52,12 @@ WeightsOption = Annotated[
         help="Store weights as float32, bfloat16 or float16; half the bytes where a layer waits for memory.",
     ),
 ]
+PrecisionOption = Annotated[
+    str,
+    typer.Option(
+        metavar="TYPE", help="fp32, or bf16: multiply pairs of bfloat16 where a kernel does, sums in float32."
+    ),
+]
 CalibrateOption = Annotated[
     str | None,
     typer.Option(

@@ -52,6 +52,16 @@ class ElementType:
         return self.bits // 8
 
     @property
+    def per_slot(self) -> int:
+        """How many share a slot of 32 bits, the size of a sum: a vector of slots holds so many maps' channels."""
+        return 32 // self.bits
+
+    @property
+    def slot(self) -> str:
+        """NumPy's and TVM's name of the type of a slot."""
+        return self.storage if self.per_slot == 1 else "int32"
+
+    @property
     def dtype(self) -> np.dtype[Any]:
         """The NumPy type that holds the stored bits."""
         return np.dtype(self.storage)
@@ -85,6 +95,23 @@ class ElementType:
         if stored.dtype != self.dtype:
             raise ElementTypeError(f"{self.name}: found an array of {stored.dtype}; allowed: {self.storage}")
         return self._values(stored)
+
+    def joined(self, values: Array, axis: int) -> Array:
+        """``values`` as stored, `per_slot` neighbours along ``axis`` in one slot; missing ones at the end are zeros.
+
+        A slot of zeros is 0, whatever their signs.
+        """
+        if self.per_slot == 1:
+            return self.encode(values)
+        last = np.moveaxis(self.encode(self.rounded(values) + np.float32(0.0)), axis, -1)
+        spare = [(0, 0)] * (last.ndim - 1) + [(0, -last.shape[-1] % self.per_slot)]
+        slots = np.ascontiguousarray(np.pad(last, spare)).view(self.slot)
+        return np.ascontiguousarray(np.moveaxis(slots, -1, axis))
+
+    def parted(self, slots: Array, axis: int, count: int) -> Array:
+        """The inverse of `joined`: the first ``count`` float32 numbers along ``axis``."""
+        last = np.ascontiguousarray(np.moveaxis(slots, axis, -1)).view(self.dtype)[..., :count]
+        return np.moveaxis(self.decode(last), -1, axis)
 
     def _stored(self, values: Array) -> Array:
         with np.errstate(over="ignore"):

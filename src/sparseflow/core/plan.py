@@ -106,6 +106,8 @@ class LayerPlan:
         Density of the input above which the plain kernel runs instead; None where the chosen one is always faster.
     map_note : str
         Why its input carries no index.
+    element : str
+        Name of the `ElementType` in which its products are made.
     """
 
     name: str
@@ -130,6 +132,7 @@ class LayerPlan:
     map_index_bytes: int = 0
     map_switch: float | None = None
     map_note: str = ""
+    element: str = FLOAT32.name
 
 
 @dataclass(frozen=True)
@@ -216,6 +219,8 @@ class Plan:
         Densities of the layers' inputs on the calibration data, if there was any.
     weights : str
         Name of the `ElementType` in which weights are stored.
+    precision : str
+        ``fp32``, or ``bf16`` where layers may make their products in bfloat16.
     """
 
     layers: tuple[LayerPlan, ...]
@@ -229,6 +234,7 @@ class Plan:
     rest: tuple[RestTime, ...] = ()
     maps: MapProfile | None = None
     weights: str = FLOAT32.name
+    precision: str = "fp32"
 
     @property
     def layers_s(self) -> float:

@@ -13,7 +13,7 @@ from tvm import relax, tirx
 
 import sparseflow
 from sparseflow.core.checks import flag
-from sparseflow.core.element_type import ELEMENT_TYPES
+from sparseflow.core.element_type import BFLOAT16, ELEMENT_TYPES, FLOAT32
 from sparseflow.core.map_profile import MapProfile
 from sparseflow.core.plan import Plan, cut_summary
 from sparseflow.engine.frontends.importer import Imported
@@ -34,6 +34,9 @@ from sparseflow.passes.watch import watched
 
 Progress = Callable[[str], None]
 
+PRECISIONS = {"fp32": FLOAT32, "bf16": BFLOAT16}
+"""The types in which layers can multiply, by the names that users give them."""
+
 CHECKED_ARGUMENTS = 64
 """Most arguments of a kernel that TVM's code checks at each call."""
 
@@ -53,6 +56,8 @@ class Build:
     progress : callable or None
     weights : str
         Name of the `ElementType` in which weights are stored.
+    precision : str
+        A key of `PRECISIONS`: the type in which layers multiply, where a kernel does.
 
     Raises
     ------
@@ -68,6 +73,7 @@ class Build:
     dump: str | os.PathLike[str] | None = None
     progress: Progress | None = None
     weights: str = Plan.weights
+    precision: str = Plan.precision
 
     def __post_init__(self) -> None:
         def keep(name: str, value: object) -> None:
@@ -82,6 +88,13 @@ class Build:
             raise CompileError(f"sparsify={self.sparsify!r}: allowed: text")
         if self.weights not in ELEMENT_TYPES:
             raise CompileError(f"weights={self.weights!r}: allowed: {', '.join(ELEMENT_TYPES)}")
+        if self.precision not in PRECISIONS:
+            raise CompileError(f"precision={self.precision!r}: allowed: {', '.join(PRECISIONS)}")
+        if not self.target.multiplies(PRECISIONS[self.precision]):
+            raise CompileError(
+                f"precision={self.precision!r}: target {self.target.name} has no instruction that multiplies "
+                f"{PRECISIONS[self.precision]} (AVX512_BF16); allowed: fp32"
+            )
         if self.dump is not None and not isinstance(self.dump, str | os.PathLike):
             raise CompileError(f"dump={self.dump!r}: allowed: the path of a folder")
         if self.progress is not None and not callable(self.progress):
@@ -122,12 +135,21 @@ def build(imported: Imported, how: Build, profile: MapProfile | None = None) -> 
     set_threads(how.threads)  # of the kernels that are measured
     with inside_tvm("lowering"):
         mod = pipeline.run(
-            imported.mod, selector, how.threads, observe, profile, how.progress, ELEMENT_TYPES[how.weights]
-        )
+            imported.mod, selector, how.threads, observe, profile, how.progress,
+            ELEMENT_TYPES[how.weights], PRECISIONS[how.precision],
+        )  # fmt: skip
     cuts = cuts_of(mod)
     plan = plan_of(mod)
     notes = (*((cut_summary(cuts),) if cuts else ()), *plan.notes)
-    plan = replace(plan, sparsify=how.sparsify, weights=how.weights, cuts=cuts, notes=notes, maps=profile)
+    plan = replace(
+        plan,
+        sparsify=how.sparsify,
+        weights=how.weights,
+        precision=how.precision,
+        cuts=cuts,
+        notes=notes,
+        maps=profile,
+    )
     calls = call_labels(mod)
     hoisted, constants = hoist_constants(mod)
     how.say("generate code")
@@ -138,8 +160,8 @@ def build(imported: Imported, how: Build, profile: MapProfile | None = None) -> 
             names = {layer.name for layer in plan.layers}
             plan = replace(plan, rest=rest_times(mod, executable, names, selector))
     manifest = Manifest(
-        inputs=tuple(Signature(s.name, tuple(s.shape), s.dtype) for s in imported.inputs),
-        outputs=tuple(Signature(s.name, tuple(s.shape), s.dtype) for s in imported.outputs),
+        inputs=imported.inputs,
+        outputs=imported.outputs,
         plan=plan,
         calls=tuple(calls),
         target=str(how.target),

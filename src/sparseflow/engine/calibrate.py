@@ -13,8 +13,9 @@ import tvm
 from sparseflow.core.element_type import ELEMENT_TYPES
 from sparseflow.core.map_profile import MapCounter, MapProfile
 from sparseflow.engine.build import Build, build, inside_tvm
-from sparseflow.engine.frontends.importer import Imported, TensorSpec
+from sparseflow.engine.frontends.importer import Imported
 from sparseflow.engine.runtime.engine import Engine
+from sparseflow.engine.runtime.manifest import Signature
 from sparseflow.engine.runtime.memory import host_arrays
 from sparseflow.engine.target.targets import resolve
 from sparseflow.errors import InputError
@@ -58,7 +59,7 @@ def profile_maps(imported: Imported, inputs: Iterable[Any], how: Build | None = 
         canonicalise = Canonicalise(how.target, how.threads, ELEMENT_TYPES[how.weights])
         mod = tvm.transform.Sequential([canonicalise, Propagate()])(imported.mod)
         exposed = expose_maps(mod)
-    outputs = tuple(TensorSpec(f"map{i}", *kind) for i, kind in enumerate(exposed.types))
+    outputs = tuple(Signature(f"map{i}", *kind) for i, kind in enumerate(exposed.types))
     engine = build(replace(imported, mod=exposed.mod, outputs=outputs), how) if outputs else None
     if engine is None:
         how.say("calibrate: no layer reads another's result, so that only the model's own inputs are counted")

@@ -16,6 +16,7 @@ from sparseflow.engine.calibrate import as_calls, faster_engine, profile_maps
 from sparseflow.engine.frontends.importer import Imported, import_model
 from sparseflow.engine.runtime.engine import Engine
 from sparseflow.engine.target.targets import resolve
+from sparseflow.errors import CompileError
 from sparseflow.passes.canonicalise import Canonicalise
 from sparseflow.passes.propagate import Propagate, cuts_of
 from sparseflow.passes.watch import watched
@@ -29,6 +30,7 @@ def compile(
     measure: bool = True,
     exact: bool = False,
     weights: str = Build.weights,
+    precision: str = Build.precision,
     target: str | Mapping[str, Any] = "native",
     shapes: Mapping[str, Sequence[int]] | None = None,
     sparsify: str = "",
@@ -54,6 +56,9 @@ def compile(
     weights : str
         Type in which weights are stored: ``float32``, ``bfloat16`` or ``float16``, which halve the bytes that layers
         bound by memory read. Weights are rounded to it; maps and sums stay float32.
+    precision : str
+        ``fp32``, or ``bf16``: convolutions and linear layers on vector lanes multiply pairs of bfloat16, with sums in
+        float32, and the maps between them are stored so; needs AVX512_BF16. Inputs and results stay float32.
     target : str or mapping
         ``native`` (this machine), ``avx512``, ``avx2``, ``neon``, or TVM's target as a dictionary,
         ``{"kind": "llvm", "mcpu": "znver4"}``.
@@ -79,12 +84,16 @@ def compile(
     InputError
         If the calibration inputs do not fit the model.
     """
-    how = Build(resolve(target), threads, measure, exact, sparsify, dump, progress, weights)
+    how = Build(resolve(target), threads, measure, exact, sparsify, dump, progress, weights, precision)
     calls = (
         calibration
         if calibration is None or isinstance(calibration, MapProfile)
         else list(as_calls(calibration))
     )
+    if calls is not None and how.precision != Build.precision:
+        raise CompileError(
+            f"calibration with precision={how.precision!r}: only float32 maps carry an index; leave one out"
+        )
     how.say("import")
     with watched("import", progress):
         imported = import_model(model, example_inputs, shapes)

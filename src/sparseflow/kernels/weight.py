@@ -29,6 +29,7 @@ class LayerWeight:
     def __init__(self, given: Array | KernelIndex, shape: tuple[int, int, int, int]) -> None:
         self._given, self.shape = given, shape
         self._indices: dict[tuple[IndexFormat, int], KernelIndex] = {}
+        self._joined: dict[str, LayerWeight] = {}
         self._packed: dict[tuple[str, str, Layouts], dict[str, Array]] = {}
 
     @cached_property
@@ -36,6 +37,16 @@ class LayerWeight:
         """The dense weight, OIHW; an index is decoded at most once."""
         given = self._given
         return (given.decode() if isinstance(given, KernelIndex) else np.asarray(given)).reshape(self.shape)
+
+    def joined(self, workload: Workload) -> LayerWeight:
+        """The weight by planes of ``workload``'s input: itself, or with the channels of a slot as one int32."""
+        if not workload.slotted:
+            return self
+        if workload.maps.name not in self._joined:
+            slots = workload.maps.joined(self.dense, 1)
+            shape = (slots.shape[0], slots.shape[1], *self.shape[2:])
+            self._joined[workload.maps.name] = LayerWeight(slots, shape)
+        return self._joined[workload.maps.name]
 
     @cached_property
     def nonzeros(self) -> int:

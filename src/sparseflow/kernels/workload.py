@@ -138,7 +138,7 @@ class Workload:
     @property
     def output_layout(self) -> LaneLayout:
         """The layout it writes unless its consumers ask for a halo."""
-        lanes = self.vectors.elements(self.maps)
+        lanes = self.vectors.lanes
         return canonical(self.filters, self.out_height, self.out_width, lanes, self.maps)
 
     @property
@@ -168,6 +168,26 @@ class Workload:
         return self.weights.nbytes * math.prod(self.weight_shape)
 
     @property
+    def joins(self) -> bool:
+        """Whether a filter reads all channels of a slot; a depthwise one reads its own."""
+        return self.channels // self.groups > 1 or self.groups == 1
+
+    @property
+    def slotted(self) -> bool:
+        """Whether the channels of a slot are multiplied and added up together."""
+        return self.joins and self.maps.per_slot > 1
+
+    @property
+    def depth(self) -> int:
+        """Planes of the input that a filter reads: its channels, as many together as share a slot."""
+        return math.ceil(self.channels // self.groups / (self.maps.per_slot if self.slotted else 1))
+
+    @property
+    def taps(self) -> int:
+        """Of a dense filter: positions of its kernel in all planes that it reads."""
+        return self.depth * math.prod(self.kernel_size)
+
+    @property
     def depthwise(self) -> bool:
         """One filter or more for each input channel, none shared."""
         return self.groups == self.channels and self.groups > 1
@@ -175,7 +195,8 @@ class Workload:
     def with_zeros_of(self, weight: Array) -> Workload:
         """This workload with the covers and patterns of ``weight`` (OIHW), those of `passed` filters left out."""
         live = weight[: self.live]
-        return replace(self, covers=covers_of(live), patterns=patterns_of(live))
+        taps = self.maps.joined(live, 1) if self.slotted else live
+        return replace(self, covers=covers_of(taps), patterns=patterns_of(live))
 
     def without_densities(self) -> Workload:
         """What the code of a kernel depends on: equal ones with equal candidates and layouts share a kernel."""

@@ -11,6 +11,7 @@ import numpy as np
 from tvm import relax
 
 from sparseflow.core.arrays import Array
+from sparseflow.core.element_type import ElementType
 from sparseflow.kernels.incremental import operators as on_kept
 from sparseflow.kernels.incremental.operators import KeptLayout
 from sparseflow.kernels.indexed import operators as on_pixels
@@ -56,6 +57,9 @@ class Concat(Operator):
     @classmethod
     def constant(cls, call: Call, known: Sequence[Array]) -> Array:
         return reduce(lambda a, b: np.where(np.isnan(a), b, a), known)
+
+    def takes(self, element: ElementType, channels: Sequence[int]) -> bool:
+        return not any(count % element.per_slot for count in channels[:-1])
 
     def on_lanes(self, sources: Sequence[LaneLayout], out: LaneLayout, where: Setting) -> Make:
         return partial(on_lanes.concatenate, where.batch, sources, out, where.threads)

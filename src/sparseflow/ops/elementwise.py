@@ -11,6 +11,7 @@ import numpy as np
 
 from sparseflow.core.activations import ACTIVATIONS
 from sparseflow.core.arrays import Array
+from sparseflow.core.element_type import ElementType
 from sparseflow.kernels.incremental import operators as on_kept
 from sparseflow.kernels.incremental.operators import KeptLayout
 from sparseflow.kernels.indexed import operators as on_pixels
@@ -83,6 +84,9 @@ class Elementwise(Operator):
             return np.asarray(two.numpy(*known))
         low, high = (float(bound.value) for bound in call.args[1:3])
         return np.asarray(np.clip(known[0], low, high))
+
+    def takes(self, element: ElementType, channels: Sequence[int]) -> bool:
+        return True
 
     def on_lanes(self, sources: Sequence[LaneLayout], out: LaneLayout, where: Setting) -> Make:
         return partial(on_lanes.elementwise, self.function, where.batch, sources, out, where.threads)

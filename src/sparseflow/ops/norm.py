@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sparseflow.core.arrays import Array
+from sparseflow.core.element_type import ElementType
 from sparseflow.kernels.lane import operators as on_lanes
 from sparseflow.kernels.layouts.lane import LaneLayout
 from sparseflow.ops.expressions import op_name, shape_of
@@ -55,6 +56,9 @@ class LayerNorm(Operator):
         away = x - x.mean(axis=-1, keepdims=True)
         variance = np.square(away).mean(axis=-1, keepdims=True)
         return np.asarray(away / np.sqrt(variance + self.epsilon) * gamma + beta)
+
+    def takes(self, element: ElementType, channels: Sequence[int]) -> bool:
+        return channels[0] % element.per_slot == 0
 
     def on_lanes(self, sources: Sequence[LaneLayout], out: LaneLayout, where: Setting) -> Make:
         return partial(on_lanes.layer_norm, where.batch, sources[0], out, self.epsilon, where.threads)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from sparseflow.core.arrays import Array
+from sparseflow.core.element_type import FLOAT32, ElementType
 from sparseflow.kernels.incremental.operators import KeptLayout, Window
 from sparseflow.kernels.layouts.indexed import PixelLayout
 from sparseflow.kernels.layouts.lane import LaneLayout, canonical
@@ -112,6 +113,10 @@ class Operator(ABC):
         return np.asarray(known[0])
 
     # ---------------------------------------------------------------------------------------------- kernels
+    def takes(self, element: ElementType, channels: Sequence[int]) -> bool:
+        """Whether its kernels on lanes compute maps of a type, with so many channels in each operand."""
+        return element == FLOAT32
+
     def needs(
         self, out: LaneLayout, shapes: Sequence[tuple[int, int, int]], lanes: int, positive: bool
     ) -> list[LaneLayout]:

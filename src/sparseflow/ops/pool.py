@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sparseflow.core.arrays import Array
+from sparseflow.core.element_type import ElementType
 from sparseflow.kernels.incremental import operators as on_kept
 from sparseflow.kernels.incremental.operators import KeptLayout, Window
 from sparseflow.kernels.indexed import operators as on_pixels
@@ -97,6 +98,9 @@ class Pooling(Operator):
         need = out.read_by(shapes[0], p.kernel_size, p.stride, p.padding)
         return [need if self._mean or positive else replace(need, fill=float("-inf"))]
 
+    def takes(self, element: ElementType, channels: Sequence[int]) -> bool:
+        return True
+
     def on_lanes(self, sources: Sequence[LaneLayout], out: LaneLayout, where: Setting) -> Make:
         return partial(on_lanes.pool, self.pool, where.batch, sources[0], out, where.threads)
 
@@ -151,6 +155,9 @@ class Mean(Operator):
         if name != "relax.mean" or axis != 1 or len(shape_of(call.args[0])) != 4:
             return False
         return sorted(int(a) % 4 for a in call.attrs.axis or []) == [2, 3]
+
+    def takes(self, element: ElementType, channels: Sequence[int]) -> bool:
+        return True
 
     def on_lanes(self, sources: Sequence[LaneLayout], out: LaneLayout, where: Setting) -> Make:
         return partial(on_lanes.global_mean, where.batch, sources[0], where.threads)

@@ -118,8 +118,12 @@ def _operator(nodes: dict[Expr, Node], var: Expr, value: Expr, operator: Operato
         if views or view not in operator.views:
             return None
     shapes = [logical(shape_of(o), view) for o in operands]
-    layout = shapes[0] if operator.reduces else logical(shape_of(var), view)
-    out = canonical(*layout, lanes, ELEMENT_TYPES[str(var.ty.dtype)])
+    element = ELEMENT_TYPES[str(var.ty.dtype)]
+    layouts = [nodes[o].layout for o in operands if o in nodes]
+    stored = {layout.element for layout in layouts if layout is not None}
+    if len(stored) == 1 and operator.takes(found := stored.pop(), [shape[0] for shape in shapes]):
+        element = found
+    out = canonical(*(shapes[0] if operator.reduces else logical(shape_of(var), view)), lanes, element)
     needs = operator.needs(out, shapes, lanes, all(positive))
     non_negative = operator.non_negative(positive)
     return Node(None, operator, operands, None if operator.reduces else out, view, needs, non_negative)

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import tvm
 from tvm import relax, tirx
 
+from sparseflow.core.element_type import FLOAT32, ElementType
 from sparseflow.kernels.lane import conversions as relayout
 from sparseflow.kernels.lane.conversions import Strides
 from sparseflow.kernels.layouts.lane import LaneLayout
@@ -86,7 +88,7 @@ class _Lowering:
         batch, out = images(shape_of(node.inputs[0]), node.view), node.layout
         if out is None:
             kernel, small = self._operator(value, node.operator, batch, layouts, layouts[0])
-            result = self._call(kernel, tensors + small, (batch, layouts[0].channels))
+            result = self._call(kernel, tensors + small, (batch, layouts[0].channels), FLOAT32.name)
             return self.reshaped(result, shape_of(var))
         if node.layer is not None:
             kernel, constants = self._layer(value, node.layer, layouts, out)
@@ -94,7 +96,7 @@ class _Lowering:
         else:
             kernel, small = self._operator(value, node.operator, batch, layouts, out)
             tensors += small
-        self.lanes[var] = self._call(kernel, tensors, (batch, out.size))
+        self.lanes[var] = self._call(kernel, tensors, (batch, out.size), out.element.slot)
         if var in self.rebuild.graph.uses and self._read_outside(var):
             self.rebuild.env[var] = self._plain(var)
         return Rebuild.DROP
@@ -150,7 +152,7 @@ class _Lowering:
         ]
         constants = [constant(a, f"{attrs.name}.{k}") for k, a in packed.items()]
         tensors = [x, *constants, *value.args[2].fields, *residual]
-        result = self._call(kernel, tensors, (workload.width, workload.filters))
+        result = self._call(kernel, tensors, (workload.width, workload.filters), workload.maps.slot)
         return self.reshaped(result, attrs.out_shape)
 
     def _step(self, node: Node) -> tuple[int, int]:
@@ -185,22 +187,32 @@ class _Lowering:
         node = self.nodes.get(var)
         source: Strides | LaneLayout
         have = node.layout if node is not None and node.view == view else None
+        element = need.element
         if have is not None and var in self.lanes:
-            source, tensor, batch = have, self.lanes[var], int(shape_of(self.lanes[var])[0])
+            source = replace(have, element=element)
+            if (var, source, (1, 1)) not in self.changed:
+                self.changed[var, source, (1, 1)] = self._retyped(self.lanes[var], have, element)[0]
+            tensor = self.changed[var, source, (1, 1)]
+            batch = int(shape_of(tensor)[0])
+            if element != have.element and source.serves(need):
+                return tensor, source
         else:
             plain = self.row_major(var, shape_of(var))
             shape = shape_of(plain)
             batch = images(shape, view)
             source = Strides.nchw(*shape[2:]) if view == "nchw" else Strides.matrix(shape[-1])
             tensor = self.reshaped(plain, (batch, math.prod(shape) // batch))
+            element = FLOAT32
         if (var, need, step) not in self.changed:
+            into = replace(need, element=element)
             kernel = self.kernel(
                 "to_lanes",
-                repr((batch, source, need)),
-                lambda n: relayout.to_lanes(batch, source, need, self.threads, n),
+                repr((batch, source, into)),
+                lambda n: relayout.to_lanes(batch, source, into, self.threads, n),
             )
-            table = constant(relayout.lane_table(need, source, step))
-            self.changed[var, need, step] = self._call(kernel, [tensor, table], (batch, need.size))
+            table = constant(relayout.lane_table(into, source, step))
+            made = self._call(kernel, [tensor, table], (batch, into.size), element.slot)
+            self.changed[var, need, step] = self._retyped(made, into, need.element)[0]
         return self.changed[var, need, step], need
 
     def _plain(self, var: Expr) -> Expr:
@@ -209,6 +221,7 @@ class _Lowering:
         layout, tensor = node.layout, self.lanes[var]
         if layout is None:
             raise ValueError("a row-major result has no lanes")
+        tensor, layout = self._retyped(tensor, layout, FLOAT32)
         batch = int(shape_of(tensor)[0])
         channels, height, width = logical(shape_of(var), node.view)
         strides = Strides.nchw(height, width) if node.view == "nchw" else Strides.matrix(channels)
@@ -218,7 +231,7 @@ class _Lowering:
             lambda n: relayout.from_lanes(batch, layout, strides, self.threads, n),
         )
         table = constant(relayout.plain_table(layout))
-        flat = self._call(kernel, [tensor, table], (batch, channels * height * width))
+        flat = self._call(kernel, [tensor, table], (batch, channels * height * width), FLOAT32.name)
         return self.reshaped(flat, shape_of(var))
 
     def kernel(self, name: str, key: str, build: Any) -> Any:
@@ -229,10 +242,17 @@ class _Lowering:
             self.kernels[key] = self.rebuild.builder.add_func(function, unique)
         return self.kernels[key]
 
-    def _call(self, kernel: Any, tensors: list[Expr], shape: tuple[int, ...]) -> Expr:
-        return self.rebuild.emit(
-            relax.call_tir(kernel, relax.Tuple(tensors), relax.TensorType(shape, tensors[0].ty.dtype))
-        )
+    def _call(self, kernel: Any, tensors: list[Expr], shape: tuple[int, ...], dtype: str) -> Expr:
+        return self.rebuild.emit(relax.call_tir(kernel, relax.Tuple(tensors), relax.TensorType(shape, dtype)))
+
+    def _retyped(self, tensor: Expr, layout: LaneLayout, element: ElementType) -> tuple[Expr, LaneLayout]:
+        """A tensor in lanes, and its layout, in another element type."""
+        if layout.element == element:
+            return tensor, layout
+        batch, out = int(shape_of(tensor)[0]), replace(layout, element=element)
+        make = partial(relayout.retype, batch, layout, element, self.threads)
+        kernel = self.kernel("retype", repr(make), make)
+        return self._call(kernel, [tensor], (batch, out.size), element.slot), out
 
     def reshaped(self, tensor: Expr, shape: tuple[int, ...]) -> Expr:
         """``tensor`` with another shape."""

@@ -24,6 +24,7 @@ from sparseflow.passes.index import Index
 from sparseflow.passes.lower import Lower
 from sparseflow.passes.map_index import IndexMaps
 from sparseflow.passes.plan import PlanKernels
+from sparseflow.passes.precision import Precision
 from sparseflow.passes.propagate import Propagate
 from sparseflow.passes.schedule_rest import ScheduleRest
 from sparseflow.passes.watch import Say, watched
@@ -37,6 +38,7 @@ def phases(
     threads: int = 1,
     profile: MapProfile | None = None,
     weights: ElementType = Workload.weights,
+    maps: ElementType = Workload.maps,
 ) -> dict[str, list[Any]]:
     """The passes of each phase, in order.
 
@@ -49,13 +51,15 @@ def phases(
         How dense the feature maps are; with it they may carry an index.
     weights : ElementType
         Weights are rounded to it, and kernels may store them in it.
+    maps : ElementType
+        Layers multiply in it, where a kernel does; their maps are stored in it.
     """
     target = selector.target
     kept = Weights()
     matmul = partial(legalize_matmul, vectors=target.vectors, threads=threads)
     return {
         "canonicalise": [Canonicalise(target, threads, weights)],
-        "propagate": [Propagate()],
+        "propagate": [Propagate(), *([Precision(maps)] if maps != Workload.maps else [])],
         "index": [Index(kept), *([WriteDensities(profile)] if profile is not None else [])],
         "plan": [
             PlanKernels(selector, threads, kept),
@@ -84,13 +88,14 @@ def run(
     profile: MapProfile | None = None,
     say: Say | None = None,
     weights: ElementType = Workload.weights,
+    maps: ElementType = Workload.maps,
 ) -> tvm.IRModule:
     """The module after all phases.
 
     Parameters
     ----------
     mod : tvm.IRModule
-    selector, threads, profile, weights
+    selector, threads, profile, weights, maps
         As for `phases`.
     observe : callable, optional
         Called as ``observe(phase, module)`` after each phase, to look or to dump.
@@ -98,7 +103,7 @@ def run(
         Told which pass runs long; without it that is a warning.
     """
     with selector.target.tvm:
-        for name, passes in phases(selector, threads, profile, weights).items():
+        for name, passes in phases(selector, threads, profile, weights, maps).items():
             for step in passes:
                 with watched(f"{name}: pass {step.info.name}", say):
                     mod = step(mod)

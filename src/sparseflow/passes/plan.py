@@ -103,7 +103,7 @@ def describe(attrs: LayerAttrs, weight: LayerWeight, choice: Choice, best: Candi
     rows = best.parameters.get("R", 1)
     live = weight.dense[: workload.blocks(rows) * rows] if template.unions else weight.dense
     density = float((live != 0).mean())
-    columns = math.prod(workload.weight_shape[1:])
+    columns = workload.taps
     total = math.ceil(workload.filters / rows) * columns
     positions = workload.batch * workload.out_height * workload.out_width
     if template.format == "dense":
@@ -138,6 +138,7 @@ def describe(attrs: LayerAttrs, weight: LayerWeight, choice: Choice, best: Candi
         candidates=choice.times,
         rejected=choice.rejected,
         note=note,
+        element=workload.maps.name,
     )
 
 

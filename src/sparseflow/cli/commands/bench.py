@@ -9,6 +9,7 @@ import typer
 from sparseflow.cli import options, output
 from sparseflow.cli.calibration import calibration_calls
 from sparseflow.cli.models import ModelRequest, load_model
+from sparseflow.core.plan import Plan
 
 
 def command(
@@ -26,13 +27,15 @@ def command(
     exact: options.ExactOption = False,
     calibrate: options.CalibrateOption = None,
     samples: options.SamplesOption = 32,
+    precision: options.PrecisionOption = Plan.precision,
     tolerance: Annotated[
-        float,
+        float | None,
         typer.Option(
             min=0.0,
-            help="Largest relative difference of outputs. Networks with thresholds need more: they jump there.",
+            help="Largest relative difference of outputs, 0.001 by default, 0.05 in bf16. Networks with thresholds "
+            "need more: they jump there.",
         ),
-    ] = 1e-3,
+    ] = None,
     json: options.JsonOption = None,
 ) -> None:
     """Time MODEL in our engine and in others, interleaved in one run, outputs compared first.
@@ -47,6 +50,7 @@ def command(
         sparseflow bench model.onnx --shape input=1,3,224,224 --threads 2 --against onnxruntime
         sparseflow bench runs/cifar10-maps/model.pt2 --calibrate cifar10 --tolerance 0.1
         sparseflow bench zoo:bert_base --sparsify block:4x1@0.9 --json bert.json
+        sparseflow bench zoo:resnet50 --sparsify block:4x2@0.9 --precision bf16
     """
     from sparseflow.engine.measure.bench import BenchOptions, bench
     from sparseflow.engine.measure.peers import Subject
@@ -58,7 +62,7 @@ def command(
         calls = calibration_calls(calibrate, imported.inputs, samples)
         inputs = loaded.inputs(imported.inputs) if calls is None else calls[0]
         wanted = BenchOptions(
-            threads, options.parse_names(against), rounds, not no_measure, exact, tolerance, calls
+            threads, options.parse_names(against), rounds, not no_measure, exact, tolerance, calls, precision
         )
         subject = Subject(model, loaded.model, inputs, loaded.sparsify, loaded.weights, imported)
         result = bench(subject, wanted, say)

@@ -28,6 +28,7 @@ def command(
     no_measure: options.NoMeasureOption = False,
     exact: options.ExactOption = False,
     weights: options.WeightsOption = Plan.weights,
+    precision: options.PrecisionOption = Plan.precision,
     calibrate: options.CalibrateOption = None,
     samples: options.SamplesOption = 32,
     target: Annotated[
@@ -55,6 +56,7 @@ def command(
         sparseflow compile model.onnx --shape input=1,3,224,224 --threads 2 -o model.engine
         sparseflow compile zoo:resnet50 --sparsify block:4x1@0.9 -o resnet50.engine
         sparseflow compile zoo:vgg16 --sparsify block:4x1@0.9 --weights bfloat16 -o vgg16.engine
+        sparseflow compile zoo:resnet50 --sparsify block:4x2@0.9 --precision bf16 -o resnet50.engine
         sparseflow compile runs/cifar10-maps/model.pt2 --calibrate cifar10 -o maps.engine
         sparseflow compile pruned.pt2 --target neon -o pruned-arm.engine
     """
@@ -75,6 +77,7 @@ def command(
             measure=not no_measure,
             exact=exact,
             weights=weights,
+            precision=precision,
             calibration=calibration_calls(calibrate, imported.inputs, samples),
             target=target,
             sparsify=loaded.sparsified.label if loaded.sparsified is not None else "",

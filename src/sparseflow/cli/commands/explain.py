@@ -70,6 +70,9 @@ def layer_table(plan: Plan) -> Table:
         title += ", --exact"
     if plan.weights != Plan.weights:
         title += f", weights {plan.weights}"
+    if plan.precision != Plan.precision:
+        narrow = sum(layer.element != LayerPlan.element for layer in plan.layers)
+        title += f", {narrow} of them in {plan.precision}"
     if plan.sparsify:
         title += f"\nsparsified: {plan.sparsify}"
     values = words.nbytes(sum(layer.value_bytes for layer in plan.layers))

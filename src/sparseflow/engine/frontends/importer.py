@@ -10,22 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparseflow.engine.frontends.shapes import Shapes, check_shapes, fit_shape
+from sparseflow.engine.runtime.manifest import Signature
 from sparseflow.errors import ImportModelError, needs
 
 if TYPE_CHECKING:
     import tvm
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """Name, static shape and dtype (as NumPy names it) of an input or output."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.dtype}[{','.join(map(str, self.shape))}]"
 
 
 @dataclass(frozen=True)
@@ -38,12 +27,12 @@ class Imported:
         ``mod["main"]`` takes the inputs in order and returns one tensor, or a tuple of them. Weights are
         constants whose span's source name is the parameter's name. A linear layer is
         ``matmul(x, permute_dims(W))`` with ``W`` (out, in).
-    inputs, outputs : tuple of TensorSpec
+    inputs, outputs : tuple of Signature
     """
 
     mod: tvm.IRModule
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
+    inputs: tuple[Signature, ...]
+    outputs: tuple[Signature, ...]
 
 
 def import_model(
@@ -166,7 +155,7 @@ def _bind_shapes(mod: Any, inputs: Sequence[str], shapes: Shapes) -> Any:
     return BindSymbolicVars(binding, "main")(mod) if binding else mod
 
 
-def _specs(names: Sequence[str], types: Sequence[Any]) -> tuple[TensorSpec, ...]:
+def _specs(names: Sequence[str], types: Sequence[Any]) -> tuple[Signature, ...]:
     specs = []
     for name, ty in zip(names, types, strict=True):
         shape = getattr(ty, "shape", None)
@@ -177,5 +166,5 @@ def _specs(names: Sequence[str], types: Sequence[Any]) -> tuple[TensorSpec, ...]
                 f"tensor {name!r}: shape {shape} depends on the data or on a free dimension; "
                 "only static shapes compile"
             )
-        specs.append(TensorSpec(name, tuple(sizes), str(ty.dtype.dtype)))
+        specs.append(Signature(name, tuple(sizes), str(ty.dtype.dtype)))
     return tuple(specs)

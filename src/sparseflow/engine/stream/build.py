@@ -12,7 +12,7 @@ import numpy as np
 import tvm
 
 from sparseflow.engine.build import Build, Progress, build, inside_tvm
-from sparseflow.engine.frontends.importer import Imported, TensorSpec, import_model
+from sparseflow.engine.frontends.importer import Imported, import_model
 from sparseflow.engine.runtime.manifest import Signature
 from sparseflow.engine.runtime.threads import set_threads
 from sparseflow.engine.stream.graph import MapNode, Split, split
@@ -87,7 +87,7 @@ def compile_stream(
         phases = pipeline.phases(how.selector(), how.threads)
         passes = [p for name in ("canonicalise", "propagate", "index") for p in phases[name]]
         parts = split(tvm.transform.Sequential(passes)(imported.mod))
-    specs = tuple(TensorSpec(f"map{i}", shape_of(v), str(v.ty.dtype)) for i, v in enumerate(parts.boundary))
+    specs = tuple(Signature(f"map{i}", shape_of(v), str(v.ty.dtype)) for i, v in enumerate(parts.boundary))
     rest = build(Imported(parts.rest, specs, imported.outputs), how)
     return _Builder(parts, how).engine(imported, rest, threshold)
 
@@ -146,12 +146,10 @@ class _Builder:
                 if isinstance(step, LayerStep):
                     self.how.say(f"measure {step.name}")
                     step.measure()
-        inputs, outputs = (
-            tuple(Signature(s.name, tuple(s.shape), s.dtype) for s in specs)
-            for specs in (imported.inputs, imported.outputs)
-        )
         boundary = [self.kept[v] for v in self.parts.boundary]
-        return StreamEngine((inputs, outputs), accept, frame, steps, rest, boundary, threshold)
+        return StreamEngine(
+            (imported.inputs, imported.outputs), accept, frame, steps, rest, boundary, threshold
+        )
 
     def _choose(self) -> None:
         """The part kernels of every layer, by the cost model."""

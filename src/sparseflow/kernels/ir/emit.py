@@ -8,12 +8,13 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-from tvm import s_tir, tirx
+import numpy as np
+from tvm import ir, s_tir, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from sparseflow.core.activations import ACTIVATIONS
-from sparseflow.core.element_type import FLOAT32
+from sparseflow.core.element_type import FLOAT32, ElementType
 from sparseflow.kernels.ir.math import exp
 from sparseflow.kernels.layouts.lane import LaneLayout
 
@@ -36,16 +37,23 @@ def const(value: float, lanes: int = 1) -> Expr:
     return splat(scalar, lanes) if lanes > 1 else scalar
 
 
+def slot_of(element: ElementType, value: float) -> Expr:
+    """A slot in which every element is ``value``."""
+    found = element.joined(np.full(element.per_slot, value), 0)
+    return tirx.const(found[0].item(), element.slot)
+
+
 _GIVEN: ContextVar[list[Any] | None] = ContextVar(
     "buffers of the function that is written into", default=None
 )
 
 
 @contextmanager
-def prim_func(name: str) -> Iterator[Callable[[], tirx.PrimFunc]]:
+def prim_func(name: str, code: str = "") -> Iterator[Callable[[], tirx.PrimFunc]]:
     """Opens a PrimFunc; the yielded function returns it after the ``with`` block.
 
-    Inside of `spliced` no function is opened: what follows is written into the one that is open.
+    ``code`` is LLVM IR of functions that it calls. Inside of `spliced` no function is opened: what follows is written
+    into the one that is open.
     """
     if _GIVEN.get() is not None:
         yield lambda: None
@@ -53,12 +61,15 @@ def prim_func(name: str) -> Iterator[Callable[[], tirx.PrimFunc]]:
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(name)
         T.func_attr({"tirx.noalias": True, "global_symbol": name, "tirx.is_scheduled": True})
-        yield lambda: _rooted(builder.get())
+        yield lambda: _rooted(builder.get(), code)
 
 
-def _rooted(function: tirx.PrimFunc) -> tirx.PrimFunc:
+def _rooted(function: tirx.PrimFunc, code: str) -> tirx.PrimFunc:
     """The function with its body in a root block, which Relax's analyses expect."""
-    block = s_tir.SBlock([], [], [], "root", function.body)
+    body = function.body
+    if code:
+        body = tirx.AttrStmt(T.int32(0), "pragma_import_llvm", ir.StringImm(code), body)
+    block = s_tir.SBlock([], [], [], "root", body)
     return function.with_body(s_tir.SBlockRealize([], True, block))
 
 
@@ -252,14 +263,14 @@ def inside_map(layout: LaneLayout, row: Expr, col: Expr) -> Expr:
 
 
 def fill_halo(buffer: Any, image: Expr, channel_base: Expr, layout: LaneLayout) -> None:
-    """Writes the halo of one channel from the neighbour lanes' blocks.
+    """Writes the halo of one plane from the neighbour lanes' blocks.
 
     A neighbour's value is the same vector read one lane (or one grid row of lanes) to the side: an unaligned load and a
     select. Rows first, then columns over all rows, which settles the corners.
     """
     top, left, bottom, right = layout.halo
     (bh, bw), (gh, gw), lanes = layout.block, layout.grid, layout.lanes
-    fill = const(layout.fill, lanes)
+    fill = splat(slot_of(layout.element, layout.fill), lanes)
     lane = lane_numbers(lanes)
 
     def copy(dst: Expr, src: Expr, shift: int, valid: Expr) -> None:

@@ -6,14 +6,15 @@ tensor is described by `Strides`, so that NCHW maps and (rows, features) matrice
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from sparseflow.kernels.ir import emit
+from sparseflow.core.element_type import ElementType
+from sparseflow.kernels.ir import emit, slots
 from sparseflow.kernels.layouts.lane import LaneLayout
 from sparseflow.kernels.workload import Array
 
@@ -65,17 +66,17 @@ def _element(layout: LaneLayout, h: Array, w: Array) -> Array:
 def to_lanes(
     batch: int, source: Strides | LaneLayout, layout: LaneLayout, threads: int, name: str
 ) -> tirx.PrimFunc:
-    """Kernel ``(x (batch, size), table, y (batch, layout.size))``."""
-    channels, lanes = layout.channels, layout.lanes
+    """Kernel ``(x (batch, size), table, y (batch, layout.size))``: both of one element type, row-major in float32."""
+    channels, lanes, dtype = layout.slots, layout.lanes, layout.element.slot
     if isinstance(source, LaneLayout):
         stride, size = source.plane * source.lanes, source.size
     else:
         stride, size = source.channel, channels * layout.height * layout.width
-    fill = tirx.const(layout.element.encode(np.array(layout.fill)).item(), layout.element.storage)
+    fill = emit.slot_of(layout.element, layout.fill)
     with emit.prim_func(name) as finish:
-        x = emit.arg("x", (batch, size), layout.element.storage)
+        x = emit.arg("x", (batch, size), dtype)
         table = emit.arg("table", (layout.plane * lanes,), "int32")
-        y = emit.arg("y", (batch, layout.size), layout.element.storage)
+        y = emit.arg("y", (batch, layout.size), dtype)
         with emit.channel_loop(channels, threads) as c, emit.loop(batch) as n, emit.loop(layout.plane) as p:
             for lane in range(lanes):
                 offset = T.bind(table[p * lanes + lane])
@@ -86,7 +87,7 @@ def to_lanes(
 
 
 def from_lanes(batch: int, layout: LaneLayout, strides: Strides, threads: int, name: str) -> tirx.PrimFunc:
-    """Kernel ``(x (batch, layout.size), table, y (batch, channels * height * width))``."""
+    """Kernel ``(x (batch, layout.size), table, y (batch, channels * height * width))`` of a float32 layout."""
     channels, pixels = layout.channels, layout.height * layout.width
     plane = layout.plane * layout.lanes
     with emit.prim_func(name) as finish:
@@ -104,4 +105,33 @@ def from_lanes(batch: int, layout: LaneLayout, strides: Strides, threads: int, n
                     for i in range(part.size):
                         c = part.start + block * part.size + i
                         T.buffer_store(y, x[n, c * plane + offset], [n, q * strides.width + c])
+    return finish()
+
+
+def retype(batch: int, source: LaneLayout, element: ElementType, threads: int, name: str) -> tirx.PrimFunc:
+    """Kernel ``(x, y)``: all of a map, halo included, in the same layout of another element type."""
+    out = replace(source, element=element)
+    each = max(source.element.per_slot, element.per_slot)
+    plane = source.plane * source.lanes
+    with emit.prim_func(name, slots.helpers(source.element, element)) as finish:
+        x = emit.arg("x", (batch, source.size), source.element.slot)
+        y = emit.arg("y", (batch, out.size), element.slot)
+
+        def change(n: Expr, group: Expr, channels: int, vector: Expr) -> None:
+            values: list[Expr] = []
+            for i in range(-(-channels // source.element.per_slot)):
+                at = (group * (each // source.element.per_slot) + i) * plane + vector * source.lanes
+                values += slots.parts(source.element, T.bind(x[n, emit.ramp(at, source.lanes)]), source.lanes)
+            for i in range(-(-channels // element.per_slot)):
+                kept = values[i * element.per_slot : (i + 1) * element.per_slot]
+                at = (group * (each // element.per_slot) + i) * plane + vector * source.lanes
+                T.buffer_store(y, slots.joined(element, kept, source.lanes), [n, emit.ramp(at, source.lanes)])
+
+        full, rest = divmod(source.channels, each)
+        with emit.loop(batch) as n:
+            with emit.channel_loop(full, threads) as group, emit.loop(source.plane) as vector:
+                change(n, group, each, vector)
+            if rest:
+                with emit.loop(source.plane) as vector:
+                    change(n, full, rest, vector)
     return finish()

@@ -21,7 +21,8 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from sparseflow.kernels.ir import emit
+from sparseflow.kernels.ir import emit, slots
+from sparseflow.kernels.ir.elements import widened
 from sparseflow.kernels.layouts.lane import LaneLayout
 from sparseflow.kernels.template import Candidate, KernelTemplate
 from sparseflow.kernels.workload import Array, Layouts, Workload
@@ -69,13 +70,31 @@ class LaneConvolution(KernelTemplate):
         """See `KernelTemplate.rejects`."""
         if workload.op == "linear" and workload.width < 8:
             return f"{workload.width} rows leave most vector lanes empty"
-        return None
+        return narrow_refusal(workload) if workload.maps.per_slot > 1 else None
 
     def build(self, workload: Workload, candidate: Candidate, layouts: Layouts, name: str) -> tirx.PrimFunc:
         """See `KernelTemplate.build`."""
-        with emit.prim_func(name) as finish:
+        with emit.prim_func(name, slots.helpers(workload.maps)) as finish:
             ConvBody(self, workload, candidate, layouts).write()
         return finish()
+
+    def storage(self, workload: Workload, candidate: Candidate) -> str:
+        """The type of the array that holds the weights: slots where the channels of one are multiplied together."""
+        return workload.maps.slot if workload.slotted else self.stored(workload, candidate).storage
+
+    def written(self, workload: Workload, candidate: Candidate, values: Array) -> Array:
+        """Weights, or slots of `LayerWeight.joined`, as that array."""
+        return values if workload.slotted else self.stored(workload, candidate).encode(values)
+
+    def read(self, kernel: ConvBody, stored: Expr) -> Expr:
+        """One of that array's elements as it is multiplied."""
+        w = kernel.workload
+        return stored if w.slotted else widened(self.stored(w, kernel.candidate), stored)
+
+    def in_types(self, workload: Workload, candidate: Candidate) -> list[Candidate]:
+        """See `KernelTemplate.in_types`; weights that are multiplied in slots are stored so."""
+        found = super().in_types(workload, candidate)
+        return found[:1] if workload.slotted else found
 
     def partition(self, workload: Workload, candidate: Candidate, work: Array) -> dict[str, Array]:
         """Boundaries that split the filter blocks into ``threads`` groups of about equal ``work``; empty for one."""
@@ -87,6 +106,20 @@ class LaneConvolution(KernelTemplate):
         return {"bounds": np.concatenate([[0], cuts, [len(work)]]).astype(np.int32)}
 
 
+def narrow_refusal(workload: Workload) -> str | None:
+    """Why maps whose channels share slots are not for a convolution; None if they are."""
+    w, per, name = workload, workload.maps.per_slot, workload.maps.name
+    if not w.target.multiplies(w.maps):
+        return f"the target multiplies no {name}"
+    if w.weights != w.maps:
+        return f"weights of {w.weights} are not multiplied with maps of {name}"
+    if w.filters % per or (w.joins and w.groups > 1 and w.channels // w.groups % per):
+        return f"{name} maps need channels and filters in multiples of {per}"
+    if w.depthwise and w.filters != w.channels:
+        return f"{name} maps need one filter for each channel of a depthwise layer"
+    return "a residual whose channels an index picks is read in float32" if w.residual_channels else None
+
+
 class ConvBody:
     """Emits one convolution kernel."""
 
@@ -95,23 +128,25 @@ class ConvBody:
     ) -> None:
         self.template, self.workload, self.candidate = template, workload, candidate
         self.input, self.output, self.residual = layouts.in_lanes(template.name)
-        self.lanes = self.output.lanes
+        self.lanes, self.element = self.output.lanes, workload.maps
         p = candidate.parameters
         self.R, self.rows, self.V = p["R"], p["rows"], p["V"]
-        self.chunk = p.get("chunk", 0) or workload.channels // workload.groups
-        self.chunks = math.ceil(workload.channels // workload.groups / self.chunk)
+        self.chunk = p.get("chunk", 0) or workload.depth
+        self.chunks = math.ceil(workload.depth / self.chunk)
         self.blocks = workload.blocks(self.R)
 
     def write(self) -> None:
         """The whole kernel."""
         w = self.workload
-        self.x = emit.arg("x", (w.batch, self.input.size))
+        self.x = emit.arg("x", (w.batch, self.input.size), self.element.slot)
         self.packed = self.template.arguments(self)
         self.bounds = emit.arg("bounds", (w.threads + 1,), "int32") if w.threads > 1 else None
         self.bias = emit.arg("bias", (w.filters,)) if w.bias else None
         self.picks: Any = emit.arg("residual_index", (w.filters,), "int32") if w.residual_channels else None
-        self.other: Any = emit.arg("residual", (w.batch, self.residual.size)) if self.residual else None
-        self.y = emit.arg("y", (w.batch, self.output.size))
+        self.other: Any = (
+            emit.arg("residual", (w.batch, self.residual.size), self.element.slot) if self.residual else None
+        )
+        self.y = emit.arg("y", (w.batch, self.output.size), self.element.slot)
         if self.bounds is None:
             self._group(0, self.blocks)
         else:
@@ -124,21 +159,23 @@ class ConvBody:
         with emit.loop(self.workload.batch) as n:
             self._loops(order, (first, last), {"image": n})
             if any(self.output.halo):
-                with emit.loop((last - first) * self.R) as f:
-                    base = T.bind((first * self.R + f) * (self.output.plane * self.lanes))
+                planes = self.R // self.element.per_slot
+                with emit.loop((last - first) * planes) as f:
+                    base = T.bind((first * planes + f) * (self.output.plane * self.lanes))
                     emit.fill_halo(self.y, n, base, self.output)
 
     def _pass(self) -> None:
         """The channels behind the blocks, without weights: bias and residual."""
-        first = self.blocks * self.R
-        if first >= self.workload.filters:
+        per = self.element.per_slot
+        first = self.blocks * self.R // per
+        if first >= self.output.slots:
             return
-        with emit.channel_loop(self.workload.filters - first, self.workload.threads) as c:
+        with emit.channel_loop(self.output.slots - first, self.workload.threads) as c:
             f = first + c
-            bias = T.float32(0) if self.bias is None else self.bias[f]
+            bias = [T.float32(0) if self.bias is None else self.bias[f * per + i] for i in range(per)]
             with emit.loop(self.workload.batch) as n:
                 with emit.loop(self.output.block[0]) as row, emit.loop(self.output.block[1]) as col:
-                    value = self._finish(n, (f, row, col), emit.splat(bias, self.lanes))
+                    value = self._finish(n, (f, row, col), [emit.splat(b, self.lanes) for b in bias])
                     T.buffer_store(self.y, value, [n, self._vector(self.output, f, row, col)])
                 if any(self.output.halo):
                     emit.fill_halo(self.y, n, T.bind(f * (self.output.plane * self.lanes)), self.output)
@@ -177,7 +214,7 @@ class ConvBody:
                 weight = emit.splat(value(r), self.lanes)
                 for i in range(spots):
                     x = self.x[tile.image, emit.ramp(offset + self.x_step(tile, i), self.lanes)]
-                    acc[r * spots + i] = acc[r * spots + i] + weight * x
+                    acc[r * spots + i] = self._sum(acc[r * spots + i], x, weight, r)
 
         self.template.taps(self, tile, add)
         if self.chunks == 1:
@@ -189,31 +226,37 @@ class ConvBody:
                 with T.Else():
                     self._store(tile, acc, last=False)
 
+    def _sum(self, total: Expr, x: Expr, weight: Expr, r: int) -> Expr:
+        """``total`` of filter ``r`` of a block plus a tap; a depthwise filter reads its own channel of a slot."""
+        if self.workload.slotted or self.element.per_slot == 1:
+            return slots.dot(self.element, total, x, weight, self.lanes)
+        return total + weight * slots.parts(self.element, x, self.lanes)[r]
+
     def x_base(self, tile: Tile) -> Expr:
-        """Element offset of the tile's first input vector for a tap at kernel position (0, 0) of channel 0."""
+        """Slot offset of the tile's first input vector for a tap at kernel position (0, 0) of plane 0."""
         (sh, sw), (pt, pl) = self.workload.stride, self.workload.padding[:2]
         vector = (tile.row * sh + self.input.halo[0] - pt) * self.input.cols
         return T.bind((vector + tile.col * sw + self.input.halo[1] - pl) * self.lanes)
 
     def x_step(self, tile: Tile, i: int) -> int:
-        """Element offset of the tile's ``i``-th vector from its first."""
+        """Slot offset of the tile's ``i``-th vector from its first."""
         row, col = divmod(i, tile.cols)
         sh, sw = self.workload.stride
         return (row * sh * self.input.cols + col * sw) * self.lanes
 
-    def tap_offset(self, channel: Expr, ky: Expr, kx: Expr) -> Expr:
-        """Element offset of tap ``(channel, ky, kx)``."""
+    def tap_offset(self, plane: Expr, ky: Expr, kx: Expr) -> Expr:
+        """Slot offset of tap ``(plane, ky, kx)``."""
         dh, dw = self.workload.dilation
-        return (channel * self.input.plane + ky * (dh * self.input.cols) + kx * dw) * self.lanes
+        return (plane * self.input.plane + ky * (dh * self.input.cols) + kx * dw) * self.lanes
 
-    def _vector(self, layout: LaneLayout, channel: Expr, row: Expr, col: Expr) -> Expr:
+    def _vector(self, layout: LaneLayout, plane: Expr, row: Expr, col: Expr) -> Expr:
         """The indices of the vector at block position ``(row, col)``."""
-        return emit.ramp((channel * layout.plane + layout.position(row, col)) * self.lanes, self.lanes)
+        return emit.ramp((plane * layout.plane + layout.position(row, col)) * self.lanes, self.lanes)
 
     def _place(self, tile: Tile, r: int, i: int) -> tuple[Expr, Expr, Expr]:
-        """Channel, row and column of the ``i``-th vector of a block's filter ``r``."""
+        """Plane, row and column of the ``i``-th vector of a block's plane ``r``."""
         row, col = divmod(i, tile.cols)
-        return tile.block * self.R + r, tile.row + row, tile.col + col
+        return tile.block * (self.R // self.element.per_slot) + r, tile.row + row, tile.col + col
 
     def _initialise(self, tile: Tile, acc: emit.Accumulators) -> None:
         spots = tile.rows * tile.cols
@@ -238,28 +281,32 @@ class ConvBody:
                         ]
 
     def _store(self, tile: Tile, acc: emit.Accumulators, last: bool) -> None:
-        spots = tile.rows * tile.cols
-        for r in range(self.R):
+        spots, per = tile.rows * tile.cols, self.element.per_slot
+        for r in range(self.R // per):
             for i in range(spots):
-                place, value = self._place(tile, r, i), acc[r * spots + i]
+                place, value = self._place(tile, r, i), acc[r * per * spots + i]
                 if last:
-                    value = self._finish(tile.image, place, value)
+                    sums = [value, *(acc[(r * per + j) * spots + i] for j in range(1, per))]
+                    value = self._finish(tile.image, place, sums)
                 T.buffer_store(self.y, value, [tile.image, self._vector(self.output, *place)])
 
-    def _finish(self, image: Expr, place: tuple[Expr, Expr, Expr], value: Expr) -> Expr:
-        """The epilogue of one vector: residual, activation, and the fill outside the map."""
+    def _finish(self, image: Expr, place: tuple[Expr, Expr, Expr], sums: list[Expr]) -> Expr:
+        """The epilogue of one vector of slots: residual, activation, and the fill outside the map."""
         _, row, col = place
         if self.other is not None and self.residual is not None:
-            value = self._add_residual(image, place, value, self.residual)
+            sums = self._add_residual(image, place, sums, self.residual)
         w = self.workload
-        return emit.finish(value, w.activation, self.output, row, col, w.parameter)
+        done = [emit.finish(value, w.activation, self.output, row, col, w.parameter) for value in sums]
+        return slots.joined(self.element, done, self.lanes)
 
     def _add_residual(
-        self, image: Expr, place: tuple[Expr, Expr, Expr], value: Expr, layout: LaneLayout
-    ) -> Expr:
-        channel, row, col = place
+        self, image: Expr, place: tuple[Expr, Expr, Expr], sums: list[Expr], layout: LaneLayout
+    ) -> list[Expr]:
+        plane, row, col = place
         if self.picks is None:
-            return value + self.other[image, self._vector(layout, channel, row, col)]
-        picked = T.bind(self.picks[channel])
-        added = value + self.other[image, self._vector(layout, tirx.max(picked, T.int32(0)), row, col)]
-        return tirx.Select(emit.splat(picked >= 0, self.lanes), added, value)
+            other = self.other[image, self._vector(layout, plane, row, col)]
+            added = slots.parts(self.element, other, self.lanes)
+            return [value + more for value, more in zip(sums, added, strict=True)]
+        picked = T.bind(self.picks[plane])
+        more = self.other[image, self._vector(layout, tirx.max(picked, T.int32(0)), row, col)]
+        return [tirx.Select(emit.splat(picked >= 0, self.lanes), sums[0] + more, sums[0])]

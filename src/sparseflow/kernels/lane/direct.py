@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from tvm.tirx.script import builder as T
 
+from sparseflow.core.element_type import BFLOAT16, FLOAT32
 from sparseflow.kernels.ir import emit
-from sparseflow.kernels.ir.elements import widened
 from sparseflow.kernels.lane.convolution import ConvBody, LaneConvolution, Tile
 from sparseflow.kernels.lane.cost import tile_choices, tile_cycles
 from sparseflow.kernels.template import Candidate, register
@@ -26,11 +25,15 @@ class Direct(LaneConvolution):
 
     name = "direct"
     narrow = True
+    maps = (FLOAT32, BFLOAT16)
     format = "dense"
 
     def candidates(self, workload: Workload) -> list[Candidate]:
         """Blocks of 8, 4, 2 or 1 filters (the two largest that divide a group) with tiles that fill the registers."""
-        heights = [r for r in (8, 6, 5, 4, 3, 2, 1) if workload.fits(r)][:3]
+        per = workload.maps.per_slot
+        heights = [r for r in (8, 6, 5, 4, 3, 2, 1) if workload.fits(r) and r % per == 0][:3]
+        if not workload.joins and per > 1:
+            heights = [per]  # the filters whose channels share a slot
         orders = (0, 1) if workload.weight_bytes > workload.target.caches.l2 // 2 else (0,)
         found = [
             c
@@ -46,35 +49,38 @@ class Direct(LaneConvolution):
 
     def predict_cycles(self, workload: Workload, candidate: Candidate) -> float:
         """See `KernelTemplate.predict_cycles`."""
-        return tile_cycles(workload, candidate, math.prod(workload.weight_shape[1:]))
+        return tile_cycles(workload, candidate, workload.taps)
 
     def pack(
         self, workload: Workload, candidate: Candidate, weight: LayerWeight, layouts: Layouts
     ) -> dict[str, Array]:
         """(chunks, blocks, chunk channels, kh, kw, R), the last chunk shorter, flattened."""
         p = candidate.parameters
-        r, per_group = p["R"], workload.channels // workload.groups
+        r, per_group = p["R"], workload.depth
         chunk = p["chunk"] or per_group
         blocks = workload.blocks(r)
-        blocked = weight.dense[: blocks * r].reshape(-1, r, *weight.shape[1:]).transpose(0, 2, 3, 4, 1)
+        dense = weight.joined(workload).dense[: blocks * r]
+        blocked = dense.reshape(-1, r, *dense.shape[1:]).transpose(0, 2, 3, 4, 1)
         parts = [blocked[:, c : c + chunk].reshape(-1) for c in range(0, per_group, chunk)]
         work = np.ones(blocks)
-        data = self.stored(workload, candidate).encode(np.concatenate(parts))
+        data = self.written(workload, candidate, np.concatenate(parts))
         return {"data": data, **self.partition(workload, candidate, work)}
 
     def arguments(self, kernel: ConvBody) -> list[Any]:
         """See `LaneConvolution.arguments`."""
         rows = kernel.blocks * kernel.R
-        size = (rows * math.prod(kernel.workload.weight_shape[1:]),)
-        return [emit.arg("data", size, self.stored(kernel.workload, kernel.candidate).storage)]
+        size = (rows * kernel.workload.taps,)
+        return [emit.arg("data", size, self.storage(kernel.workload, kernel.candidate))]
 
     def taps(self, kernel: ConvBody, tile: Tile, add: Callable[[Expr, Callable[[int], Expr]], None]) -> None:
         """See `LaneConvolution.taps`."""
         (data,) = kernel.packed
-        element, w = self.stored(kernel.workload, kernel.candidate), kernel.workload
+        w = kernel.workload
         kh, kw = w.kernel_size
-        per_group, taps = w.channels // w.groups, kh * kw
+        per_group, taps = w.depth, kh * kw
         group = tile.block * kernel.R // (w.filters // w.groups) if w.groups > 1 else 0
+        if not w.joins and w.maps.per_slot > 1:  # a block's filters share a slot
+            group = group // w.maps.per_slot
         first = T.bind(T.int32(0) + tile.chunk * kernel.chunk + group * per_group)
         length = kernel.chunk
         if kernel.chunks > 1 and per_group % kernel.chunk:
@@ -88,7 +94,7 @@ class Direct(LaneConvolution):
                 at = base + ((c * kh + ky) * kw + kx) * kernel.R
                 add(
                     kernel.tap_offset(first + c, ky, kx),
-                    lambda r, at=at: widened(element, data[at + r]),  # type: ignore[misc]
+                    lambda r, at=at: self.read(kernel, data[at + r]),  # type: ignore[misc]
                 )
 
         if per_group == 1:  # depthwise: straight-line code, so that overlapping loads are shared
@@ -102,4 +108,6 @@ class Direct(LaneConvolution):
 def _chunks(workload: Workload) -> list[int]:
     """Chunk lengths in channels; 0 is all at once."""
     per_group = workload.channels // workload.groups
+    if workload.maps.per_slot > 1:  # no partial sums in a narrow map
+        return [0]
     return [0] + [c for c in (64, 128) if c * 2 <= per_group]

@@ -10,7 +10,7 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from sparseflow.kernels.ir import emit
+from sparseflow.kernels.ir import emit, slots
 from sparseflow.kernels.layouts.lane import LaneLayout
 from sparseflow.kernels.workload import Array
 
@@ -57,42 +57,52 @@ def pool(
     """Kernel ``(x, [scale,] y)`` of a max or average pool; the scale only for the average."""
     lanes = out.lanes
     (kh, kw), (sh, sw) = window.kernel_size, window.stride
-    with emit.prim_func(name) as finish:
-        x = emit.arg("x", (batch, source.size))
+    with emit.prim_func(name, slots.helpers(out.element)) as finish:
+        x = _arg("x", batch, source)
         mean = window.kind == "avg"
         scale = emit.arg("scale", (out.block[0] * out.block[1] * lanes,)) if mean else None
-        y = emit.arg("y", (batch, out.size))
-        with emit.channel_loop(out.channels, threads) as c, emit.loop(batch) as n:
+        y = _arg("y", batch, out)
+        with emit.channel_loop(out.slots, threads) as c, emit.loop(batch) as n:
             with emit.loop(out.block[0]) as row, emit.loop(out.block[1]) as col:
-                value = None
+                values: list[Expr] = []
                 for ky in range(kh):
                     for kx in range(kw):
-                        at = source.position(
-                            row * sh + ky - window.padding[0], col * sw + kx - window.padding[1]
-                        )
-                        item = x[n, emit.ramp((c * source.plane + at) * lanes, lanes)]
-                        value = item if value is None else (value + item if mean else tirx.max(value, item))
+                        at = row * sh + ky - window.padding[0], col * sw + kx - window.padding[1]
+                        items = _get(x, n, c, *at, source)
+                        both = zip(values or items, items, strict=True)
+                        values = items if not values else [v + i if mean else tirx.max(v, i) for v, i in both]
                 if scale is not None:
-                    value = value * scale[emit.ramp((row * out.block[1] + col) * lanes, lanes)]
-                _put(y, n, c, row, col, value, out)
+                    by = scale[emit.ramp((row * out.block[1] + col) * lanes, lanes)]
+                    values = [value * by for value in values]
+                _put(y, n, c, row, col, values, out)
             _halo(y, n, c, out)
     return finish()
 
 
 def global_mean(batch: int, source: LaneLayout, threads: int, name: str) -> tirx.PrimFunc:
-    """Kernel ``(x, y (batch, channels))``: the mean of each channel."""
-    lanes, (rows, cols) = source.lanes, source.block
+    """Kernel ``(x, y (batch, channels) float32)``: the mean of each channel."""
+    lanes, (rows, cols), per = source.lanes, source.block, source.element.per_slot
     with emit.prim_func(name) as finish:
-        x = emit.arg("x", (batch, source.size))
+        x = _arg("x", batch, source)
         y = emit.arg("y", (batch, source.channels))
-        with emit.channel_loop(source.channels, threads) as c, emit.loop(batch) as n:
-            acc = emit.Accumulators(1, lanes)
-            acc[0] = emit.const(0.0, lanes)
+        share = 1.0 / (source.height * source.width)
+
+        def mean(n: Expr, c: Expr, channels: int) -> None:
+            sums = [emit.Accumulators(1, lanes) for _ in range(channels)]
+            for acc in sums:
+                acc[0] = emit.const(0.0, lanes)
             with emit.loop(rows) as r, emit.loop(cols) as k:
-                at = (c * source.plane + source.position(r, k)) * lanes
-                acc[0] = acc[0] + x[n, emit.ramp(at, lanes)]
-            value = acc.total()
-            T.buffer_store(y, value * T.float32(1.0 / (source.height * source.width)), [n, c])
+                for acc, value in zip(sums, _get(x, n, c, r, k, source), strict=False):
+                    acc[0] = acc[0] + value
+            for i, acc in enumerate(sums):
+                T.buffer_store(y, acc.total() * T.float32(share), [n, c * per + i])
+
+        full, rest = divmod(source.channels, per)
+        with emit.channel_loop(full, threads) as c, emit.loop(batch) as n:
+            mean(n, c, per)
+        if rest:
+            with emit.loop(batch) as n:
+                mean(n, full, rest)
     return finish()
 
 
@@ -100,18 +110,19 @@ def elementwise(
     function: str, batch: int, sources: Sequence[LaneLayout], out: LaneLayout, threads: int, name: str
 ) -> tirx.PrimFunc:
     """Kernel ``(x0, [x1,] y)`` of an operator of `BINARY` or an activation on maps with the same blocks."""
-    with emit.prim_func(name) as finish:
-        inputs = [emit.arg(f"x{i}", (batch, s.size)) for i, s in enumerate(sources)]
-        y = emit.arg("y", (batch, out.size))
-        with emit.channel_loop(out.channels, threads) as c, emit.loop(batch) as n:
+    with emit.prim_func(name, slots.helpers(out.element)) as finish:
+        inputs = [_arg(f"x{i}", batch, s) for i, s in enumerate(sources)]
+        y = _arg("y", batch, out)
+        with emit.channel_loop(out.slots, threads) as c, emit.loop(batch) as n:
             with emit.loop(out.block[0]) as row, emit.loop(out.block[1]) as col:
-                values = [_get(x, n, c, row, col, s) for x, s in zip(inputs, sources, strict=True)]
-                value = (
-                    BINARY[function](*values)
-                    if len(values) == 2
-                    else emit.activate(function, values[0], out.lanes)
-                )
-                _put(y, n, c, row, col, value, out)
+                found = [_get(x, n, c, row, col, s) for x, s in zip(inputs, sources, strict=True)]
+                values = [
+                    BINARY[function](*operands)
+                    if len(operands) == 2
+                    else emit.activate(function, operands[0], out.lanes)
+                    for operands in zip(*found, strict=True)
+                ]
+                _put(y, n, c, row, col, values, out)
             _halo(y, n, c, out)
     return finish()
 
@@ -125,11 +136,11 @@ def layer_norm(
     distances from it; threads share the positions.
     """
     channels, (rows, cols) = out.channels, out.block
-    width = min(8, max(1, cols // threads))
-    with emit.prim_func(name) as finish:
-        x = emit.arg("x", (batch, source.size))
+    width = min(8 // out.element.per_slot, max(1, cols // threads))
+    with emit.prim_func(name, slots.helpers(out.element)) as finish:
+        x = _arg("x", batch, source)
         gamma, beta = emit.arg("gamma", (channels,)), emit.arg("beta", (channels,))
-        y = emit.arg("y", (batch, out.size))
+        y = _arg("y", batch, out)
         for part in emit.segments(cols, width):
             parts = emit.loop(part.count, parallel=threads > 1)
             with parts as i, emit.loop(batch) as n, emit.loop(rows) as row:
@@ -158,9 +169,10 @@ def _normalise(
     def over_channels(total: emit.Accumulators, term: Callable[[Expr, int], Expr]) -> None:
         for i in range(width):
             total[i] = emit.const(0.0, lanes)
-        with emit.loop(out.channels) as c:
+        with emit.loop(out.slots) as c:
             for i in range(width):
-                total[i] = total[i] + term(_get(x, n, c, row, col + i, source), i)
+                for value in _get(x, n, c, row, col + i, source):
+                    total[i] = total[i] + term(value, i)
         for i in range(width):
             total[i] = total[i] * share
 
@@ -168,47 +180,57 @@ def _normalise(
         away = T.bind(value - mean[i])
         return away * away
 
-    def away_from_first(value: Expr, i: int) -> Expr:
-        return value - _get(x, n, 0, row, col + i, source)
+    def first(i: int) -> Expr:
+        return _get(x, n, 0, row, col + i, source)[0]
 
-    over_channels(mean, away_from_first)
+    over_channels(mean, lambda value, i: value - first(i))
     for i in range(width):
-        mean[i] = mean[i] + _get(x, n, 0, row, col + i, source)
+        mean[i] = mean[i] + first(i)
     over_channels(scale, squared)
     for i in range(width):
         scale[i] = emit.const(1.0, lanes) / tirx.sqrt(scale[i] + emit.const(epsilon, lanes))
-    with emit.loop(out.channels) as c:
+    per = out.element.per_slot
+    with emit.loop(out.slots) as c:
         for i in range(width):
-            value = (_get(x, n, c, row, col + i, source) - mean[i]) * scale[i]
-            value = value * emit.splat(gamma[c], lanes) + emit.splat(beta[c], lanes)
-            _put(y, n, c, row, col + i, value, out)
+            values = []
+            for j, value in enumerate(_get(x, n, c, row, col + i, source)):
+                by, to = (emit.splat(p[c * per + j], lanes) for p in (gamma, beta))
+                values.append((value - mean[i]) * scale[i] * by + to)
+            _put(y, n, c, row, col + i, values, out)
 
 
 def concatenate(
     batch: int, sources: Sequence[LaneLayout], out: LaneLayout, threads: int, name: str
 ) -> tirx.PrimFunc:
-    """Kernel ``(x0, x1, …, y)``: the channels of all sources in turn."""
-    with emit.prim_func(name) as finish:
-        inputs = [emit.arg(f"x{i}", (batch, s.size)) for i, s in enumerate(sources)]
-        y = emit.arg("y", (batch, out.size))
+    """Kernel ``(x0, x1, …, y)``: the channels of all sources in turn, which fill whole slots but for the last's."""
+    with emit.prim_func(name, slots.helpers(out.element)) as finish:
+        inputs = [_arg(f"x{i}", batch, s) for i, s in enumerate(sources)]
+        y = _arg("y", batch, out)
         first = 0
         for x, source in zip(inputs, sources, strict=True):
-            with emit.channel_loop(source.channels, threads) as c, emit.loop(batch) as n:
+            with emit.channel_loop(source.slots, threads) as c, emit.loop(batch) as n:
                 with emit.loop(out.block[0]) as row, emit.loop(out.block[1]) as col:
                     _put(y, n, first + c, row, col, _get(x, n, c, row, col, source), out)
                 _halo(y, n, first + c, out)
-            first += source.channels
+            first += source.slots
     return finish()
 
 
-def _get(x: Any, n: Expr, c: Expr, row: Expr, col: Expr, layout: LaneLayout) -> Expr:
-    return x[n, emit.ramp((c * layout.plane + layout.position(row, col)) * layout.lanes, layout.lanes)]
+def _arg(name: str, batch: int, layout: LaneLayout) -> Any:
+    return emit.arg(name, (batch, layout.size), layout.element.slot)
 
 
-def _put(y: Any, n: Expr, c: Expr, row: Expr, col: Expr, value: Expr, layout: LaneLayout) -> None:
-    value = emit.finish(value, "none", layout, row, col)
+def _get(x: Any, n: Expr, c: Expr, row: Expr, col: Expr, layout: LaneLayout) -> list[Expr]:
+    """The channels of plane ``c`` at a block position, as float32 vectors."""
+    at = emit.ramp((c * layout.plane + layout.position(row, col)) * layout.lanes, layout.lanes)
+    return slots.parts(layout.element, x[n, at], layout.lanes)
+
+
+def _put(y: Any, n: Expr, c: Expr, row: Expr, col: Expr, values: Sequence[Expr], layout: LaneLayout) -> None:
+    done = [emit.finish(value, "none", layout, row, col) for value in values]
     at = (c * layout.plane + layout.position(row, col)) * layout.lanes
-    T.buffer_store(y, value, [n, emit.ramp(at, layout.lanes)])
+    slot = slots.joined(layout.element, done, layout.lanes)
+    T.buffer_store(y, slot, [n, emit.ramp(at, layout.lanes)])
 
 
 def _halo(y: Any, n: Expr, c: Expr, layout: LaneLayout) -> None:

@@ -10,9 +10,9 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
+from sparseflow.core.element_type import BFLOAT16, FLOAT32
 from sparseflow.core.formats import TapList
 from sparseflow.kernels.ir import emit
-from sparseflow.kernels.ir.elements import widened
 from sparseflow.kernels.lane.convolution import ConvBody, LaneConvolution, Tile
 from sparseflow.kernels.lane.cost import large_map, tile_choices, tile_cycles
 from sparseflow.kernels.layouts.lane import LaneLayout
@@ -34,22 +34,27 @@ class Taps(LaneConvolution):
 
     name = "taps"
     narrow = True
+    maps = (FLOAT32, BFLOAT16)
     format = "tap-list"
 
     def rejects(self, workload: Workload) -> str | None:
         """See `KernelTemplate.rejects`."""
-        if workload.density() > DENSEST and dict(workload.covers).get(4, 1.0) > DENSEST_SHARED:
-            return (
-                f"density {workload.density():.2f} is above {DENSEST}: indices cost more than the zeros save"
-            )
+        density = workload.density(workload.maps.per_slot)
+        if density > DENSEST and dict(workload.covers).get(4, 1.0) > DENSEST_SHARED:
+            return f"density {density:.2f} is above {DENSEST}: indices cost more than the zeros save"
         return super().rejects(workload)
 
     def candidates(self, workload: Workload) -> list[Candidate]:
         """Block heights whose cover adds few zeros, each with the tiles that fill the registers."""
-        useful = workload.density()
+        least = workload.maps.per_slot  # filters whose results share a slot are computed together
+        useful = workload.density(least)
         found = []
         for r in (1, 2, 4, 8):
-            if not workload.fits(r) or workload.density(r) > useful * (1.0 + 0.6 * math.log2(r)):
+            if (
+                r % least
+                or not workload.fits(r)
+                or workload.density(r) > useful * (1.0 + 0.6 * math.log2(r / least))
+            ):
                 continue
             found += [
                 c
@@ -65,7 +70,7 @@ class Taps(LaneConvolution):
 
     def predict_cycles(self, workload: Workload, candidate: Candidate) -> float:
         """See `KernelTemplate.predict_cycles`."""
-        taps = workload.density(candidate.parameters["R"]) * math.prod(workload.weight_shape[1:])
+        taps = workload.density(candidate.parameters["R"]) * workload.taps
         return tile_cycles(workload, candidate, taps)
 
     def pack(
@@ -73,7 +78,8 @@ class Taps(LaneConvolution):
     ) -> dict[str, Array]:
         """The tap list with its column ids replaced by element offsets into the input layout."""
         p = candidate.parameters
-        index = weight.index(TapList(rows=p["R"], chunk=p["chunk"] or None), workload.blocks(p["R"]) * p["R"])
+        form = TapList(rows=p["R"], chunk=p["chunk"] or None)
+        index = weight.joined(workload).index(form, workload.blocks(p["R"]) * p["R"])
         return self.bind(workload, candidate, index.arrays, layouts)
 
     def bind(
@@ -93,12 +99,12 @@ class Taps(LaneConvolution):
             vector = vector - np.repeat(np.arange(len(counts)) * (chunk * layout.plane), counts.sum(axis=1))
         if workload.groups > 1:
             group = np.arange(blocks) * candidate.parameters["R"] // (workload.filters // workload.groups)
-            base = np.tile(group * (workload.channels // workload.groups) * layout.plane, len(counts))
+            base = np.tile(group * workload.depth * layout.plane, len(counts))
             vector = vector + np.repeat(base, counts.reshape(-1))
         return {
             "indptr": indptr.astype(np.int32),
             "offsets": vector.astype(offset_type(workload, candidate, layout)),
-            "data": self.stored(workload, candidate).encode(data.reshape(-1)),
+            "data": self.written(workload, candidate, data.reshape(-1)),
             **self.partition(workload, candidate, counts.sum(axis=0) + 2.0),
         }
 
@@ -109,19 +115,18 @@ class Taps(LaneConvolution):
         return [
             indptr,
             offsets,
-            emit.arg("data", (None,), self.stored(kernel.workload, kernel.candidate).storage),
+            emit.arg("data", (None,), self.storage(kernel.workload, kernel.candidate)),
         ]
 
     def taps(self, kernel: ConvBody, tile: Tile, add: Callable[[Expr, Callable[[int], Expr]], None]) -> None:
         """See `LaneConvolution.taps`."""
         indptr, offsets, data = kernel.packed
-        element = self.stored(kernel.workload, kernel.candidate)
         block = T.bind(tile.chunk * kernel.blocks + tile.block)
         first = T.bind(indptr[block])
         chunk = T.bind(T.int32(0) + tile.chunk * (kernel.chunk * kernel.input.plane * kernel.lanes))
         with emit.loop(indptr[block + 1] - first) as j:
             offset = tirx.Cast("int32", offsets[first + j]) * kernel.lanes + chunk
-            add(offset, lambda r: widened(element, data[(first + j) * kernel.R + r]))
+            add(offset, lambda r: self.read(kernel, data[(first + j) * kernel.R + r]))
 
 
 def offset_type(workload: Workload, candidate: Candidate, layout: LaneLayout) -> str:
@@ -133,7 +138,7 @@ def offset_type(workload: Workload, candidate: Candidate, layout: LaneLayout) ->
 def _chunks(workload: Workload, r: int) -> list[int]:
     """Chunk lengths in channels; 0 is all channels at once. Wide blocks are bound by arithmetic and need none."""
     channels = workload.channels // workload.groups
-    if r >= 8 or workload.groups > 1:
+    if r >= 8 or workload.groups > 1 or workload.maps.per_slot > 1:  # no partial sums in a narrow map
         return [0]
     sizes = (16, 32) if workload.kernel_size != (1, 1) else (64, 128)
     return [c for c in sizes if c < channels] + [0]

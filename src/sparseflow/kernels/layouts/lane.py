@@ -2,7 +2,8 @@
 
 Lane ``(by, bx)`` of a ``grid`` holds its own block of the map, with its own halo, so a convolution's tap ``(dy, dx)``
 is a shift by *whole vectors*: every load is aligned and no column is wasted on the halo. A tensor in this layout is the
-matrix ``(N, C * plane * lanes)`` of one element type; ``plane`` counts vectors of ``rows x cols`` positions.
+matrix ``(N, slots * plane * lanes)``; ``plane`` counts vectors of ``rows x cols`` positions. A slot is 32 bits: one
+float32, or neighbouring channels in a narrower type, so that a vector has as many lanes whatever it holds.
 
 References
 ----------
@@ -22,6 +23,7 @@ import numpy.typing as npt
 from sparseflow.core.element_type import FLOAT32, ElementType
 
 Array = npt.NDArray[Any]
+SLOT_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,11 @@ class LaneLayout:
         return self.grid[0] * self.grid[1]
 
     @property
+    def slots(self) -> int:
+        """Planes: channels, as many together as share a slot."""
+        return -(-self.channels // self.element.per_slot)
+
+    @property
     def rows(self) -> int:
         """Rows of vectors in a plane, halo included."""
         return self.block[0] + self.halo[0] + self.halo[2]
@@ -70,18 +77,18 @@ class LaneLayout:
 
     @property
     def plane(self) -> int:
-        """Vectors from one channel to the next.
+        """Vectors from one plane to the next.
 
-        A stride of a multiple of 4,096 bytes would put all channels into the same set of the L1 cache, so such a
+        A stride of a multiple of 4,096 bytes would put all planes into the same set of the L1 cache, so such a
         plane is one vector longer.
         """
         vectors = self.rows * self.cols
-        return vectors + 1 if vectors * self.lanes * self.element.nbytes % 4096 == 0 else vectors
+        return vectors + 1 if vectors * self.lanes * SLOT_BYTES % 4096 == 0 else vectors
 
     @property
     def size(self) -> int:
-        """Elements of one image."""
-        return self.channels * self.plane * self.lanes
+        """Slots of one image."""
+        return self.slots * self.plane * self.lanes
 
     @property
     def ragged(self) -> bool:
@@ -149,7 +156,7 @@ class LaneLayout:
         """``x`` (N, C, H, W) in this layout, (N, size), as `element` stores it."""
         h, w = self.coordinates()
         values = np.where(h >= 0, x[:, :, h, w], np.float32(self.fill))
-        return self.element.encode(values.reshape(x.shape[0], self.size))
+        return self.element.joined(values, 1).reshape(x.shape[0], self.size)
 
     def unpack(self, y: Array) -> Array:
         """The inverse of `pack`: ``y`` (N, size) as float32 (N, C, H, W)."""
@@ -157,7 +164,8 @@ class LaneLayout:
         h, w = interior.coordinates()
         row, col = np.divmod(np.arange(self.block[0] * self.block[1]), self.block[1])
         vectors = (row + self.halo[0]) * self.cols + col + self.halo[1]
-        planes = self.element.decode(y).reshape(len(y), self.channels, self.plane, self.lanes)[:, :, vectors]
+        planes = y.reshape(len(y), self.slots, self.plane, self.lanes)[:, :, vectors]
+        planes = self.element.parted(planes, 1, self.channels)
         h, w = h[: len(vectors)], w[: len(vectors)]
         out = np.zeros((y.shape[0], self.channels, self.height, self.width), np.float32)
         out[:, :, h[h >= 0], w[h >= 0]] = planes[:, :, h >= 0]

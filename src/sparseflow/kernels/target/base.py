@@ -61,14 +61,10 @@ class VectorUnit:
                 f"{self}: allowed: bits in multiples of {FLOAT32.bits}, and fewer accumulators than registers"
             )
 
-    def elements(self, element: ElementType) -> int:
-        """How many of them a register holds."""
-        return self.bits // element.bits
-
     @property
     def lanes(self) -> int:
-        """Elements of a register of sums, which are float32."""
-        return self.elements(FLOAT32)
+        """Sums of 32 bits, or slots of a map, in a register."""
+        return self.bits // FLOAT32.bits
 
     def holds(self, r: int, spots: int) -> bool:
         """True when a tile of ``r`` filters by ``spots`` vectors stays in registers: its sums, the inputs that
@@ -172,6 +168,10 @@ class Target(ABC):
     @abstractmethod
     def instruction_sets(self) -> tuple[str, ...]:
         """What the machine has to have beside its family for the code to run."""
+
+    def multiplies(self, element: ElementType) -> bool:
+        """Whether it has instructions that multiply numbers of a type and add them up in its accumulator."""
+        return element == FLOAT32
 
     @cached_property
     def tvm(self) -> Any:

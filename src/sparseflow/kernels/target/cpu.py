@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from sparseflow.core.element_type import BFLOAT16, ElementType
 from sparseflow.kernels.target.base import KINDS, TARGETS, Caches, Target, VectorUnit, frozen
 from sparseflow.kernels.target.flags import vector_flags
 from sparseflow.kernels.target.llvm import check_options, features_of
@@ -43,6 +44,11 @@ class Cpu(Target):
     def cross_linker(cls, family: str) -> str:
         """GCC's for Linux."""
         return f"{family}-linux-gnu-g++"
+
+    def multiplies(self, element: ElementType) -> bool:
+        """See `Target.multiplies`; pairs of bfloat16 with AVX-512."""
+        pairs = element == BFLOAT16 and "avx512bf16" in self.instruction_sets and self.vectors.bits == 512
+        return pairs or super().multiplies(element)
 
     @cached_property
     def instruction_sets(self) -> tuple[str, ...]:

@@ -278,7 +278,7 @@ class Trial:
         if workload.residual:
             rest = layouts.residual
             shape = outputs[0].shape if rest is None else (workload.batch, rest.size)
-            extra.append(filled(shape, workload.maps))
+            extra.append(tensor(_slots(random, shape, workload.maps)))
         self.arguments = [*inputs, *map(tensor, packed.values()), *extra, *outputs]
         maps = [*outputs, *(extra[-1:] if workload.residual else ()), *inputs]
         self.module, self.name, self.device = module, name, workload.target.device
@@ -299,10 +299,10 @@ class Trial:
             shapes = (batch, layouts.input.size), (batch, layouts.output.size)
         else:
             shapes = (workload.width, workload.channels), (workload.width, workload.filters)
-        x, y = (random.random(shape, dtype=np.float32) for shape in shapes)
+        x, y = (_slots(random, shape, workload.maps) for shape in shapes)
         if workload.map_density < 1.0:
             x *= random.random(x.shape) < workload.map_density
-        return [workload.maps.encode(x)], [workload.maps.encode(y)]
+        return [x], [y]
 
     def seconds(self, number: int) -> float:
         """Mean time of ``number`` calls in a row; the median of at most `COLD_CALLS` if each comes after other data."""
@@ -327,6 +327,11 @@ def trials(
         functions[f"kernel{i}"] = template.build(workload, c, layouts_for(template, workload), f"kernel{i}")
     module = tvm.compile(tvm.IRModule(functions), target=target.tvm)
     return [Trial(module, f"kernel{i}", workload, c, weight, between) for i, c in enumerate(candidates)]
+
+
+def _slots(random: np.random.Generator, shape: tuple[int, ...], element: ElementType) -> Array:
+    """Random slots of a map."""
+    return element.joined(random.random((*shape, element.per_slot), dtype=np.float32), -1)[..., 0]
 
 
 class Timed(Protocol):

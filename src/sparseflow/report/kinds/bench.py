@@ -102,17 +102,19 @@ def build(result: BenchResult) -> Document:
 
 
 def _table(result: BenchResult) -> Table:
+    ours = next((r.latency_ms.median for r in result.results if r.engine == OURS), None)
     rows = (
         (
             Cell(r.engine, strong=r.engine == OURS),
             words.digits(r.latency_ms.median),
             words.spread(r.latency_ms.p10, r.latency_ms.p90),
             words.digits(r.latency_ms.min),
+            "–" if not ours else f"{r.latency_ms.median / ours:.2f}×",
             "–" if r.max_relative_error is None else f"{r.max_relative_error:.1e}",
         )
         for r in result.results
     )
-    titles = ("Engine", "Median, ms", "p10–p90, ms", "Fastest, ms", "Relative error")
+    titles = ("Engine", "Median, ms", "p10–p90, ms", "Fastest, ms", "Of ours", "Relative error")
     return Table.of("Same weights, same input, interleaved", titles, rows)
 
 
