@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import map_networks
+import precision
 import selection
 import weight_types
 import whole_networks
@@ -93,6 +94,8 @@ class Sources:
         data = self._read[file]
         if file == f"{whole_networks.NAME}.json":
             return WHOLE_NETWORKS[section](list(data.values()))
+        if file == f"{precision.NAME}.json":
+            return precision.markdown(data)
         if file == f"{weight_types.NAME}.json":
             return weight_types.markdown(data)
         if file == f"{selection.NAME}.json":
