@@ -240,6 +240,7 @@ def test_what_is_measured_runs_on_the_cpus_here(x: Any) -> None:
     assert set_threads(CPUS) == CPUS
 
 
+@pytest.mark.slow
 def test_more_threads_than_cpus_and_pixels(x: Any) -> None:
     net = _net(2)
     engine = sparseflow.compile(net, (x,), threads=MOST_THREADS, measure=False)

@@ -104,9 +104,15 @@ def _agree(engine: Any, model: nn.Module, x: Any) -> None:
     torch.testing.assert_close(engine(x), expected, atol=2e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("name", MODELS)
+CASES = [
+    pytest.param(name, batch, threads, marks=() if batch + threads in (2, 5) else pytest.mark.slow)
+    for name in MODELS
+    for batch in (1, 3)
+    for threads in (1, 2)
+]
+
+
+@pytest.mark.parametrize(("name", "batch", "threads"), CASES)
 @pytest.mark.usefixtures("everywhere")
 def test_engines_equal_torch(name: str, batch: int, threads: int) -> None:
     model, x = _model(name), _inputs(batch)

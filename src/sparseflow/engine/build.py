@@ -93,7 +93,7 @@ class Build:
         if not self.target.multiplies(PRECISIONS[self.precision]):
             raise CompileError(
                 f"precision={self.precision!r}: target {self.target.name} has no instruction that multiplies "
-                f"{PRECISIONS[self.precision]} (AVX512_BF16); allowed: fp32"
+                f"{PRECISIONS[self.precision]}; allowed: fp32"
             )
         if self.dump is not None and not isinstance(self.dump, str | os.PathLike):
             raise CompileError(f"dump={self.dump!r}: allowed: the path of a folder")

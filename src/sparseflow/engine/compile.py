@@ -58,7 +58,8 @@ def compile(
         bound by memory read. Weights are rounded to it; maps and sums stay float32.
     precision : str
         ``fp32``, or ``bf16``: convolutions and linear layers on vector lanes multiply pairs of bfloat16, with sums in
-        float32, and the maps between them are stored so; needs AVX512_BF16. Inputs and results stay float32.
+        float32, and the maps between them are stored so; the target needs such an instruction. Inputs and results
+        stay float32.
     target : str or mapping
         ``native`` (this machine), ``avx512``, ``avx2``, ``neon``, or TVM's target as a dictionary,
         ``{"kind": "llvm", "mcpu": "znver4"}``.
