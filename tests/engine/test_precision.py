@@ -10,7 +10,11 @@ import torch
 from torch import nn
 
 import sparseflow
+from sparseflow.core import BFLOAT16
 from sparseflow.errors import CompileError
+from sparseflow.kernels.lane.direct import Direct
+from sparseflow.kernels.template import Candidate
+from sparseflow.kernels.workload import Workload
 from tests.engine.test_compile import NETS, _model
 from tests.kernels.conftest import NEEDS_PAIRS
 
@@ -76,3 +80,23 @@ def test_an_index_of_maps_and_bfloat16_exclude_each_other() -> None:
         sparseflow.compile(
             nn.Conv2d(3, 8, 3), (x,), measure=False, precision="bf16", calibration=[(x.numpy(),)]
         )
+
+
+@NEEDS_PAIRS
+def test_a_layer_that_float32_computes_faster_stays_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(8, 32, 3), nn.ReLU(), nn.Conv2d(32, 16, 1), nn.ReLU(), nn.Conv2d(16, 8, 3)
+    ).eval()
+    x = torch.randn(1, 8, 40, 40)
+    predicted = Direct.predict_cycles
+
+    def slow_pairs(self: Direct, workload: Workload, candidate: Candidate) -> float:
+        much = 1e9 if workload.maps == BFLOAT16 and workload.kernel_size == (1, 1) else 0.0
+        return predicted(self, workload, candidate) + much
+
+    monkeypatch.setattr(Direct, "predict_cycles", slow_pairs)
+    engine = sparseflow.compile(model, (x,), measure=False, precision="bf16")
+    assert [layer.element for layer in engine.plan.layers] == ["bfloat16", "float32", "bfloat16"]
+    expected = model(x).detach()
+    assert float((engine(x) - expected).abs().max() / expected.abs().max()) < 0.02

@@ -13,6 +13,7 @@ from sparseflow.core.plan import CandidateTime, LayerPlan, Plan
 from sparseflow.errors import CompileError
 from sparseflow.kernels.template import TEMPLATES, Candidate
 from sparseflow.kernels.tuning.cold_weights import rounded
+from sparseflow.kernels.tuning.map_times import BYTES_PER_CYCLE
 from sparseflow.kernels.tuning.selector import Choice, Selector, layouts_for
 from sparseflow.kernels.weight import LayerWeight
 from sparseflow.kernels.workload import Workload
@@ -51,6 +52,9 @@ class PlanKernels:
             attrs = _with_halo(LayerAttrs.of(value), nodes.get(var))
             weight = self.weights.of(value)
             choice = self.selector.choose(attrs.workload, weight, attrs.name)
+            wide = self._in_float32(attrs, weight, without_map_index(choice).time_s)
+            if wide is not None:
+                attrs, choice = wide
             best = without_map_index(choice)
             layers.append(describe(attrs, weight, choice, best))
             chosen = attrs.with_(candidate=Candidate(best.template, best.parameters).to_json())
@@ -62,6 +66,21 @@ class PlanKernels:
         chosen = self.selector
         self.plan = Plan(tuple(layers), str(chosen.target), self.threads, chosen.measure, exact=chosen.exact)
         return mod.with_attr("sparseflow.plan", dumps(self.plan))
+
+    def _in_float32(
+        self, attrs: LayerAttrs, weight: LayerWeight, narrow_s: float
+    ) -> tuple[LayerAttrs, Choice] | None:
+        """A layer on narrow maps as one in float32, if that is faster even with both of its maps converted."""
+        w = attrs.workload
+        if w.maps == w.sums:
+            return None
+        wide = replace(w, maps=w.sums).with_zeros_of(weight.dense)
+        choice = self.selector.choose(wide, weight, attrs.name)
+        moved = w.batch * sum(x.input_bytes + x.output_bytes for x in (w, wide))
+        conversions_s = moved / BYTES_PER_CYCLE / self.selector.target.clock_hz
+        if without_map_index(choice).time_s + conversions_s >= narrow_s:
+            return None
+        return attrs.with_(workload=wide), choice
 
 
 def _with_halo(attrs: LayerAttrs, node: Node | None) -> LayerAttrs:
