@@ -49,8 +49,10 @@ class EmulatedKernels:
         module = tvm.compile(tvm.IRModule(dict(functions)), target=NEON.tvm)
         module.export_library(str(self.library), cc=linker(type(NEON), "aarch64"))
 
-    def __call__(self, name: str, inputs: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-        (y,) = self.emulator.run(self.library, name, [*inputs, np.full(shape, np.nan, np.float32)])
+    def __call__(
+        self, name: str, inputs: Sequence[np.ndarray], shape: tuple[int, ...], dtype: str = "float32"
+    ) -> np.ndarray:
+        (y,) = self.emulator.run(self.library, name, [*inputs, np.full(shape, np.nan, dtype)])
         return y
 
 
