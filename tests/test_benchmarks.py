@@ -7,20 +7,34 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from sparseflow.core.codec import encode
 from sparseflow.core.plan import CandidateTime, LayerPlan, Plan, RestTime
+from sparseflow.engine.frontends.importer import Imported, import_model
 from sparseflow.train.models import MnistCnn
 from tests.kernels.conftest import NEEDS_PAIRS
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "benchmarks"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A small model where a script loads one of the zoo."""
+
+    model: nn.Module
+    shape: tuple[int, ...]
+
+    def imported(self) -> Imported:
+        return import_model(self.model, (torch.zeros(self.shape),))
 
 
 @pytest.fixture(scope="module")
@@ -292,19 +306,10 @@ def test_selection_runs_the_three_plans_in_turn(tmp_path: Path, monkeypatch: pyt
 
 
 def test_weight_types_are_compared_with_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch import nn
-
-    from sparseflow.engine.frontends.importer import import_model
-
     model = nn.Sequential(nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 10)).eval()
-
-    class Loaded:
-        def imported(self) -> Any:
-            return import_model(model, (torch.zeros(1, 256),))
-
     monkeypatch.setenv("SPARSEFLOW_CACHE", str(tmp_path))
     for weight_types in script("weight_types"):
-        monkeypatch.setattr(weight_types, "load_model", lambda _request: Loaded())
+        monkeypatch.setattr(weight_types, "load_model", lambda _request: Loaded(model, (1, 256)))
         arguments = ["--models", "small", "--sparsify", "dense", "--rounds", "2", "--out", str(tmp_path)]
         assert weight_types.main(arguments) == 0
         data = json.loads((tmp_path / "weight_types.json").read_text())
@@ -320,19 +325,10 @@ def test_weight_types_are_compared_with_float32(tmp_path: Path, monkeypatch: pyt
 
 @NEEDS_PAIRS
 def test_bfloat16_is_compared_with_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch import nn
-
-    from sparseflow.engine.frontends.importer import import_model
-
     model = nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3)).eval()
-
-    class Loaded:
-        def imported(self) -> Any:
-            return import_model(model, (torch.zeros(1, 8, 12, 12),))
-
     monkeypatch.setenv("SPARSEFLOW_CACHE", str(tmp_path))
     for precision in script("precision"):
-        monkeypatch.setattr(precision, "load_model", lambda _request: Loaded())
+        monkeypatch.setattr(precision, "load_model", lambda _request: Loaded(model, (1, 8, 12, 12)))
         arguments = ["--models", "small", "--weights", "none", "--rounds", "2", "--out", str(tmp_path)]
         assert precision.main(arguments) == 0
         data = json.loads((tmp_path / "precision.json").read_text())
@@ -345,8 +341,6 @@ def test_bfloat16_is_compared_with_float32(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.slow
 def test_two_versions_are_timed_in_turn(tmp_path: Path) -> None:
-    from torch import nn
-
     model = nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3)).eval()
     path = tmp_path / "small.pt2"
     torch.export.save(torch.export.export(model, (torch.zeros(1, 8, 12, 12),)), path)

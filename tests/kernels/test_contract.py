@@ -442,6 +442,9 @@ def test_patterns_of_a_weight_hold_every_kernel() -> None:
     assert patterns_of(four_of_nine.reshape(20, 20, 3, 3)) == ()
 
 
+DRAWN = settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None)
+
+
 @st.composite
 def cases(draw: Any) -> tuple[Workload, str, float, tuple[int, int, int, int], int]:
     """Workloads with their pruning, an output halo and slack in the input."""
@@ -479,13 +482,7 @@ def cases(draw: Any) -> tuple[Workload, str, float, tuple[int, int, int, int], i
     return workload, structure, draw(st.floats(0.05, 0.95)), halo, draw(st.integers(0, 2))  # type: ignore[return-value]
 
 
-@settings(
-    max_examples=5,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow],
-    database=None,
-)
+@settings(DRAWN, max_examples=5)
 @given(drawn=cases())
 def test_drawn_case_equals_the_dense_reference(
     drawn: tuple[Workload, str, float, tuple[int, int, int, int], int],
@@ -613,13 +610,7 @@ def test_maps_in_pairs_of_bfloat16(name: str, compile_kernels: Any, dense_refere
 
 
 @NEEDS_PAIRS
-@settings(
-    max_examples=10,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow],
-    database=None,
-)
+@settings(DRAWN, max_examples=10)
 @given(drawn=cases())
 def test_drawn_cases_in_pairs_of_bfloat16(
     drawn: tuple[Workload, str, float, tuple[int, int, int, int], int],

@@ -11,6 +11,8 @@ from sparseflow.core.arrays import Array
 from sparseflow.errors import ElementTypeError
 from sparseflow.registry import Registry
 
+SLOT_BITS = 32
+
 
 @dataclass(frozen=True)
 class ElementType:
@@ -54,7 +56,7 @@ class ElementType:
     @property
     def per_slot(self) -> int:
         """How many share a slot of 32 bits, the size of a sum: a vector of slots holds so many maps' channels."""
-        return 32 // self.bits
+        return SLOT_BITS // self.bits
 
     @property
     def slot(self) -> str:

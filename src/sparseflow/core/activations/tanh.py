@@ -13,7 +13,12 @@ END = 0.625
 
 @register
 class Tanh(Activation):
-    """The hyperbolic tangent."""
+    """The hyperbolic tangent.
+
+    References
+    ----------
+    S. L. Moshier, *Cephes Mathematical Library*, ``tanhf``: the coefficients and where they end.
+    """
 
     name = "tanh"
     forms = ("tanh(x)",)
@@ -24,7 +29,7 @@ class Tanh(Activation):
         return np.tanh(x)
 
     def vector(self, x: Expr, v: Vectors, t: float) -> Expr:
-        """An odd polynomial, minimax to 2e-8 relative, where abs(x) is below 0.625, else 1 - 2 / (e**2abs(x) + 1)."""
+        """An odd polynomial where abs(x) is below 0.625, else 1 - 2 / (e**2abs(x) + 1)."""
         x, zero, one = v.once(x), v.number(0.0), v.number(1.0)
         a = v.once(v.larger(x, zero - x))
         far = v.once(one - v.number(2.0) / (v.exp(a + a) + one))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparseflow.core.codec import decode, encode
+from sparseflow.core.files import BROKEN_FILE
 from sparseflow.core.plan import Plan
 from sparseflow.engine.runtime.threads import MOST_THREADS
 from sparseflow.errors import EngineError, first_line
@@ -22,10 +22,7 @@ from sparseflow.errors import EngineError, first_line
 Array = npt.NDArray[Any]
 MANIFEST, CODE, WEIGHTS = "manifest.json", "code.so", "weights.npz"
 FORMAT = 1
-UNREADABLE = (
-    OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError, MemoryError, SyntaxError,
-    NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
+UNREADABLE = (*BROKEN_FILE, ArithmeticError, MemoryError, SyntaxError, zlib.error)
 """What NumPy raises on a damaged file, whichever part is damaged."""
 
 

@@ -31,6 +31,7 @@ from typing import Any
 from tvm import ir, tirx
 from tvm.ir.prim import expr as prim
 
+from sparseflow.core.activations.tanh import END, NEAR
 from sparseflow.kernels.ir.math import F32, LN2_HIGH, LN2_LOW
 from sparseflow.kernels.ir.math import exp as vector_exp
 
@@ -76,18 +77,15 @@ def sigmoid(x: Expr) -> Expr:
     return _f(1.0) / (_f(1.0) + exp(_f(0.0) - x))
 
 
-_TANH = (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1)
-
-
 def tanh(x: Expr) -> Expr:
-    """An odd polynomial below 0.625, 1 - 2/(e**2|x| + 1) above."""
+    """See `sparseflow.core.activations.tanh`."""
 
     def both(v: Expr) -> Expr:
         def chosen(a: Expr) -> Expr:
             far = _f(1.0) - _f(2.0) / (exp(a + a) + _f(1.0))
-            near = _let(v * v, lambda z: horner(_TANH, z) * z * v + v)
+            near = _let(v * v, lambda z: horner(NEAR, z) * z * v + v)
             signed = _let(far, lambda f: prim.Select(v < _f(0.0), _f(0.0) - f, f))
-            return prim.Select(a < _f(0.625), near, signed)
+            return prim.Select(a < _f(END), near, signed)
 
         return _let(prim.Select(v < _f(0.0), _f(0.0) - v, v), chosen)
 

@@ -22,9 +22,8 @@ from sparseflow.kernels.workload import Array
 Expr = Any
 MASK_VECTOR = 64  # bytes of a mask that are joined at once; a mask has as many to spare at its end
 EVERY = -1.0  # a limit that every difference exceeds: all pixels count as changed
-LINEAR_VECTORS = (
-    16  # of results summed at once on any target, as packing knows none; AVX2 (14 sums) spills two
-)
+LINEAR_VECTORS = 16
+"""Of results summed at once on any target, as packing knows none; AVX2, which holds 14 sums, spills two."""
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sparseflow.core.element_type import FLOAT32, ElementType
+from sparseflow.core.element_type import FLOAT32, SLOT_BITS, ElementType
 
 Array = npt.NDArray[Any]
-SLOT_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class LaneLayout:
         plane is one vector longer.
         """
         vectors = self.rows * self.cols
-        return vectors + 1 if vectors * self.lanes * SLOT_BYTES % 4096 == 0 else vectors
+        return vectors + 1 if vectors * self.lanes * (SLOT_BITS // 8) % 4096 == 0 else vectors
 
     @property
     def size(self) -> int:
