@@ -11,11 +11,14 @@ import torch
 import tvm
 
 from sparseflow.core.activations import ACTIVATIONS
-from sparseflow.core.element_type import BFLOAT16
+from sparseflow.core.element_type import BFLOAT16, UINT8
 from sparseflow.engine.target.targets import host_target
 
 NEEDS_PAIRS = pytest.mark.skipif(
     not host_target().multiplies(BFLOAT16), reason="this processor multiplies no pairs of bfloat16"
+)
+NEEDS_QUADS = pytest.mark.skipif(
+    not host_target().multiplies(UINT8), reason="this processor multiplies no quads of bytes"
 )
 
 

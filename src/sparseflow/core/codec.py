@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import numpy as np
 
-from sparseflow.core.element_type import ELEMENT_TYPES, ElementType
+from sparseflow.core.element_type import ELEMENT_TYPES, QUANTISED, ElementType, element_type
 from sparseflow.errors import FormatError
 
 T = TypeVar("T")
@@ -128,9 +128,10 @@ def _decode(data: Any, hint: Any, path: str, partial: bool) -> Any:
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return _mapping(data, arguments, path, partial)
     if hint is ElementType:
-        if not isinstance(data, str) or data not in ELEMENT_TYPES:
-            raise _unlike(path, data, " or ".join(map(repr, ELEMENT_TYPES)))
-        return ELEMENT_TYPES[data]
+        known = [*ELEMENT_TYPES, *QUANTISED]
+        if not isinstance(data, str) or data not in known:
+            raise _unlike(path, data, " or ".join(map(repr, known)))
+        return element_type(data)
     if dataclasses.is_dataclass(hint):
         return _record(data, hint, path, partial)
     if isinstance(hint, type) and issubclass(hint, Enum):

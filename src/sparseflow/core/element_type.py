@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,11 @@ class ElementType:
     step: float
     tiny: float
     zero: float = 0.0
+
+    @property
+    def unit(self) -> ElementType:
+        """The type without what is each tensor's own: kernels of equal ones are the same."""
+        return self
 
     @property
     def nbytes(self) -> int:
@@ -144,10 +149,91 @@ class UpperHalf(ElementType):
         return (stored.astype(np.uint32) << 16).view(np.float32)
 
 
+@dataclass(frozen=True)
+class Quantised(ElementType):
+    """Whole numbers, levels, that stand for ``scale * (level - zero_point)``; a value beyond the last is the last.
+
+    Attributes
+    ----------
+    scale : float
+        What one level is worth.
+    zero_point : int
+        The level of the number 0.
+    """
+
+    scale: float = 1.0
+    zero_point: int = 0
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def unit(self) -> Quantised:
+        """See `ElementType.unit`: the scale; the zero point stands around maps."""
+        return replace(self, scale=1.0)
+
+    @property
+    def lowest(self) -> int:
+        """The first level."""
+        return int(np.iinfo(self.storage).min)
+
+    @property
+    def highest(self) -> int:
+        """The last level."""
+        return int(np.iinfo(self.storage).max)
+
+    def at(self, scale: float, zero_point: int = 0) -> Quantised:
+        """This type with another meaning of its levels."""
+        return replace(self, scale=scale, zero_point=zero_point)
+
+    def covering(self, low: float, high: float) -> Quantised:
+        """This type with evenly spaced levels from ``low`` to ``high``, widened to hold 0, which is a level.
+
+        Raises
+        ------
+        ElementTypeError
+            If a bound is not finite.
+        """
+        low, high = min(float(low), 0.0), max(float(high), 0.0)
+        if not np.isfinite(high - low):
+            raise ElementTypeError(
+                f"{self.name}: found the range {low:g} to {high:g}; allowed: finite bounds"
+            )
+        scale = float(np.float32((high - low) / (self.highest - self.lowest))) or 1.0
+        return self.at(scale, round(self.lowest - low / scale))
+
+    def _stored(self, values: Array) -> Array:
+        levels = np.rint(values / np.float32(self.scale)) + np.float32(self.zero_point)
+        return np.clip(np.nan_to_num(levels), self.lowest, self.highest).astype(self.dtype)
+
+    def _values(self, stored: Array) -> Array:
+        return (stored.astype(np.float32) - np.float32(self.zero_point)) * np.float32(self.scale)
+
+
 FLOAT32 = ElementType("float32", 32, "float32", "float32", 3.4028235e38, 2.0**-24, 0.0)
 FLOAT16 = ElementType("float16", 16, "float16", "float32", 65504.0, 2.0**-11, 2.0**-25)
 BFLOAT16 = UpperHalf("bfloat16", 16, "uint16", "float32", 3.3895314e38, 2.0**-8, 2.0**-134)
+INT8 = Quantised("int8", 8, "int8", "int32", 127.0, 0.0, 0.5)
+UINT8 = Quantised("uint8", 8, "uint8", "int32", 255.0, 0.0, 0.5)
+INT32 = Quantised("int32", 32, "int32", "int32", 2147483520.0, 2.0**-24, 0.5)
+"""Sums of products of the two before; as float32 numbers, whose digits end at 2**24."""
 
 ELEMENT_TYPES: Registry[ElementType] = Registry("element type")
+"""Those that hold numbers as they are."""
+QUANTISED: Registry[Quantised] = Registry("quantised type")
+"""Those that hold levels."""
 for _element in (FLOAT32, FLOAT16, BFLOAT16):
     ELEMENT_TYPES.register(_element.name)(_element)
+for _levels in (INT8, UINT8, INT32):
+    QUANTISED.register(_levels.name)(_levels)
+
+
+def element_type(name: str) -> ElementType:
+    """The type called ``name``, of either registry.
+
+    Raises
+    ------
+    RegistryError
+        If there is none.
+    """
+    return QUANTISED[name] if name in QUANTISED else ELEMENT_TYPES[name]

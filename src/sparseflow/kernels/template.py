@@ -53,7 +53,7 @@ class KernelTemplate(ABC):
         Whether it can store weights in `Workload.weights` where that has fewer bits than the sums; the others store
         the same numbers in the type of the sums.
     maps : tuple of ElementType
-        In which it can read and write feature maps.
+        In which it can read feature maps and write them; what it reads in levels it can write in float32 too.
     unions : bool
         Whether it takes a residual through an index (`Workload.residual_channels`), and leaves out `Workload.passed`
         filters; templates that do not compute them as zeros.
@@ -72,6 +72,8 @@ class KernelTemplate(ABC):
         """`rejects`, and before it what holds for any template: the type of its maps, the channels of the residual."""
         if workload.maps not in self.maps:
             return f"it computes maps of {', '.join(map(str, self.maps))} only, these are {workload.maps}"
+        if workload.result != workload.maps and not (workload.quantised and workload.result == FLOAT32):
+            return f"maps of {workload.result} are not computed from maps of {workload.maps}"
         if workload.residual_channels and not self.unions:
             return "the residual has other channels than the result; this kernel adds it in order only"
         return self.rejects(workload)

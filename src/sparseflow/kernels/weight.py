@@ -42,11 +42,11 @@ class LayerWeight:
         """The weight by planes of ``workload``'s input: itself, or with the channels of a slot as one int32."""
         if not workload.slotted:
             return self
-        if workload.maps.name not in self._joined:
-            slots = workload.maps.joined(self.dense, 1)
+        if workload.weights.name not in self._joined:
+            slots = workload.weights.joined(self.dense, 1)
             shape = (slots.shape[0], slots.shape[1], *self.shape[2:])
-            self._joined[workload.maps.name] = LayerWeight(slots, shape)
-        return self._joined[workload.maps.name]
+            self._joined[workload.weights.name] = LayerWeight(slots, shape)
+        return self._joined[workload.weights.name]
 
     @cached_property
     def nonzeros(self) -> int:

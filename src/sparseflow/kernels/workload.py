@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparseflow.core.codec import encode
-from sparseflow.core.element_type import ELEMENT_TYPES, FLOAT32, ElementType
+from sparseflow.core.element_type import FLOAT32, ElementType, Quantised, element_type
 from sparseflow.kernels.layouts.indexed import PixelLayout
 from sparseflow.kernels.layouts.lane import LaneLayout, canonical
 from sparseflow.kernels.target.base import Target, VectorUnit, target_from
@@ -65,7 +65,9 @@ class Workload:
     weights : ElementType
         All weights are numbers of this type; a kernel may store them as such.
     maps : ElementType
-        In which input, residual and output are stored; bias and sums are of its `ElementType.accumulator`.
+        In which the input is stored; bias and sums are of its `ElementType.accumulator`.
+    result : ElementType
+        In which output and residual are stored.
     halo : (int, int, int, int)
         Rows and columns around the output that its consumers read and this layer fills: top, left, bottom, right.
     """
@@ -93,6 +95,7 @@ class Workload:
     map_density: float = 1.0
     weights: ElementType = FLOAT32
     maps: ElementType = FLOAT32
+    result: ElementType = FLOAT32
     halo: tuple[int, int, int, int] = (0, 0, 0, 0)
     target: Target = field(kw_only=True)
 
@@ -104,7 +107,12 @@ class Workload:
     @property
     def sums(self) -> ElementType:
         """The type of the sums of products, and of the bias."""
-        return ELEMENT_TYPES[self.maps.accumulator]
+        return element_type(self.maps.accumulator)
+
+    @property
+    def quantised(self) -> bool:
+        """Whether it multiplies levels; what their sums mean is told by an operand, see `kernels.rescale`."""
+        return isinstance(self.maps, Quantised)
 
     @property
     def live(self) -> int:
@@ -139,7 +147,7 @@ class Workload:
     def output_layout(self) -> LaneLayout:
         """The layout it writes unless its consumers ask for a halo."""
         lanes = self.vectors.lanes
-        return canonical(self.filters, self.out_height, self.out_width, lanes, self.maps)
+        return canonical(self.filters, self.out_height, self.out_width, lanes, self.result)
 
     @property
     def weight_shape(self) -> tuple[int, int, int, int]:
@@ -160,7 +168,7 @@ class Workload:
     @property
     def output_bytes(self) -> int:
         """Bytes of one image of the output map."""
-        return self.maps.nbytes * self.filters * self.out_height * self.out_width
+        return self.result.nbytes * self.filters * self.out_height * self.out_width
 
     @property
     def weight_bytes(self) -> int:
@@ -195,7 +203,7 @@ class Workload:
     def with_zeros_of(self, weight: Array) -> Workload:
         """This workload with the covers and patterns of ``weight`` (OIHW), those of `passed` filters left out."""
         live = weight[: self.live]
-        taps = self.maps.joined(live, 1) if self.slotted else live
+        taps = self.weights.joined(live, 1) if self.slotted else live
         return replace(self, covers=covers_of(taps), patterns=patterns_of(live))
 
     def without_densities(self) -> Workload:
@@ -210,7 +218,8 @@ class Workload:
     def input_layout(self, output: LaneLayout) -> LaneLayout:
         """The layout that this layer reads when it writes ``output``."""
         shape = self.channels, self.height, self.width
-        return output.read_by(shape, self.kernel_size, self.stride, self.padding, self.dilation)
+        read = output.read_by(shape, self.kernel_size, self.stride, self.padding, self.dilation)
+        return replace(read, element=self.maps)
 
     def pixel_layouts(self) -> Layouts:
         """The layouts of a kernel on indexed maps: the input's bits have the halo that it reads, the output's none."""
@@ -219,7 +228,7 @@ class Workload:
         bottom = max(0, (self.out_height - 1) * sh + dh * (kh - 1) - top - (self.height - 1))
         right = max(0, (self.out_width - 1) * sw + dw * (kw - 1) - left - (self.width - 1))
         source = PixelLayout(self.channels, self.height, self.width, (top, left, bottom, right), self.maps)
-        output = PixelLayout(self.filters, self.out_height, self.out_width, element=self.maps)
+        output = PixelLayout(self.filters, self.out_height, self.out_width, element=self.result)
         return Layouts(source, output, output if self.residual else None)
 
     def key(self) -> str:
@@ -244,7 +253,7 @@ class Workload:
             data[name] = tuple(data[name])
         for name in ("covers", "patterns"):
             data[name] = tuple((int(k), float(d)) for k, d in data[name])
-        types = {name: ELEMENT_TYPES[data[name]] for name in ("weights", "maps")}
+        types = {name: element_type(data[name]) for name in ("weights", "maps", "result")}
         return cls(**{**data, **types, "target": target_from(data["target"])})
 
 

@@ -62,6 +62,8 @@ class Activation(ABC):
         Whether it never falls, so that the largest of a window stays the largest.
     non_negative : bool
         Whether no result is negative; with ``keeps_zero`` the activations that make maps sparse.
+    clamps : bool
+        Whether it only bounds its operand: storing the result in levels between its bounds is then all there is to do.
     has_parameter : bool
         Whether it takes the number ``t``.
     """
@@ -73,6 +75,7 @@ class Activation(ABC):
     whole: ClassVar[bool] = False
     monotone: ClassVar[bool] = False
     non_negative: ClassVar[bool] = False
+    clamps: ClassVar[bool] = False
     has_parameter: ClassVar[bool] = False
 
     @abstractmethod

@@ -16,6 +16,7 @@ class HardTanh(Activation):
     forms = ("clip(x, -1, 1)",)
     torch = ("hardtanh",)
     monotone = True
+    clamps = True
 
     def numpy(self, x: Array, t: float) -> Array:
         return np.clip(x, -1.0, 1.0)

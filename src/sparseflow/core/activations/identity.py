@@ -12,6 +12,7 @@ class Identity(Activation):
 
     name = "none"
     monotone = True
+    clamps = True
 
     def numpy(self, x: Array, t: float) -> Array:
         return x

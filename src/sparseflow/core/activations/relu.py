@@ -16,6 +16,7 @@ class Relu(Activation):
     forms = ("nn.relu(x)", "where(x > 0, x, 0)", "where(x <= 0, 0, x)", "x * (x > 0)")
     torch = ("relu",)
     monotone = True
+    clamps = True
     non_negative = True
 
     def numpy(self, x: Array, t: float) -> Array:

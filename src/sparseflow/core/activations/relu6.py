@@ -18,6 +18,7 @@ class Relu6(Activation):
     torch = ("relu6",)
     whole = True
     monotone = True
+    clamps = True
     non_negative = True
 
     def numpy(self, x: Array, t: float) -> Array:

@@ -135,10 +135,10 @@ class Accumulators:
 
     EACH = 8  # vectors of a buffer: 512 bytes
 
-    def __init__(self, count: int, lanes: int) -> None:
+    def __init__(self, count: int, lanes: int, dtype: str = FLOAT32.name) -> None:
         self.lanes = lanes
         sizes = [min(self.EACH, count - i) for i in range(0, count, self.EACH)]
-        self._buffers = [T.alloc_buffer((size * lanes,), FLOAT32.name) for size in sizes]
+        self._buffers = [T.alloc_buffer((size * lanes,), dtype) for size in sizes]
 
     def _place(self, i: int) -> tuple[Any, Expr]:
         return self._buffers[i // self.EACH], ramp(i % self.EACH * self.lanes, self.lanes)
@@ -234,6 +234,14 @@ def finish(
     if not layout.ragged:
         return value
     return tirx.Select(inside_map(layout, row, col), value, const(layout.fill, layout.lanes))
+
+
+def outside_filled(slot: Expr, layout: LaneLayout, row: Expr, col: Expr) -> Expr:
+    """A vector of slots, with the fill value in the lanes whose pixel lies outside the map."""
+    if not layout.ragged:
+        return slot
+    fill = splat(slot_of(layout.element, layout.fill), layout.lanes)
+    return tirx.Select(inside_map(layout, row, col), slot, fill)
 
 
 def exp_vector(x: Expr, lanes: int) -> Expr:

@@ -8,7 +8,7 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from sparseflow.core.element_type import BFLOAT16, FLOAT32, ElementType
+from sparseflow.core.element_type import BFLOAT16, FLOAT32, ElementType, Quantised
 from sparseflow.kernels.ir import emit
 
 Expr = Any
@@ -37,38 +37,99 @@ define linkonce_odr <16 x i32> @sparseflow_pair_bfloat16(<16 x float> %low, <16 
 }
 """
 """LLVM IR of what TVM has no name for, on vectors of 16 slots: vdpbf16ps, and two roundings joined in one slot."""
+ORDER = [part * 16 + channel * 4 + slot for part in range(4) for slot in range(4) for channel in range(4)]
+"""The packing instructions work in parts of 128 bits, each of which then holds four slots channel by channel."""
+QUADS = f"""
+declare <16 x i32> @llvm.x86.avx512.vpdpbusd.512(<16 x i32>, <64 x i8>, <64 x i8>)
+declare <16 x i32> @llvm.x86.avx512.mask.cvtps2dq.512(<16 x float>, <16 x i32>, i16, i32)
+declare <32 x i16> @llvm.x86.avx512.packssdw.512(<16 x i32>, <16 x i32>)
+declare <64 x i8> @llvm.x86.avx512.packuswb.512(<32 x i16>, <32 x i16>)
+
+define linkonce_odr <16 x i32> @sparseflow_dot_uint8(<16 x i32> %sum, <16 x i32> %x, <16 x i32> %w)
+    alwaysinline nounwind {{
+  %a = bitcast <16 x i32> %x to <64 x i8>
+  %b = bitcast <16 x i32> %w to <64 x i8>
+  %r = call <16 x i32> @llvm.x86.avx512.vpdpbusd.512(<16 x i32> %sum, <64 x i8> %a, <64 x i8> %b)
+  ret <16 x i32> %r
+}}
+
+define linkonce_odr <32 x i16> @sparseflow_rounded(<16 x float> %a, <16 x float> %b) alwaysinline nounwind {{
+  %c = call <16 x i32> @llvm.x86.avx512.mask.cvtps2dq.512(<16 x float> %a, <16 x i32> zeroinitializer, i16 -1, i32 4)
+  %d = call <16 x i32> @llvm.x86.avx512.mask.cvtps2dq.512(<16 x float> %b, <16 x i32> zeroinitializer, i16 -1, i32 4)
+  %r = call <32 x i16> @llvm.x86.avx512.packssdw.512(<16 x i32> %c, <16 x i32> %d)
+  ret <32 x i16> %r
+}}
+
+define linkonce_odr <16 x i32> @sparseflow_quad_uint8(<16 x float> %a, <16 x float> %b, <16 x float> %c,
+    <16 x float> %d) alwaysinline nounwind {{
+  %ab = call <32 x i16> @sparseflow_rounded(<16 x float> %a, <16 x float> %b)
+  %cd = call <32 x i16> @sparseflow_rounded(<16 x float> %c, <16 x float> %d)
+  %p = call <64 x i8> @llvm.x86.avx512.packuswb.512(<32 x i16> %ab, <32 x i16> %cd)
+  %q = shufflevector <64 x i8> %p, <64 x i8> poison, <64 x i32> <{", ".join(f"i32 {i}" for i in ORDER)}>
+  %r = bitcast <64 x i8> %q to <16 x i32>
+  ret <16 x i32> %r
+}}
+"""
+"""The same for four channels: vpdpbusd, and four roundings, saturated to a byte each, joined in one slot."""
 
 
 def helpers(*elements: ElementType) -> str:
     """What kernels on slots of ``elements`` call, as LLVM IR for `emit.prim_func`."""
-    return PAIRS if BFLOAT16 in elements else ""
+    quads = any(isinstance(e, Quantised) for e in elements)
+    return (PAIRS if BFLOAT16 in elements else "") + (QUADS if quads else "")
 
 
 def parts(element: ElementType, slot: Expr, lanes: int) -> list[Expr]:
     """The float32 vectors of the channels in a vector of slots."""
     if element == FLOAT32:
         return [slot]
+    kind = f"{FLOAT32.name}x{lanes}"
+    if isinstance(element, Quantised):
+        zero, scale = (emit.const(float(v), lanes) for v in (element.zero_point, element.scale))
+        from_zero = [v - zero if element.zero_point else v for v in levels(slot, lanes)]
+        return [v * scale if element.scale != 1.0 else v for v in from_zero]
     if element != BFLOAT16:
         raise ValueError(f"no kernel reads slots of {element}")
     high = emit.splat(tirx.const(-65536, "int32"), lanes)  # the upper half's bits
     sixteen = emit.splat(tirx.const(16, "int32"), lanes)
-    kind = f"{FLOAT32.name}x{lanes}"
     return [
         tirx.reinterpret(kind, tirx.shift_left(slot, sixteen)),
         tirx.reinterpret(kind, tirx.bitwise_and(slot, high)),
     ]
 
 
+def levels(slot: Expr, lanes: int) -> list[Expr]:
+    """The levels of the four channels in a vector of slots, as float32 vectors."""
+    byte = emit.splat(tirx.const(255, "int32"), lanes)
+    slot = T.bind(slot)
+    shifted = [
+        slot,
+        *(tirx.shift_right(slot, emit.splat(tirx.const(8 * i, "int32"), lanes)) for i in (1, 2, 3)),
+    ]
+    return [tirx.Cast(f"{FLOAT32.name}x{lanes}", tirx.bitwise_and(v, byte)) for v in shifted]
+
+
 def joined(element: ElementType, values: Sequence[Expr], lanes: int) -> Expr:
     """The inverse of `parts`, rounded; missing channels are zeros."""
     if element == FLOAT32:
         return values[0]
+    if isinstance(element, Quantised):
+        by, zero = (emit.const(v, lanes) for v in (1.0 / element.scale, float(element.zero_point)))
+        return from_levels(
+            [*(v * by + zero for v in values), *[zero] * (element.per_slot - len(values))], lanes
+        )
     low, high = [*values, emit.const(0.0, lanes)][:2]
     return T.call_extern(f"int32x{lanes}", "sparseflow_pair_bfloat16", low, high)
+
+
+def from_levels(values: Sequence[Expr], lanes: int) -> Expr:
+    """The slots of four float32 vectors of levels: each rounded to the nearest, ties to even, and saturated."""
+    return T.call_extern(f"int32x{lanes}", "sparseflow_quad_uint8", *values)
 
 
 def dot(element: ElementType, total: Expr, x: Expr, weight: Expr, lanes: int) -> Expr:
     """``total`` plus the products of the channels in ``x`` and ``weight``, both vectors of slots."""
     if element == FLOAT32:
         return total + weight * x
-    return T.call_extern(f"{FLOAT32.name}x{lanes}", "sparseflow_dot_bfloat16", total, x, weight)
+    name = element.name
+    return T.call_extern(f"{element.accumulator}x{lanes}", f"sparseflow_dot_{name}", total, x, weight)

@@ -21,9 +21,11 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
+from sparseflow.core.element_type import BFLOAT16, FLOAT32, INT8, UINT8, Quantised
 from sparseflow.kernels.ir import emit, slots
 from sparseflow.kernels.ir.elements import widened
 from sparseflow.kernels.layouts.lane import LaneLayout
+from sparseflow.kernels.rescale import TAIL, rescale_size, saturates
 from sparseflow.kernels.template import Candidate, KernelTemplate
 from sparseflow.kernels.workload import Array, Layouts, Workload
 
@@ -37,6 +39,8 @@ ORDERS = (
     ("chunk", "block", "row", "col"),
     ("row", "chunk", "col", "block"),
 )
+MULTIPLIED = {BFLOAT16.name: BFLOAT16, UINT8.name: INT8}
+"""By the type of maps whose channels share slots: the type of weights that they are multiplied with."""
 
 
 @dataclass(frozen=True)
@@ -72,29 +76,41 @@ class LaneConvolution(KernelTemplate):
             return f"{workload.width} rows leave most vector lanes empty"
         return narrow_refusal(workload) if workload.maps.per_slot > 1 else None
 
+    def in_slots(self, workload: Workload) -> bool:
+        """Whether weights are stored by slots of the map: where a slot's channels are multiplied together, and levels.
+
+        Of a depthwise filter on levels all but its own channel's are zeros.
+        """
+        return workload.slotted or workload.quantised
+
     def build(self, workload: Workload, candidate: Candidate, layouts: Layouts, name: str) -> tirx.PrimFunc:
         """See `KernelTemplate.build`."""
-        with emit.prim_func(name, slots.helpers(workload.maps)) as finish:
+        with emit.prim_func(name, slots.helpers(workload.maps, workload.result)) as finish:
             ConvBody(self, workload, candidate, layouts).write()
         return finish()
 
     def storage(self, workload: Workload, candidate: Candidate) -> str:
         """The type of the array that holds the weights: slots where the channels of one are multiplied together."""
-        return workload.maps.slot if workload.slotted else self.stored(workload, candidate).storage
+        return workload.maps.slot if self.in_slots(workload) else self.stored(workload, candidate).storage
 
     def written(self, workload: Workload, candidate: Candidate, values: Array) -> Array:
-        """Weights, or slots of `LayerWeight.joined`, as that array."""
+        """Weights, or slots of `LayerWeight.joined`, as that array; of each tap those of all filters of a block."""
+        if workload.quantised and not workload.slotted:
+            place = 8 * (np.arange(values.size) % candidate.parameters["R"] % workload.maps.per_slot)
+            return (workload.weights.encode(values).view(np.uint8).astype(np.uint32) << place).astype(
+                np.int32
+            )
         return values if workload.slotted else self.stored(workload, candidate).encode(values)
 
     def read(self, kernel: ConvBody, stored: Expr) -> Expr:
         """One of that array's elements as it is multiplied."""
         w = kernel.workload
-        return stored if w.slotted else widened(self.stored(w, kernel.candidate), stored)
+        return stored if self.in_slots(w) else widened(self.stored(w, kernel.candidate), stored)
 
     def in_types(self, workload: Workload, candidate: Candidate) -> list[Candidate]:
         """See `KernelTemplate.in_types`; weights that are multiplied in slots are stored so."""
         found = super().in_types(workload, candidate)
-        return found[:1] if workload.slotted else found
+        return found[:1] if self.in_slots(workload) else found
 
     def partition(self, workload: Workload, candidate: Candidate, work: Array) -> dict[str, Array]:
         """Boundaries that split the filter blocks into ``threads`` groups of about equal ``work``; empty for one."""
@@ -109,14 +125,17 @@ class LaneConvolution(KernelTemplate):
 def narrow_refusal(workload: Workload) -> str | None:
     """Why maps whose channels share slots are not for a convolution; None if they are."""
     w, per, name = workload, workload.maps.per_slot, workload.maps.name
+    written = w.result.per_slot
     if not w.target.multiplies(w.maps):
         return f"the target multiplies no {name}"
-    if w.weights != w.maps:
+    if w.weights != MULTIPLIED[w.maps.name]:
         return f"weights of {w.weights} are not multiplied with maps of {name}"
-    if w.filters % per or (w.joins and w.groups > 1 and w.channels // w.groups % per):
-        return f"{name} maps need channels and filters in multiples of {per}"
-    if w.depthwise and w.filters != w.channels:
-        return f"{name} maps need one filter for each channel of a depthwise layer"
+    if w.filters % written or (w.joins and w.groups > 1 and w.channels // w.groups % per):
+        return f"{name} maps need channels of a group and filters in multiples of {per}"
+    if w.depthwise and (w.filters != w.channels or written != per):
+        return (
+            f"{name} maps need one filter for each channel of a depthwise layer, which writes what it reads"
+        )
     return "a residual whose channels an index picks is read in float32" if w.residual_channels else None
 
 
@@ -128,7 +147,7 @@ class ConvBody:
     ) -> None:
         self.template, self.workload, self.candidate = template, workload, candidate
         self.input, self.output, self.residual = layouts.in_lanes(template.name)
-        self.lanes, self.element = self.output.lanes, workload.maps
+        self.lanes, self.element, self.result = self.output.lanes, workload.maps, workload.result
         p = candidate.parameters
         self.R, self.rows, self.V = p["R"], p["rows"], p["V"]
         self.chunk = p.get("chunk", 0) or workload.depth
@@ -141,12 +160,13 @@ class ConvBody:
         self.x = emit.arg("x", (w.batch, self.input.size), self.element.slot)
         self.packed = self.template.arguments(self)
         self.bounds = emit.arg("bounds", (w.threads + 1,), "int32") if w.threads > 1 else None
-        self.bias = emit.arg("bias", (w.filters,)) if w.bias else None
+        self.bias = emit.arg("bias", (w.filters,), w.sums.storage) if w.bias else None
+        self.rescale: Any = emit.arg("rescale", (rescale_size(w),)) if w.quantised else None
         self.picks: Any = emit.arg("residual_index", (w.filters,), "int32") if w.residual_channels else None
         self.other: Any = (
-            emit.arg("residual", (w.batch, self.residual.size), self.element.slot) if self.residual else None
+            emit.arg("residual", (w.batch, self.residual.size), self.result.slot) if self.residual else None
         )
-        self.y = emit.arg("y", (w.batch, self.output.size), self.element.slot)
+        self.y = emit.arg("y", (w.batch, self.output.size), self.result.slot)
         if self.bounds is None:
             self._group(0, self.blocks)
         else:
@@ -159,20 +179,20 @@ class ConvBody:
         with emit.loop(self.workload.batch) as n:
             self._loops(order, (first, last), {"image": n})
             if any(self.output.halo):
-                planes = self.R // self.element.per_slot
+                planes = self.R // self.result.per_slot
                 with emit.loop((last - first) * planes) as f:
                     base = T.bind((first * planes + f) * (self.output.plane * self.lanes))
                     emit.fill_halo(self.y, n, base, self.output)
 
     def _pass(self) -> None:
         """The channels behind the blocks, without weights: bias and residual."""
-        per = self.element.per_slot
+        per = self.result.per_slot
         first = self.blocks * self.R // per
         if first >= self.output.slots:
             return
         with emit.channel_loop(self.output.slots - first, self.workload.threads) as c:
             f = first + c
-            bias = [T.float32(0) if self.bias is None else self.bias[f * per + i] for i in range(per)]
+            bias = [self._first(f * per + i) for i in range(per)]
             with emit.loop(self.workload.batch) as n:
                 with emit.loop(self.output.block[0]) as row, emit.loop(self.output.block[1]) as col:
                     value = self._finish(n, (f, row, col), [emit.splat(b, self.lanes) for b in bias])
@@ -204,7 +224,7 @@ class ConvBody:
 
     def _block(self, tile: Tile) -> None:
         spots = tile.rows * tile.cols
-        acc = emit.Accumulators(self.R * spots, self.lanes)
+        acc = emit.Accumulators(self.R * spots, self.lanes, self.workload.sums.storage)
         self._initialise(tile, acc)
         start = self.x_base(tile)
 
@@ -228,7 +248,7 @@ class ConvBody:
 
     def _sum(self, total: Expr, x: Expr, weight: Expr, r: int) -> Expr:
         """``total`` of filter ``r`` of a block plus a tap; a depthwise filter reads its own channel of a slot."""
-        if self.workload.slotted or self.element.per_slot == 1:
+        if self.template.in_slots(self.workload) or self.element.per_slot == 1:
             return slots.dot(self.element, total, x, weight, self.lanes)
         return total + weight * slots.parts(self.element, x, self.lanes)[r]
 
@@ -256,14 +276,18 @@ class ConvBody:
     def _place(self, tile: Tile, r: int, i: int) -> tuple[Expr, Expr, Expr]:
         """Plane, row and column of the ``i``-th vector of a block's plane ``r``."""
         row, col = divmod(i, tile.cols)
-        return tile.block * (self.R // self.element.per_slot) + r, tile.row + row, tile.col + col
+        return tile.block * (self.R // self.result.per_slot) + r, tile.row + row, tile.col + col
+
+    def _first(self, filter: Expr) -> Expr:
+        """What the sums of a filter begin with."""
+        return tirx.const(0, self.workload.sums.storage) if self.bias is None else self.bias[filter]
 
     def _initialise(self, tile: Tile, acc: emit.Accumulators) -> None:
         spots = tile.rows * tile.cols
 
         def fresh() -> None:
             for r in range(self.R):
-                bias = T.float32(0) if self.bias is None else self.bias[tile.block * self.R + r]
+                bias = self._first(tile.block * self.R + r)
                 for i in range(spots):
                     acc[r * spots + i] = emit.splat(bias, self.lanes)
 
@@ -281,7 +305,7 @@ class ConvBody:
                         ]
 
     def _store(self, tile: Tile, acc: emit.Accumulators, last: bool) -> None:
-        spots, per = tile.rows * tile.cols, self.element.per_slot
+        spots, per = tile.rows * tile.cols, self.result.per_slot
         for r in range(self.R // per):
             for i in range(spots):
                 place, value = self._place(tile, r, i), acc[r * per * spots + i]
@@ -292,12 +316,40 @@ class ConvBody:
 
     def _finish(self, image: Expr, place: tuple[Expr, Expr, Expr], sums: list[Expr]) -> Expr:
         """The epilogue of one vector of slots: residual, activation, and the fill outside the map."""
-        _, row, col = place
+        _plane, row, col = place
+        if self.workload.quantised:
+            return self._from_sums(image, place, sums)
         if self.other is not None and self.residual is not None:
             sums = self._add_residual(image, place, sums, self.residual)
         w = self.workload
         done = [emit.finish(value, w.activation, self.output, row, col, w.parameter) for value in sums]
         return slots.joined(self.element, done, self.lanes)
+
+    def _from_sums(self, image: Expr, place: tuple[Expr, Expr, Expr], sums: list[Expr]) -> Expr:
+        """The same of sums of products of levels: see `kernels.rescale` for the numbers of the operand."""
+        w, lanes, per = self.workload, self.lanes, self.result.per_slot
+        plane, row, col = place
+
+        def number(i: Expr) -> Expr:
+            return emit.splat(self.rescale[i], lanes)
+
+        worth, shift, inverse, zero = (number(w.filters + i) for i in range(len(TAIL)))
+        more: list[Expr | None] = [None] * per
+        if self.other is not None and self.residual is not None:
+            other = self.other[image, self._vector(self.residual, plane, row, col)]
+            stored = slots.levels(other, lanes) if isinstance(self.result, Quantised) else [other]
+            more = [value * worth + shift for value in stored]
+        elif saturates(w) and self.output.element.encode(np.zeros(())):
+            more = [shift] * per
+        done = []
+        for j, (total, added) in enumerate(zip(sums, more, strict=True)):
+            value = tirx.Cast(f"{FLOAT32.name}x{lanes}", total) * number(plane * per + j)
+            done.append(value if added is None else value + added)
+        if not isinstance(self.result, Quantised):
+            return emit.finish(done[0], w.activation, self.output, row, col, w.parameter)
+        if not saturates(w):
+            done = [emit.activate(w.activation, value, lanes, w.parameter) * inverse + zero for value in done]
+        return emit.outside_filled(slots.from_levels(done, lanes), self.output, row, col)
 
     def _add_residual(
         self, image: Expr, place: tuple[Expr, Expr, Expr], sums: list[Expr], layout: LaneLayout

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from tvm.tirx.script import builder as T
 
-from sparseflow.core.element_type import BFLOAT16, FLOAT32
+from sparseflow.core.element_type import BFLOAT16, FLOAT32, UINT8
 from sparseflow.kernels.ir import emit
 from sparseflow.kernels.lane.convolution import ConvBody, LaneConvolution, Tile
 from sparseflow.kernels.lane.cost import tile_choices, tile_cycles
@@ -25,12 +25,12 @@ class Direct(LaneConvolution):
 
     name = "direct"
     narrow = True
-    maps = (FLOAT32, BFLOAT16)
+    maps = (FLOAT32, BFLOAT16, UINT8)
     format = "dense"
 
     def candidates(self, workload: Workload) -> list[Candidate]:
         """Blocks of 8, 4, 2 or 1 filters (the two largest that divide a group) with tiles that fill the registers."""
-        per = workload.maps.per_slot
+        per = workload.result.per_slot
         heights = [r for r in (8, 6, 5, 4, 3, 2, 1) if workload.fits(r) and r % per == 0][:3]
         if not workload.joins and per > 1:
             heights = [per]  # the filters whose channels share a slot

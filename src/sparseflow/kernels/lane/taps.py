@@ -10,7 +10,7 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from sparseflow.core.element_type import BFLOAT16, FLOAT32
+from sparseflow.core.element_type import BFLOAT16, FLOAT32, UINT8
 from sparseflow.core.formats import TapList
 from sparseflow.kernels.ir import emit
 from sparseflow.kernels.lane.convolution import ConvBody, LaneConvolution, Tile
@@ -34,19 +34,21 @@ class Taps(LaneConvolution):
 
     name = "taps"
     narrow = True
-    maps = (FLOAT32, BFLOAT16)
+    maps = (FLOAT32, BFLOAT16, UINT8)
     format = "tap-list"
 
     def rejects(self, workload: Workload) -> str | None:
         """See `KernelTemplate.rejects`."""
-        density = workload.density(workload.maps.per_slot)
+        density = workload.density(workload.result.per_slot)
         if density > DENSEST and dict(workload.covers).get(4, 1.0) > DENSEST_SHARED:
             return f"density {density:.2f} is above {DENSEST}: indices cost more than the zeros save"
+        if workload.maps.per_slot > 1 and not workload.joins:
+            return "a depthwise filter reads one channel of a slot"
         return super().rejects(workload)
 
     def candidates(self, workload: Workload) -> list[Candidate]:
         """Block heights whose cover adds few zeros, each with the tiles that fill the registers."""
-        least = workload.maps.per_slot  # filters whose results share a slot are computed together
+        least = max(workload.result.per_slot, 1)  # filters whose results share a slot are computed together
         useful = workload.density(least)
         found = []
         for r in (1, 2, 4, 8):

@@ -8,10 +8,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from sparseflow.core.element_type import BFLOAT16, ElementType
+from sparseflow.core.element_type import BFLOAT16, UINT8, ElementType
 from sparseflow.kernels.target.base import KINDS, TARGETS, Caches, Target, VectorUnit, frozen
 from sparseflow.kernels.target.flags import vector_flags
 from sparseflow.kernels.target.llvm import check_options, features_of
+
+INSTRUCTIONS = {BFLOAT16.name: "avx512bf16", UINT8.name: "avx512vnni"}
+"""By the type of maps: the instruction set that multiplies the channels of a slot."""
 
 
 @KINDS.register("llvm")
@@ -46,9 +49,10 @@ class Cpu(Target):
         return f"{family}-linux-gnu-g++"
 
     def multiplies(self, element: ElementType) -> bool:
-        """See `Target.multiplies`; pairs of bfloat16 with AVX-512."""
-        pairs = element == BFLOAT16 and "avx512bf16" in self.instruction_sets and self.vectors.bits == 512
-        return pairs or super().multiplies(element)
+        """See `Target.multiplies`; pairs of bfloat16 and quads of bytes with AVX-512."""
+        needed = INSTRUCTIONS.get(element.name)
+        narrow = needed in self.instruction_sets and self.vectors.bits == 512
+        return narrow or super().multiplies(element)
 
     @cached_property
     def instruction_sets(self) -> tuple[str, ...]:

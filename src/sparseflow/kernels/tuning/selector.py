@@ -18,11 +18,12 @@ import tvm
 
 import sparseflow
 from sparseflow.core.codec import decode, encode
-from sparseflow.core.element_type import ElementType
+from sparseflow.core.element_type import FLOAT32, ElementType
 from sparseflow.core.files import write_json
 from sparseflow.core.plan import CandidateTime, Rejection
 from sparseflow.errors import CompileError, FormatError, SparseflowError
 from sparseflow.kernels.layouts.indexed import PixelLayout
+from sparseflow.kernels.rescale import rescale_size
 from sparseflow.kernels.target.base import Target
 from sparseflow.kernels.template import TEMPLATES, Candidate, KernelTemplate
 from sparseflow.kernels.tuning.cold_weights import ColdWeights
@@ -272,13 +273,15 @@ class Trial:
         inputs, outputs = ([tensor(m) for m in maps] for maps in self._maps(layouts, workload, random))
         packed = template.pack(workload, candidate, weight, layouts)
         extra = [filled((workload.filters,), workload.sums)] if workload.bias else []
+        if workload.quantised:
+            extra.append(filled((rescale_size(workload),), FLOAT32))
         if workload.residual_channels:
             picks = np.arange(workload.filters, dtype=np.int32) % workload.residual_channels
             extra.append(tensor(picks))
         if workload.residual:
             rest = layouts.residual
             shape = outputs[0].shape if rest is None else (workload.batch, rest.size)
-            extra.append(tensor(_slots(random, shape, workload.maps)))
+            extra.append(tensor(_slots(random, shape, workload.result)))
         self.arguments = [*inputs, *map(tensor, packed.values()), *extra, *outputs]
         maps = [*outputs, *(extra[-1:] if workload.residual else ()), *inputs]
         self.module, self.name, self.device = module, name, workload.target.device
@@ -299,7 +302,8 @@ class Trial:
             shapes = (batch, layouts.input.size), (batch, layouts.output.size)
         else:
             shapes = (workload.width, workload.channels), (workload.width, workload.filters)
-        x, y = (_slots(random, shape, workload.maps) for shape in shapes)
+        kinds = workload.maps, workload.result
+        x, y = (_slots(random, shape, kind) for shape, kind in zip(shapes, kinds, strict=True))
         if workload.map_density < 1.0:
             x *= random.random(x.shape) < workload.map_density
         return [x], [y]
