@@ -47,11 +47,17 @@ class Case:
         )
         self.step = random.uniform(1e-3, 3e-3, w.filters).astype(np.float32)
         self.bias = random.standard_normal(w.filters).astype(np.float32)
-        shape = (w.batch, w.filters, w.out_height, w.out_width)
+        shape = (w.batch, w.residual_channels or w.filters, w.out_height, w.out_width)
         levels = random.integers(0, 256, shape, np.uint8)
         self.added: ElementType = UINT8.at(0.01, 99) if isinstance(w.result, Quantised) else FLOAT32
         other = self.added.decode(levels) if isinstance(self.added, Quantised) else levels.astype(np.float32)
         self.residual = other if w.residual else None
+        self.picks = np.full(w.padded, -1, np.int32)
+        self.picks[1 : w.filters] = random.integers(-1, w.residual_channels or w.filters, w.filters - 1)
+        if w.residual_channels:
+            other = np.where(
+                (self.picks >= 0)[: w.filters, None, None], other[:, self.picks[: w.filters]], 0.0
+            )
         plain = replace(w, maps=FLOAT32, weights=FLOAT32, result=FLOAT32, activation="none", bias=False)
         units = np.rint(
             self.x / np.float32(self.source.scale)
@@ -95,21 +101,28 @@ class Case:
         )
         x, out, other = layouts.in_lanes(template.name)
         more = [] if other is None else [other.pack(self.residual)]
+        if w.residual_channels:
+            more = [self.picks, *more]
         inputs = [x.pack(self.x), *packed.values(), *operands.values(), *more]
         y = kernels(kernel, inputs, (w.batch, out.size), out.element.slot)
         # what the kernel has to do, in the same order and precision
-        start, factors = operands["start"], operands["rescale"]
+        start, factors = operands["start"][: w.filters], operands["rescale"]
         sums = self.sums + np.rint(self.bias / self._scale()).astype(np.float64)[:, None, None]
         zeros = self.source.zero_point * self.levels.reshape(w.filters, -1).sum(axis=1)
         np.testing.assert_array_equal(start, np.rint(self.bias / self._scale()) - zeros)
-        worth, shift, inverse, zero = factors[w.filters :].astype(np.float64)
+        worth, shift, inverse, zero = factors[w.padded :].astype(np.float64)
         value = (
             sums.astype(np.float32).astype(np.float64)
             * factors[: w.filters].astype(np.float64)[:, None, None]
         )
         if other is not None:
             stored = self.added.encode(self.residual) if isinstance(self.added, Quantised) else self.residual
-            value = value + (stored * worth + shift)
+            added = stored * worth + shift
+            if w.residual_channels:
+                without = zero if saturates(w) else 0.0
+                picks = self.picks[: w.filters]
+                added = np.where((picks >= 0)[:, None, None], added[:, picks], without)
+            value = value + added
         elif saturates(w):
             value = value + shift
         where = f"{candidate.to_json()} on {w}"
@@ -160,6 +173,16 @@ CASES: dict[str, tuple[Workload, str, float]] = {
     "two threads": (conv(20, (15, 15), 24, threads=2, residual=True, activation="relu"), "block:4x4", 0.3),
     "many channels": (conv(512, (7, 7), 32, 1, activation="relu"), "block:8x4", 0.1),
     "passed filters": (conv(12, (13, 9), 24, residual=True, activation="relu", passed=10), "dense", 1.0),
+    "picked residual": (
+        conv(12, (14, 14), 16, residual=True, activation="relu", residual_channels=10), "block:4x4", 0.25
+    ),
+    "picked, passed, filters that fill no slot": (
+        conv(13, (15, 15), 23, stride=(2, 2), batch=2, residual=True, residual_channels=17, passed=9), "filter", 0.7
+    ),
+    "picked, silu, threads": (
+        conv(50, (9, 10), 13, 1, residual=True, residual_channels=20, activation="silu", threads=2), "dense", 1.0
+    ),
+    "depthwise that fills no slot": (conv(10, (13, 13), 10, groups=10, activation="relu6"), "dense", 1.0),
     "13 rows": (linear(13, 48, 40, activation="gelu"), "block:4x4", 0.25),
     "197 rows": (linear(197, 64, 48), "unstructured", 0.1),
 }  # fmt: skip
@@ -188,7 +211,7 @@ def cases(draw: Any) -> tuple[Workload, str, float, tuple[int, int, int, int]]:
         channels=draw(st.integers(1, 20)),
         height=height,
         width=width,
-        filters=4 * draw(st.integers(1, 5)),
+        filters=draw(st.integers(1, 20)),
         kernel_size=kernel,
         stride=(draw(st.integers(1, 2)), draw(st.integers(1, 2))),
         padding=tuple(draw(st.integers(0, 2)) for _ in range(4)),  # type: ignore[arg-type]

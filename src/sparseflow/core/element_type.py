@@ -182,6 +182,11 @@ class Quantised(ElementType):
         """The last level."""
         return int(np.iinfo(self.storage).max)
 
+    @property
+    def range(self) -> tuple[float, float]:
+        """What the first and the last level stand for."""
+        return tuple(self.scale * (level - self.zero_point) for level in (self.lowest, self.highest))  # type: ignore[return-value]
+
     def at(self, scale: float, zero_point: int = 0) -> Quantised:
         """This type with another meaning of its levels."""
         return replace(self, scale=scale, zero_point=zero_point)

@@ -13,8 +13,9 @@ from tvm import relax, tirx
 
 import sparseflow
 from sparseflow.core.checks import flag
-from sparseflow.core.element_type import BFLOAT16, ELEMENT_TYPES, FLOAT32
+from sparseflow.core.element_type import BFLOAT16, ELEMENT_TYPES, FLOAT32, UINT8, ElementType
 from sparseflow.core.map_profile import MapProfile
+from sparseflow.core.map_ranges import METHODS, MapRanges
 from sparseflow.core.plan import Plan, cut_summary
 from sparseflow.engine.frontends.importer import Imported
 from sparseflow.engine.rest import rest_times
@@ -34,7 +35,7 @@ from sparseflow.passes.watch import watched
 
 Progress = Callable[[str], None]
 
-PRECISIONS = {"fp32": FLOAT32, "bf16": BFLOAT16}
+PRECISIONS: dict[str, ElementType] = {"fp32": FLOAT32, "bf16": BFLOAT16, "int8": UINT8}
 """The types in which layers can multiply, by the names that users give them."""
 
 CHECKED_ARGUMENTS = 64
@@ -58,6 +59,8 @@ class Build:
         Name of the `ElementType` in which weights are stored.
     precision : str
         A key of `PRECISIONS`: the type in which layers multiply, where a kernel does.
+    ranges : str
+        A key of `METHODS`: how the ranges of quantised maps are drawn from the calibration inputs.
 
     Raises
     ------
@@ -74,6 +77,7 @@ class Build:
     progress: Progress | None = None
     weights: str = Plan.weights
     precision: str = Plan.precision
+    ranges: str = "minmax"
 
     def __post_init__(self) -> None:
         def keep(name: str, value: object) -> None:
@@ -90,6 +94,8 @@ class Build:
             raise CompileError(f"weights={self.weights!r}: allowed: {', '.join(ELEMENT_TYPES)}")
         if self.precision not in PRECISIONS:
             raise CompileError(f"precision={self.precision!r}: allowed: {', '.join(PRECISIONS)}")
+        if self.ranges not in METHODS:
+            raise CompileError(f"ranges={self.ranges!r}: allowed: {', '.join(METHODS)}")
         if not self.target.multiplies(PRECISIONS[self.precision]):
             raise CompileError(
                 f"precision={self.precision!r}: target {self.target.name} has no instruction that multiplies "
@@ -117,8 +123,10 @@ class Build:
         )
 
 
-def build(imported: Imported, how: Build, profile: MapProfile | None = None) -> Engine:
-    """The engine of ``imported``; with a ``profile`` its feature maps may carry an index.
+def build(
+    imported: Imported, how: Build, profile: MapProfile | None = None, ranges: MapRanges | None = None
+) -> Engine:
+    """The engine of ``imported``; with a ``profile`` its feature maps may carry an index, with ``ranges`` be quantised.
 
     Raises
     ------
@@ -136,7 +144,7 @@ def build(imported: Imported, how: Build, profile: MapProfile | None = None) -> 
     with inside_tvm("lowering"):
         mod = pipeline.run(
             imported.mod, selector, how.threads, observe, profile, how.progress,
-            ELEMENT_TYPES[how.weights], PRECISIONS[how.precision],
+            ELEMENT_TYPES[how.weights], FLOAT32 if ranges is not None else PRECISIONS[how.precision], ranges,
         )  # fmt: skip
     cuts = cuts_of(mod)
     plan = plan_of(mod)

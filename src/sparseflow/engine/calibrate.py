@@ -12,15 +12,16 @@ import tvm
 
 from sparseflow.core.element_type import ELEMENT_TYPES
 from sparseflow.core.map_profile import MapCounter, MapProfile
+from sparseflow.core.map_ranges import LayerRanges, MapRanges, RangeCounter
 from sparseflow.engine.build import Build, build, inside_tvm
 from sparseflow.engine.frontends.importer import Imported
 from sparseflow.engine.runtime.engine import Engine
 from sparseflow.engine.runtime.manifest import Signature
 from sparseflow.engine.runtime.memory import host_arrays
 from sparseflow.engine.target.targets import resolve
-from sparseflow.errors import InputError
+from sparseflow.errors import CompileError, FormatError, InputError
 from sparseflow.passes.canonicalise import Canonicalise
-from sparseflow.passes.density import expose_maps
+from sparseflow.passes.density import ExposedMaps, MapPlace, expose_maps
 from sparseflow.passes.propagate import Propagate
 
 Array = npt.NDArray[Any]
@@ -53,29 +54,92 @@ def profile_maps(imported: Imported, inputs: Iterable[Any], how: Build | None = 
     CompileError
         If the model cannot be compiled.
     """
+    exposed, calls = _exposed(imported, inputs, how)
+    counters = [MapCounter(layer.name, layer.shape) for layer in exposed.layers]
+    count = 0
+    for results, arrays in calls:
+        for counter, layer in zip(counters, exposed.layers, strict=True):
+            counter.add(layer.source.of(results, arrays))
+        count += 1
+    return MapProfile(tuple(counter.result() for counter in counters), count)
+
+
+def measure_ranges(
+    imported: Imported, inputs: Iterable[Any], how: Build | None = None, method: str = Build.ranges
+) -> MapRanges:
+    """Between which numbers every layer's maps lie over ``inputs``.
+
+    Parameters
+    ----------
+    imported, inputs, how
+        As for `profile_maps`.
+    method : str
+        One of `METHODS`: ``minmax``, ``percentile`` or ``mse``.
+
+    Returns
+    -------
+    MapRanges
+        One record for each layer with weights, in order.
+
+    Raises
+    ------
+    InputError
+        If ``inputs`` is empty, or an array does not fit the model.
+    CompileError
+        If the model cannot be compiled, or a map is not finite.
+    """
+    exposed, calls = _exposed(imported, inputs, how, all_maps=True)
+    counters: dict[MapPlace, RangeCounter] = {}
+    count = 0
+    for results, arrays in calls:
+        for layer in exposed.layers:
+            for place in (layer.source, layer.result, layer.residual):
+                if place is not None and counters.setdefault(place, RangeCounter()).calls == count:
+                    try:
+                        counters[place].add(place.of(results, arrays))
+                    except FormatError as error:
+                        raise CompileError(f"calibration: layer {layer.name}: {error}") from error
+        count += 1
+    drawn = {place: counter.range(method) for place, counter in counters.items()}
+    layers = (
+        LayerRanges(
+            layer.name,
+            drawn[layer.source],
+            drawn[layer.result or layer.source],
+            drawn[layer.residual] if layer.residual is not None else None,
+        )
+        for layer in exposed.layers
+    )
+    return MapRanges(tuple(layers), method, count)
+
+
+def _exposed(
+    imported: Imported, inputs: Iterable[Any], how: Build | None, all_maps: bool = False
+) -> tuple[ExposedMaps, Iterator[tuple[Sequence[Array], Sequence[Array]]]]:
+    """A model's maps, and for each call of ``inputs`` the results that hold them and the inputs."""
     inputs = as_calls(inputs)
-    how = replace(how or Build(resolve("native")), measure=False, dump=None)
+    how = replace(how or Build(resolve("native")), measure=False, dump=None, precision=Build.precision)
     with inside_tvm("calibration"):
         canonicalise = Canonicalise(how.target, how.threads, ELEMENT_TYPES[how.weights])
         mod = tvm.transform.Sequential([canonicalise, Propagate()])(imported.mod)
-        exposed = expose_maps(mod)
+        exposed = expose_maps(mod, all_maps)
     outputs = tuple(Signature(f"map{i}", *kind) for i, kind in enumerate(exposed.types))
     engine = build(replace(imported, mod=exposed.mod, outputs=outputs), how) if outputs else None
     if engine is None:
         how.say("calibrate: no layer reads another's result, so that only the model's own inputs are counted")
-    counters = [MapCounter(layer.name, layer.shape) for layer in exposed.layers]
-    calls = 0
-    for call in inputs:
-        arrays = host_arrays(_inputs(call), imported.inputs)
-        results = engine(*arrays) if engine is not None else ()
-        maps = results if isinstance(results, tuple) else (results,)
-        for counter, layer in zip(counters, exposed.layers, strict=True):
-            counter.add(maps[layer.output] if layer.output is not None else arrays[layer.parameter])
-        calls += 1
-        how.say(f"calibrate: {calls} calls")
-    if not calls:
-        raise InputError("calibration: no inputs given; give at least one example")
-    return MapProfile(tuple(counter.result() for counter in counters), calls)
+
+    def calls() -> Iterator[tuple[Sequence[Array], Sequence[Array]]]:
+        count = 0
+        for call in inputs:
+            arrays = host_arrays(_inputs(call), imported.inputs)
+            results = engine(*arrays) if engine is not None else ()
+            yield results if isinstance(results, tuple) else (results,), arrays
+            count += 1
+            how.say(f"calibrate: {count} calls")
+        if not count:
+            raise InputError("calibration: no inputs given; give at least one example")
+
+    return exposed, calls()
 
 
 def as_calls(calibration: Any) -> Iterator[Any]:

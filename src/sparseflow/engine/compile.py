@@ -10,9 +10,10 @@ from typing import Any
 import tvm
 
 from sparseflow.core.map_profile import MapProfile
+from sparseflow.core.map_ranges import MapRanges
 from sparseflow.core.plan import Cut
 from sparseflow.engine.build import Build, Progress, build, inside_tvm
-from sparseflow.engine.calibrate import as_calls, faster_engine, profile_maps
+from sparseflow.engine.calibrate import as_calls, faster_engine, measure_ranges, profile_maps
 from sparseflow.engine.frontends.importer import Imported, import_model
 from sparseflow.engine.runtime.engine import Engine
 from sparseflow.engine.target.targets import resolve
@@ -34,7 +35,8 @@ def compile(
     target: str | Mapping[str, Any] = "native",
     shapes: Mapping[str, Sequence[int]] | None = None,
     sparsify: str = "",
-    calibration: MapProfile | Iterable[Any] | None = None,
+    calibration: MapProfile | MapRanges | Iterable[Any] | None = None,
+    ranges: str = Build.ranges,
     dump: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Engine:
@@ -58,8 +60,9 @@ def compile(
         bound by memory read. Weights are rounded to it; maps and sums stay float32.
     precision : str
         ``fp32``, or ``bf16``: convolutions and linear layers on vector lanes multiply pairs of bfloat16, with sums in
-        float32, and the maps between them are stored so; the target needs such an instruction. Inputs and results
-        stay float32.
+        float32, and the maps between them are stored so; or ``int8``: they multiply levels of 8 bits, maps with a scale
+        and a zero point, weights with a step for each filter, which needs ``calibration``. The target needs such an
+        instruction. Inputs and results stay float32.
     target : str or mapping
         ``native`` (this machine), ``avx512``, ``avx2``, ``neon``, or TVM's target as a dictionary,
         ``{"kind": "llvm", "mcpu": "znver4"}``.
@@ -67,10 +70,14 @@ def compile(
         Shapes of an ONNX model's inputs, to bind free dimensions.
     sparsify : str
         Label of how the weights were pruned, noted in the plan.
-    calibration : MapProfile or iterable of example inputs, optional
+    calibration : MapProfile, MapRanges or iterable of example inputs, optional
         Real inputs of the compiled shapes, each one array or one for each input: they tell how sparse the feature
         maps are, and where a map is to carry an index of its zeros. A profile saves counting again; with inputs, and
         where kernels are measured, the whole engine is timed on them too, and left without index if that is faster.
+        With ``precision="int8"`` they tell the ranges of the maps instead; `MapRanges` saves measuring again.
+    ranges : str
+        How a range is drawn from the values seen: ``minmax``; ``percentile``, without the outermost 0.01 % of each
+        side; or ``mse``, the least mean square of rounding and cutting off.
     dump : path, optional
         Folder that receives the IR after each phase, constants left out.
     progress : callable, optional
@@ -85,7 +92,13 @@ def compile(
     InputError
         If the calibration inputs do not fit the model.
     """
-    how = Build(resolve(target), threads, measure, exact, sparsify, dump, progress, weights, precision)
+    how = Build(
+        resolve(target), threads, measure, exact, sparsify, dump, progress, weights, precision, ranges
+    )
+    if how.precision == "int8":
+        return _on_levels(model, example_inputs, shapes, how, calibration)
+    if isinstance(calibration, MapRanges):
+        raise CompileError(f"calibration by ranges with precision={how.precision!r}: they are for int8")
     calls = (
         calibration
         if calibration is None or isinstance(calibration, MapProfile)
@@ -110,6 +123,27 @@ def compile(
         return engine
     how.say("time the engine with and without the index")
     return faster_engine(engine, build(imported, replace(how, dump=None)), calls)
+
+
+def _on_levels(
+    model: Any,
+    example_inputs: Sequence[Any] | None,
+    shapes: Mapping[str, Sequence[int]] | None,
+    how: Build,
+    calibration: MapProfile | MapRanges | Iterable[Any] | None,
+) -> Engine:
+    """The engine whose layers multiply levels of 8 bits."""
+    if calibration is None or isinstance(calibration, MapProfile):
+        raise CompileError(
+            "precision='int8' needs to know between which numbers the maps lie; give calibration=[inputs, ...]"
+        )
+    how.say("import")
+    with watched("import", how.progress):
+        imported = import_model(model, example_inputs, shapes)
+    if not isinstance(calibration, MapRanges):
+        counts = replace(how, target=resolve("native")) if how.foreign else how
+        calibration = measure_ranges(imported, calibration, counts, how.ranges)
+    return build(imported, how, ranges=calibration)
 
 
 def cuts(imported: Imported) -> tuple[Cut, ...]:

@@ -28,7 +28,7 @@ START_BITS = 20
 
 def rescale_size(workload: Workload) -> int:
     """Elements of the operand ``rescale``."""
-    return workload.filters + len(TAIL)
+    return workload.padded + len(TAIL)
 
 
 def saturates(workload: Workload) -> bool:
@@ -60,7 +60,7 @@ def rescaling(
     Returns
     -------
     dict
-        ``start``, int32 (filters,), and ``rescale``, float32 (filters + 4,).
+        ``start``, int32 (padded filters,), and ``rescale``, float32 (padded filters + 4,).
 
     Raises
     ------
@@ -85,9 +85,10 @@ def rescaling(
             worth, from_zero = residual.scale * unit, -residual.zero_point * residual.scale * unit
     shift = from_zero + (zero if saturates(workload) else 0.0)
     tail = [worth, shift, inverse, zero]
+    spare = (0, workload.padded - workload.filters)
     return {
-        "start": start.astype(np.int32),
-        "rescale": np.concatenate([scale * unit, tail]).astype(np.float32),
+        "start": np.pad(start, spare).astype(np.int32),
+        "rescale": np.concatenate([np.pad(scale * unit, spare), tail]).astype(np.float32),
     }
 
 

@@ -39,14 +39,19 @@ class LayerWeight:
         return (given.decode() if isinstance(given, KernelIndex) else np.asarray(given)).reshape(self.shape)
 
     def joined(self, workload: Workload) -> LayerWeight:
-        """The weight by planes of ``workload``'s input: itself, or with the channels of a slot as one int32."""
-        if not workload.slotted:
+        """The weight as kernels on slots read it: with the channels of a slot as one int32, where it multiplies them.
+
+        Filters without weights are put behind the last until there are `Workload.padded`.
+        """
+        spare = workload.padded - self.shape[0]
+        if not workload.slotted and not spare:
             return self
-        if workload.weights.name not in self._joined:
-            slots = workload.weights.joined(self.dense, 1)
-            shape = (slots.shape[0], slots.shape[1], *self.shape[2:])
-            self._joined[workload.weights.name] = LayerWeight(slots, shape)
-        return self._joined[workload.weights.name]
+        key = f"{workload.weights} {workload.slotted} {spare}"
+        if key not in self._joined:
+            dense = np.pad(self.dense, ((0, spare), (0, 0), (0, 0), (0, 0)))
+            slots = workload.weights.joined(dense, 1) if workload.slotted else dense
+            self._joined[key] = LayerWeight(slots, (*slots.shape[:2], *self.shape[2:]))
+        return self._joined[key]
 
     @cached_property
     def nonzeros(self) -> int:

@@ -119,6 +119,12 @@ class Workload:
         """Filters that have weights; they come first."""
         return self.filters - self.passed
 
+    @property
+    def padded(self) -> int:
+        """Filters, and those without weights that fill the last slot where levels are written."""
+        per = self.result.per_slot if self.quantised else 1
+        return math.ceil(self.filters / per) * per
+
     def blocks(self, r: int) -> int:
         """Blocks of ``r`` filters that hold all filters with weights; at least one."""
         return max(1, math.ceil(self.live / r))
@@ -127,7 +133,7 @@ class Workload:
         """Whether the filters of each group can be cut into blocks of ``r``."""
         if self.groups > 1:
             return self.filters // self.groups % r == 0
-        return self.blocks(r) * r <= self.filters
+        return self.blocks(r) * r <= self.padded
 
     @property
     def out_height(self) -> int:

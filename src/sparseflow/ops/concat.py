@@ -46,6 +46,9 @@ class Concat(Operator):
     def non_negative(self, operands: Sequence[bool]) -> bool:
         return all(operands)
 
+    def range(self, operands: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
+        return min(low for low, _ in operands), max(high for _, high in operands)
+
     @classmethod
     def by_channel(cls, call: Call, axis: int) -> bool:
         if op_name(call) != "relax.concat" or not isinstance(call.args[0], relax.Tuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,14 @@ class Elementwise(Operator):
         if self.function in BINARY:
             return BINARY[self.function].non_negative and all(operands)
         return ACTIVATIONS[self.function].non_negative
+
+    def range(self, operands: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
+        """Of a function of two: at the corners, as all of `BINARY` are monotone in each operand."""
+        if self.function in BINARY:
+            values = BINARY[self.function].numpy(*map(np.asarray, zip(*product(*operands), strict=True)))
+        else:
+            values = ACTIVATIONS[self.function].numpy(np.linspace(*operands[0], 256), 0.0)
+        return float(np.min(values)), float(np.max(values))
 
     @classmethod
     def by_channel(cls, call: Call, axis: int) -> bool:

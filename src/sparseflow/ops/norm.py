@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sparseflow.core.arrays import Array
-from sparseflow.core.element_type import ElementType
+from sparseflow.core.element_type import ElementType, Quantised
 from sparseflow.kernels.lane import operators as on_lanes
 from sparseflow.kernels.layouts.lane import LaneLayout
 from sparseflow.ops.expressions import op_name, shape_of
@@ -58,7 +58,7 @@ class LayerNorm(Operator):
         return np.asarray(away / np.sqrt(variance + self.epsilon) * gamma + beta)
 
     def takes(self, element: ElementType, channels: Sequence[int]) -> bool:
-        return channels[0] % element.per_slot == 0
+        return channels[0] % element.per_slot == 0 and not isinstance(element, Quantised)
 
     def on_lanes(self, sources: Sequence[LaneLayout], out: LaneLayout, where: Setting) -> Make:
         return partial(on_lanes.layer_norm, where.batch, sources[0], out, self.epsilon, where.threads)

@@ -98,6 +98,10 @@ class Operator(ABC):
         """Whether no result is negative, of operands of which that is known or not."""
         return False
 
+    def range(self, operands: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
+        """Between which numbers its results lie, for operands between these; None if its kernels read no levels."""
+        return None
+
     # --------------------------------------------------------------------------------------------- channels
     @classmethod
     def by_channel(cls, call: Call, axis: int) -> bool:

@@ -79,6 +79,9 @@ class Pooling(Operator):
     def non_negative(self, operands: Sequence[bool]) -> bool:
         return operands[0]
 
+    def range(self, operands: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
+        return operands[0]
+
     @classmethod
     def by_channel(cls, call: Call, axis: int) -> bool:
         return op_name(call) in KINDS and axis == 1 and str(call.attrs.layout) == "NCHW"
@@ -102,7 +105,8 @@ class Pooling(Operator):
         return True
 
     def on_lanes(self, sources: Sequence[LaneLayout], out: LaneLayout, where: Setting) -> Make:
-        return partial(on_lanes.pool, self.pool, where.batch, sources[0], out, where.threads)
+        source, result = (replace(layout, element=layout.element.unit) for layout in (sources[0], out))
+        return partial(on_lanes.pool, self.pool, where.batch, source, result, where.threads)
 
     def lane_constants(self, sources: Sequence[LaneLayout], out: LaneLayout) -> list[Array]:
         """What an average multiplies each window's sum by."""
@@ -145,6 +149,9 @@ class Mean(Operator):
 
     def numpy(self, *operands: Array) -> Array:
         return np.asarray(operands[0].mean(axis=(2, 3), keepdims=True))
+
+    def range(self, operands: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
+        return operands[0]
 
     @classmethod
     def by_channel(cls, call: Call, axis: int) -> bool:

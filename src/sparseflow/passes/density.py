@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,18 +19,42 @@ Expr = Any
 
 
 @dataclass(frozen=True)
+class MapPlace:
+    """Where a map is to be had: result number ``output``, or the module's own input ``parameter``."""
+
+    output: int | None
+    parameter: int = -1
+
+    def of(self, results: Sequence[Any], inputs: Sequence[Any]) -> Any:
+        """The map, among the results and inputs of one call."""
+        return inputs[self.parameter] if self.output is None else results[self.output]
+
+
+@dataclass(frozen=True)
 class ExposedLayer:
-    """Where a layer's input is to be had: result number ``output``, or the module's own input ``parameter``."""
+    """Where a layer's maps are to be had.
+
+    Attributes
+    ----------
+    name : str
+    shape : tuple of int
+        Of its input.
+    source : MapPlace
+        Its input.
+    result, residual : MapPlace or None
+        What it writes and what it adds, where these are exposed too.
+    """
 
     name: str
     shape: tuple[int, ...]
-    output: int | None
-    parameter: int
+    source: MapPlace
+    result: MapPlace | None = None
+    residual: MapPlace | None = None
 
 
 @dataclass(frozen=True)
 class ExposedMaps:
-    """A module that returns the inputs of its layers.
+    """A module that returns the maps of its layers.
 
     Attributes
     ----------
@@ -45,25 +70,32 @@ class ExposedMaps:
     types: tuple[tuple[tuple[int, ...], str], ...]
 
 
-def expose_maps(mod: tvm.IRModule) -> ExposedMaps:
+def expose_maps(mod: tvm.IRModule, all_maps: bool = False) -> ExposedMaps:
     """``mod`` with its layers' inputs for results, each once; its own inputs are not among them.
 
-    Where no layer reads a computed map, the module stays as it is and there are no ``types``.
+    With ``all_maps`` the layers' results and residuals too. Where no map is computed, the module stays as it is and
+    there are no ``types``.
     """
     graph = Graph(mod)
     parameters = list(graph.function.params)
     found: list[Expr] = []
     layers = []
+
+    def place(expr: Expr) -> MapPlace:
+        x = graph.resolve(expr)
+        if x in parameters:
+            return MapPlace(None, parameters.index(x))
+        if x not in found:
+            found.append(x)
+        return MapPlace(found.index(x))
+
     for binding in graph.bindings:
         if not is_layer(binding.value):
             continue
-        x = graph.resolve(binding.value.args[0])
-        direct = x in parameters
-        if not direct and x not in found:
-            found.append(x)
+        x, residual = binding.value.args[0], list(binding.value.args[3].fields)[:1]
         name = LayerAttrs.of(binding.value).name
-        output = None if direct else found.index(x)
-        layers.append(ExposedLayer(name, shape_of(x), output, parameters.index(x) if direct else -1))
+        more = (place(binding.var), place(residual[0]) if residual else None) if all_maps else ()
+        layers.append(ExposedLayer(name, shape_of(graph.resolve(x)), place(x), *more))
     if not found:
         return ExposedMaps(mod, tuple(layers), ())
     rebuild = Rebuild(mod)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sparseflow.core.activations import ACTIVATIONS
-from sparseflow.core.element_type import ELEMENT_TYPES
+from sparseflow.core.element_type import ELEMENT_TYPES, ElementType, Quantised
+from sparseflow.core.map_ranges import Range
 from sparseflow.kernels.layouts.lane import LaneLayout, canonical
 from sparseflow.kernels.template import TEMPLATES, Candidate, computed
 from sparseflow.kernels.workload import Workload
@@ -95,7 +97,7 @@ def images(shape: tuple[int, ...], view: str) -> int:
 
 def _node(nodes: dict[Expr, Node], var: Expr, value: Expr, lanes: int) -> Node | None:
     if is_layer(value):
-        return _layer(value)
+        return _layer(nodes, value)
     if getattr(var.ty, "shape", None) is None or computed(var.ty.dtype) is None:
         return None
     if op_name(value) == DENSE_MAP:
@@ -118,27 +120,58 @@ def _operator(nodes: dict[Expr, Node], var: Expr, value: Expr, operator: Operato
         if views or view not in operator.views:
             return None
     shapes = [logical(shape_of(o), view) for o in operands]
-    element = ELEMENT_TYPES[str(var.ty.dtype)]
-    layouts = [nodes[o].layout for o in operands if o in nodes]
-    stored = {layout.element for layout in layouts if layout is not None}
-    if len(stored) == 1 and operator.takes(found := stored.pop(), [shape[0] for shape in shapes]):
-        element = found
+    stored = [_stored(nodes, o, view) for o in operands]
+    element = _common(operator, stored, [shape[0] for shape in shapes]) or ELEMENT_TYPES[str(var.ty.dtype)]
     out = canonical(*(shapes[0] if operator.reduces else logical(shape_of(var), view)), lanes, element)
     needs = operator.needs(out, shapes, lanes, all(positive))
+    if isinstance(element, Quantised):  # each operand has levels of its own
+        needs = [replace(need, element=own or element) for need, own in zip(needs, stored, strict=True)]
     non_negative = operator.non_negative(positive)
     return Node(None, operator, operands, None if operator.reduces else out, view, needs, non_negative)
 
 
-def _layer(value: Expr) -> Node | None:
+def _stored(nodes: dict[Expr, Node], var: Expr, view: str) -> ElementType | None:
+    """The type in which a tensor lies in lanes; None if it does not."""
+    node = nodes.get(var)
+    return node.layout.element if node is not None and node.layout is not None and node.view == view else None
+
+
+def _common(
+    operator: Operator, stored: Sequence[ElementType | None], channels: Sequence[int]
+) -> ElementType | None:
+    """The type of an operator's result, if its kernels take the one that all its operands have."""
+    kinds = {type(e) if isinstance(e, Quantised) else e for e in stored}
+    first = stored[0] if len(kinds) == 1 else None
+    if first is None or not operator.takes(first, channels):
+        return None
+    if not isinstance(first, Quantised):
+        return first
+    found = operator.range([e.range for e in stored if isinstance(e, Quantised)])
+    return None if found is None else first.covering(*found)
+
+
+def _layer(nodes: dict[Expr, Node], value: Expr) -> Node | None:
     attrs = LayerAttrs.of(value)
     if attrs.maps or not _takes_lanes(attrs):
         return None
     w: Workload = attrs.workload
+    view = "nchw" if w.op == "conv2d" else "matrix"
+    ranges = attrs.map_ranges
+
+    def element(of: ElementType, found: Range | None) -> ElementType:
+        return of.covering(found.low, found.high) if isinstance(of, Quantised) and found is not None else of
+
     layout = w.output_layout
+    layout = replace(layout, element=element(w.result, ranges.result if ranges else None))
+    needs = [replace(w.input_layout(layout), element=element(w.maps, ranges.source if ranges else None))]
     residual = list(value.args[3].fields)[:1]
     added = replace(layout, channels=w.residual_channels or w.filters)
-    needs = [w.input_layout(layout)] + [added for _ in residual]
-    view = "nchw" if w.op == "conv2d" else "matrix"
+    added = replace(added, element=element(w.result, ranges.residual if ranges else None))
+    needs += [added for _ in residual]
+    for i, operand in enumerate([value.args[0], *residual]):
+        have = _stored(nodes, operand, view)
+        if isinstance(have, Quantised) and isinstance(needs[i].element, Quantised):
+            needs[i] = replace(needs[i], element=have)
     positive = ACTIVATIONS[w.activation].non_negative
     return Node(attrs, None, [value.args[0], *residual], layout, view, needs, positive)
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import tvm
 from tvm import relax, tirx
 
@@ -17,6 +18,7 @@ from sparseflow.core.element_type import FLOAT32, ElementType
 from sparseflow.kernels.lane import conversions as relayout
 from sparseflow.kernels.lane.conversions import Strides
 from sparseflow.kernels.layouts.lane import LaneLayout
+from sparseflow.kernels.rescale import rescaling
 from sparseflow.kernels.target.base import Target
 from sparseflow.kernels.template import TEMPLATES, Candidate
 from sparseflow.kernels.workload import Layouts
@@ -109,14 +111,26 @@ class _Lowering:
     ) -> tuple[Any, list[Expr]]:
         candidate = Candidate.from_json(attrs.candidate)
         template, workload = TEMPLATES[candidate.template], attrs.workload
-        layouts = Layouts(inputs[0], out, inputs[1] if len(inputs) > 1 else None)
+        residual = inputs[1] if len(inputs) > 1 else None
+        layouts = Layouts(_unit(inputs[0]), _unit(out), _unit(residual) if residual is not None else None)
         key = repr((workload.without_densities(), candidate.to_json(), layouts))
         kernel = self.kernel(
             f"{workload.op}_{template.name}", key, lambda n: template.build(workload, candidate, layouts, n)
         )
         packed = self.weights.of(value).packed(template, workload, candidate, layouts)
         constants = [constant(a, f"{attrs.name}.{k}") for k, a in packed.items()]
-        return kernel, [*constants, *value.args[2].fields, *value.args[3].fields[1:]]
+        added = list(value.args[2].fields)
+        if workload.quantised:
+            bias, step = (field.value.numpy() for field in added)
+            elements = inputs[0].element, out.element, residual and residual.element
+            levels = self.weights.of(value).dense
+            scales = rescaling(workload, levels, step, bias, *elements)  # type: ignore[arg-type]
+            added = [constant(a, f"{attrs.name}.{k}") for k, a in scales.items()]
+        picks = list(value.args[3].fields[1:])
+        if picks and workload.padded > workload.filters:
+            spare = (0, workload.padded - workload.filters)
+            picks = [constant(np.pad(p.value.numpy(), spare, constant_values=-1), attrs.name) for p in picks]
+        return kernel, [*constants, *added, *picks]
 
     def _operator(
         self, value: Expr, operator: Operator | None, batch: int, inputs: list[LaneLayout], out: LaneLayout
@@ -261,11 +275,17 @@ class _Lowering:
         )
 
 
+def _unit(layout: LaneLayout) -> LaneLayout:
+    """The layout without what its levels are worth, which a layer's kernel reads from an operand."""
+    return replace(layout, element=layout.element.unit)
+
+
 def _stepped(node: Node) -> Node:
     """A strided 1x1 layer as one without stride on the pixels that it reads."""
     if node.layer is None or node.layout is None:
         raise ValueError("only layers have strides")
     w = node.layer.workload
     workload = replace(w, height=w.out_height, width=w.out_width, stride=(1, 1))
-    needs = [workload.input_layout(node.layout), *node.needs[1:]]
+    need = replace(workload.input_layout(node.layout), element=node.needs[0].element)
+    needs = [need, *node.needs[1:]]
     return replace(node, layer=node.layer.with_(workload=workload), needs=needs)

@@ -1,9 +1,10 @@
 """The Relax operators of sparseflow: layers whose weight may be an index.
 
 ``sparseflow.conv2d(x, weight, bias, residual)`` and ``sparseflow.linear(...)`` take tuples: ``weight`` is ``(dense,)``
-or the arrays of a kernel index ``(indptr, indices, data)``; ``bias`` and ``residual`` hold one tensor or none. What
-they compute is ``activation(layer(x, weight) + bias + residual)``. A residual with other channels than the result comes
-with their index, ``(residual, index)``: int32 (filters,), the channel that each filter adds, -1 for none.
+or the arrays of a kernel index ``(indptr, indices, data)``; ``bias`` and ``residual`` hold one tensor or none. Of a
+layer that multiplies levels ``weight`` holds these, and ``bias`` is ``(bias, step)``, what a level of each filter is
+worth. What they compute is ``activation(layer(x, weight) + bias + residual)``. A residual with other channels than the
+result comes with their index, ``(residual, index)``: int32 (filters,), the channel that each filter adds, -1 for none.
 ``sparseflow.attention(q, k, v, mask)`` takes (batch, tokens, features) matrices and a tuple of one additive mask or
 none. All parameters stand in the attributes, so that passes match attributes, never names.
 """
@@ -20,6 +21,7 @@ from tvm import ir, relax
 
 from sparseflow.core.codec import dumps, loads
 from sparseflow.core.formats import FORMATS, KernelIndex
+from sparseflow.core.map_ranges import LayerRanges
 from sparseflow.kernels.lane.attention import Attention
 from sparseflow.kernels.workload import Array, Workload
 from sparseflow.ops.attention import ATTENTION
@@ -49,6 +51,8 @@ class LayerAttrs:
         JSON of the chosen kernel; empty before the plan phase.
     maps : str
         JSON of a `MapUse` when input, residual and result are maps that carry their index; else empty.
+    ranges : str
+        JSON of `LayerRanges` when the layer multiplies levels; else empty.
     """
 
     name: str
@@ -58,6 +62,7 @@ class LayerAttrs:
     detection: dict[str, Any] = field(default_factory=dict)
     candidate: str = ""
     maps: str = ""
+    ranges: str = ""
 
     def to_attrs(self) -> ir.Attrs:
         """As the attributes of a Relax call."""
@@ -70,6 +75,7 @@ class LayerAttrs:
             detection=json.dumps(self.detection),
             candidate=self.candidate,
             maps=self.maps,
+            ranges=self.ranges,
         )
 
     @classmethod
@@ -84,12 +90,18 @@ class LayerAttrs:
             json.loads(str(a["detection"])),
             str(a["candidate"]),
             str(a["maps"]),
+            str(a["ranges"]),
         )
 
     @property
     def map_use(self) -> MapUse | None:
         """How it works on indexed maps; None if it does not."""
         return loads(MapUse, self.maps) if self.maps else None
+
+    @property
+    def map_ranges(self) -> LayerRanges | None:
+        """Between which numbers its maps lie, if it multiplies levels."""
+        return loads(LayerRanges, self.ranges) if self.ranges else None
 
     def with_(self, **changes: Any) -> LayerAttrs:
         """A copy with some fields changed."""

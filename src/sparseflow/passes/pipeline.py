@@ -11,6 +11,7 @@ from tvm import relax
 
 from sparseflow.core.element_type import ElementType
 from sparseflow.core.map_profile import MapProfile
+from sparseflow.core.map_ranges import MapRanges
 from sparseflow.kernels.cpu_rules.dense_matmul import legalize_matmul
 from sparseflow.kernels.tuning.map_times import MapTimes
 from sparseflow.kernels.tuning.selector import Selector
@@ -26,6 +27,7 @@ from sparseflow.passes.map_index import IndexMaps
 from sparseflow.passes.plan import PlanKernels
 from sparseflow.passes.precision import Precision
 from sparseflow.passes.propagate import Propagate
+from sparseflow.passes.quantise import Quantise
 from sparseflow.passes.schedule_rest import ScheduleRest
 from sparseflow.passes.watch import Say, watched
 from sparseflow.passes.weights import Weights
@@ -39,6 +41,7 @@ def phases(
     profile: MapProfile | None = None,
     weights: ElementType = Workload.weights,
     maps: ElementType = Workload.maps,
+    ranges: MapRanges | None = None,
 ) -> dict[str, list[Any]]:
     """The passes of each phase, in order.
 
@@ -53,13 +56,19 @@ def phases(
         Weights are rounded to it, and kernels may store them in it.
     maps : ElementType
         Layers multiply in it, where a kernel does; their maps are stored in it.
+    ranges : MapRanges, optional
+        Between which numbers the maps lie; with it layers multiply levels of 8 bits, where a kernel does.
     """
     target = selector.target
     kept = Weights()
     matmul = partial(legalize_matmul, vectors=target.vectors, threads=threads)
     return {
         "canonicalise": [Canonicalise(target, threads, weights)],
-        "propagate": [Propagate(), *([Precision(maps)] if maps != Workload.maps else [])],
+        "propagate": [
+            Propagate(),
+            *([Precision(maps)] if maps != Workload.maps else []),
+            *([Quantise(ranges)] if ranges is not None else []),
+        ],
         "index": [Index(kept), *([WriteDensities(profile)] if profile is not None else [])],
         "plan": [
             PlanKernels(selector, threads, kept),
@@ -89,13 +98,14 @@ def run(
     say: Say | None = None,
     weights: ElementType = Workload.weights,
     maps: ElementType = Workload.maps,
+    ranges: MapRanges | None = None,
 ) -> tvm.IRModule:
     """The module after all phases.
 
     Parameters
     ----------
     mod : tvm.IRModule
-    selector, threads, profile, weights, maps
+    selector, threads, profile, weights, maps, ranges
         As for `phases`.
     observe : callable, optional
         Called as ``observe(phase, module)`` after each phase, to look or to dump.
@@ -103,7 +113,7 @@ def run(
         Told which pass runs long; without it that is a warning.
     """
     with selector.target.tvm:
-        for name, passes in phases(selector, threads, profile, weights, maps).items():
+        for name, passes in phases(selector, threads, profile, weights, maps, ranges).items():
             for step in passes:
                 with watched(f"{name}: pass {step.info.name}", say):
                     mod = step(mod)

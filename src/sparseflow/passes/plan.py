@@ -7,8 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import tvm
+from tvm import relax
 
 from sparseflow.core.codec import dumps, loads
+from sparseflow.core.element_type import FLOAT32
 from sparseflow.core.plan import CandidateTime, LayerPlan, Plan
 from sparseflow.errors import CompileError
 from sparseflow.kernels.template import TEMPLATES, Candidate
@@ -19,7 +21,8 @@ from sparseflow.kernels.weight import LayerWeight
 from sparseflow.kernels.workload import Workload
 from sparseflow.passes.graph import Graph, Rebuild
 from sparseflow.passes.layout import Node, decide_layouts
-from sparseflow.passes.ops import LayerAttrs, is_layer, layer_call
+from sparseflow.passes.ops import LayerAttrs, constant, is_layer, layer_call
+from sparseflow.passes.precision import RealLayer, real_layer
 from sparseflow.passes.weights import Weights
 
 Expr = Any
@@ -52,13 +55,18 @@ class PlanKernels:
             attrs = _with_halo(LayerAttrs.of(value), nodes.get(var))
             weight = self.weights.of(value)
             choice = self.selector.choose(attrs.workload, weight, attrs.name)
-            wide = self._in_float32(attrs, weight, without_map_index(choice).time_s)
-            if wide is not None:
-                attrs, choice = wide
+            x, tensors, bias, residual = (rebuild.old(a) for a in value.args)
+            if attrs.workload.maps != FLOAT32:
+                real = real_layer(attrs, weight, value.args[2])
+                wide = self._if_faster(attrs.workload, real, without_map_index(choice).time_s)
+                if wide is not None:
+                    attrs, weight, choice = real.attrs, real.weight, wide
+                    tensors = relax.Tuple([constant(weight.dense, attrs.name)])
+                    bias = relax.Tuple([constant(b, f"{attrs.name}.bias") for b in real.bias])
             best = without_map_index(choice)
             layers.append(describe(attrs, weight, choice, best))
             chosen = attrs.with_(candidate=Candidate(best.template, best.parameters).to_json())
-            call = layer_call(chosen, *(rebuild.old(a) for a in value.args))
+            call = layer_call(chosen, x, tensors, bias, residual)
             self.weights.put(call, weight)
             return call
 
@@ -67,20 +75,13 @@ class PlanKernels:
         self.plan = Plan(tuple(layers), str(chosen.target), self.threads, chosen.measure, exact=chosen.exact)
         return mod.with_attr("sparseflow.plan", dumps(self.plan))
 
-    def _in_float32(
-        self, attrs: LayerAttrs, weight: LayerWeight, narrow_s: float
-    ) -> tuple[LayerAttrs, Choice] | None:
-        """A layer on narrow maps as one in float32, if that is faster even with both of its maps converted."""
-        w = attrs.workload
-        if w.maps == w.sums:
-            return None
-        wide = replace(w, maps=w.sums).with_zeros_of(weight.dense)
-        choice = self.selector.choose(wide, weight, attrs.name)
-        moved = w.batch * sum(x.input_bytes + x.output_bytes for x in (w, wide))
+    def _if_faster(self, narrow: Workload, real: RealLayer, narrow_s: float) -> Choice | None:
+        """The kernels of a layer on narrow maps in float32, if the best is faster even with both maps converted."""
+        wide = real.attrs.workload
+        choice = self.selector.choose(wide, real.weight, real.attrs.name)
+        moved = narrow.batch * sum(x.input_bytes + x.output_bytes for x in (narrow, wide))
         conversions_s = moved / BYTES_PER_CYCLE / self.selector.target.clock_hz
-        if without_map_index(choice).time_s + conversions_s >= narrow_s:
-            return None
-        return attrs.with_(workload=wide), choice
+        return choice if without_map_index(choice).time_s + conversions_s < narrow_s else None
 
 
 def _with_halo(attrs: LayerAttrs, node: Node | None) -> LayerAttrs:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import tvm
 from tvm import relax
 
-from sparseflow.core.element_type import ElementType
+from sparseflow.core.element_type import FLOAT32, ElementType
 from sparseflow.errors import CompileError, ElementTypeError
 from sparseflow.kernels.template import TEMPLATES
+from sparseflow.kernels.weight import LayerWeight
 from sparseflow.kernels.workload import Array
 from sparseflow.passes.graph import Rebuild
 from sparseflow.passes.ops import LayerAttrs, constant, is_layer, layer_call, weight_of
@@ -40,7 +41,7 @@ class Precision:
                 return None
             attrs = LayerAttrs.of(value)
             weight = self._rounded(attrs.name, weight_of(value))
-            workload = replace(attrs.workload, maps=self.element, weights=self.element)
+            workload = replace(attrs.workload, maps=self.element, result=self.element, weights=self.element)
             workload = workload.with_zeros_of(weight.reshape(workload.weight_shape))
             if all(t.refusal(workload) is not None for t in TEMPLATES.values()):
                 return None
@@ -55,3 +56,23 @@ class Precision:
             return self.element.rounded(weight)
         except ElementTypeError as error:
             raise CompileError(f"layer {name}: {error}") from error
+
+
+@dataclass(frozen=True)
+class RealLayer:
+    """A layer in float32: its attributes, its weight, and its bias or none."""
+
+    attrs: LayerAttrs
+    weight: LayerWeight
+    bias: list[Array]
+
+
+def real_layer(attrs: LayerAttrs, weight: LayerWeight, bias: Expr) -> RealLayer:
+    """A layer on maps of another type as one in float32, with the same weights: levels times their step."""
+    given = [field.value.numpy() for field in bias.fields]
+    if attrs.workload.quantised:
+        given, step = given[:1], given[1]
+        weight = LayerWeight(weight.dense * step[:, None, None, None], weight.shape)
+    workload = replace(attrs.workload, maps=FLOAT32, result=FLOAT32, weights=FLOAT32)
+    attrs = attrs.with_(workload=workload.with_zeros_of(weight.dense), format="dense", ranges="")
+    return RealLayer(attrs, weight, given)

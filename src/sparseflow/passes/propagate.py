@@ -38,8 +38,8 @@ class Propagate:
     """
 
     def transform_module(self, mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
-        """See the class."""
-        return _Cutting(mod).run()
+        """See the class; a module that was gone over before is left as it is."""
+        return mod if cuts_of(mod) else _Cutting(mod).run()
 
 
 def cuts_of(mod: tvm.IRModule) -> tuple[Cut, ...]:

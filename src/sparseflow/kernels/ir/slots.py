@@ -8,7 +8,7 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from sparseflow.core.element_type import BFLOAT16, FLOAT32, ElementType, Quantised
+from sparseflow.core.element_type import BFLOAT16, FLOAT32, UINT8, ElementType, Quantised
 from sparseflow.kernels.ir import emit
 
 Expr = Any
@@ -109,6 +109,14 @@ def levels(slot: Expr, lanes: int) -> list[Expr]:
     return [tirx.Cast(f"{FLOAT32.name}x{lanes}", tirx.bitwise_and(v, byte)) for v in shifted]
 
 
+def level(slot: Expr, channel: Expr, lanes: int) -> Expr:
+    """The levels of one channel in a vector of slots, as a float32 vector."""
+    shifted = tirx.shift_right(slot, emit.splat(channel * 8, lanes))
+    return tirx.Cast(
+        f"{FLOAT32.name}x{lanes}", tirx.bitwise_and(shifted, emit.splat(tirx.const(255, "int32"), lanes))
+    )
+
+
 def joined(element: ElementType, values: Sequence[Expr], lanes: int) -> Expr:
     """The inverse of `parts`, rounded; missing channels are zeros."""
     if element == FLOAT32:
@@ -125,6 +133,12 @@ def joined(element: ElementType, values: Sequence[Expr], lanes: int) -> Expr:
 def from_levels(values: Sequence[Expr], lanes: int) -> Expr:
     """The slots of four float32 vectors of levels: each rounded to the nearest, ties to even, and saturated."""
     return T.call_extern(f"int32x{lanes}", "sparseflow_quad_uint8", *values)
+
+
+def larger(lanes: int, a: Expr, b: Expr) -> Expr:
+    """Vectors of slots of levels with the larger of each channel."""
+    as_bytes = (tirx.reinterpret(f"{UINT8.storage}x{lanes * UINT8.per_slot}", v) for v in (a, b))
+    return tirx.reinterpret(f"int32x{lanes}", tirx.max(*as_bytes))
 
 
 def dot(element: ElementType, total: Expr, x: Expr, weight: Expr, lanes: int) -> Expr:

@@ -130,13 +130,17 @@ def narrow_refusal(workload: Workload) -> str | None:
         return f"the target multiplies no {name}"
     if w.weights != MULTIPLIED[w.maps.name]:
         return f"weights of {w.weights} are not multiplied with maps of {name}"
-    if w.filters % written or (w.joins and w.groups > 1 and w.channels // w.groups % per):
-        return f"{name} maps need channels of a group and filters in multiples of {per}"
+    if w.joins and w.groups > 1 and (w.channels // w.groups % per or w.filters // w.groups % written):
+        return f"{name} maps need channels and filters of a group in multiples of {per}"
+    if w.filters % written and not w.quantised:
+        return f"{name} maps need filters in multiples of {written}"
     if w.depthwise and (w.filters != w.channels or written != per):
         return (
             f"{name} maps need one filter for each channel of a depthwise layer, which writes what it reads"
         )
-    return "a residual whose channels an index picks is read in float32" if w.residual_channels else None
+    if w.residual_channels and written > 1 and not w.quantised:
+        return "a residual whose channels an index picks is not read in pairs"
+    return None
 
 
 class ConvBody:
@@ -160,9 +164,9 @@ class ConvBody:
         self.x = emit.arg("x", (w.batch, self.input.size), self.element.slot)
         self.packed = self.template.arguments(self)
         self.bounds = emit.arg("bounds", (w.threads + 1,), "int32") if w.threads > 1 else None
-        self.bias = emit.arg("bias", (w.filters,), w.sums.storage) if w.bias else None
+        self.bias = emit.arg("bias", (w.padded,), w.sums.storage) if w.bias else None
         self.rescale: Any = emit.arg("rescale", (rescale_size(w),)) if w.quantised else None
-        self.picks: Any = emit.arg("residual_index", (w.filters,), "int32") if w.residual_channels else None
+        self.picks: Any = emit.arg("residual_index", (w.padded,), "int32") if w.residual_channels else None
         self.other: Any = (
             emit.arg("residual", (w.batch, self.residual.size), self.result.slot) if self.residual else None
         )
@@ -333,12 +337,14 @@ class ConvBody:
         def number(i: Expr) -> Expr:
             return emit.splat(self.rescale[i], lanes)
 
-        worth, shift, inverse, zero = (number(w.filters + i) for i in range(len(TAIL)))
+        worth, shift, inverse, zero = (number(w.padded + i) for i in range(len(TAIL)))
         more: list[Expr | None] = [None] * per
         if self.other is not None and self.residual is not None:
-            other = self.other[image, self._vector(self.residual, plane, row, col)]
-            stored = slots.levels(other, lanes) if isinstance(self.result, Quantised) else [other]
-            more = [value * worth + shift for value in stored]
+            more = [value * worth + shift for value in self._stored(image, place, self.residual)]
+            if self.picks is not None:
+                rest = zero if saturates(w) else emit.const(0.0, lanes)
+                picked = [emit.splat(self.picks[plane * per + j] >= 0, lanes) for j in range(per)]
+                more = [tirx.Select(is_, value, rest) for is_, value in zip(picked, more, strict=True)]
         elif saturates(w) and self.output.element.encode(np.zeros(())):
             more = [shift] * per
         done = []
@@ -350,6 +356,26 @@ class ConvBody:
         if not saturates(w):
             done = [emit.activate(w.activation, value, lanes, w.parameter) * inverse + zero for value in done]
         return emit.outside_filled(slots.from_levels(done, lanes), self.output, row, col)
+
+    def _stored(self, image: Expr, place: tuple[Expr, Expr, Expr], layout: LaneLayout) -> list[Expr]:
+        """What the residual holds for the channels of a slot: levels, or numbers, as float32 vectors."""
+        plane, row, col = place
+        per = self.result.per_slot
+
+        def found(channel: Expr) -> Expr:
+            return self.other[image, self._vector(layout, channel, row, col)]
+
+        if self.picks is None:
+            slot = found(plane)
+            return slots.levels(slot, self.lanes) if per > 1 else [slot]
+        values = []
+        for j in range(per):
+            channel = T.bind(tirx.max(self.picks[plane * per + j], T.int32(0)))
+            if per == 1:
+                values.append(found(channel))
+            else:
+                values.append(slots.level(found(channel // per), channel % per, self.lanes))
+        return values
 
     def _add_residual(
         self, image: Expr, place: tuple[Expr, Expr, Expr], sums: list[Expr], layout: LaneLayout

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
+from sparseflow.core.element_type import Quantised
 from sparseflow.kernels.ir import emit, slots
 from sparseflow.kernels.layouts.lane import LaneLayout
 from sparseflow.kernels.workload import Array
@@ -60,6 +62,8 @@ def pool(
     with emit.prim_func(name, slots.helpers(out.element)) as finish:
         x = _arg("x", batch, source)
         mean = window.kind == "avg"
+        levels = isinstance(out.element, Quantised) and not mean  # the larger level is the larger number
+        larger = partial(slots.larger, lanes) if levels else tirx.max
         scale = emit.arg("scale", (out.block[0] * out.block[1] * lanes,)) if mean else None
         y = _arg("y", batch, out)
         with emit.channel_loop(out.slots, threads) as c, emit.loop(batch) as n:
@@ -68,13 +72,16 @@ def pool(
                 for ky in range(kh):
                     for kx in range(kw):
                         at = row * sh + ky - window.padding[0], col * sw + kx - window.padding[1]
-                        items = _get(x, n, c, *at, source)
+                        items = [_slot(x, n, c, *at, source)] if levels else _get(x, n, c, *at, source)
                         both = zip(values or items, items, strict=True)
-                        values = items if not values else [v + i if mean else tirx.max(v, i) for v, i in both]
+                        values = items if not values else [v + i if mean else larger(v, i) for v, i in both]
                 if scale is not None:
                     by = scale[emit.ramp((row * out.block[1] + col) * lanes, lanes)]
                     values = [value * by for value in values]
-                _put(y, n, c, row, col, values, out)
+                if levels:
+                    _store(y, n, c, row, col, emit.outside_filled(values[0], out, row, col), out)
+                else:
+                    _put(y, n, c, row, col, values, out)
             _halo(y, n, c, out)
     return finish()
 
@@ -222,14 +229,21 @@ def _arg(name: str, batch: int, layout: LaneLayout) -> Any:
 
 def _get(x: Any, n: Expr, c: Expr, row: Expr, col: Expr, layout: LaneLayout) -> list[Expr]:
     """The channels of plane ``c`` at a block position, as float32 vectors."""
-    at = emit.ramp((c * layout.plane + layout.position(row, col)) * layout.lanes, layout.lanes)
-    return slots.parts(layout.element, x[n, at], layout.lanes)
+    return slots.parts(layout.element, _slot(x, n, c, row, col, layout), layout.lanes)
+
+
+def _slot(x: Any, n: Expr, c: Expr, row: Expr, col: Expr, layout: LaneLayout) -> Expr:
+    """The vector of slots of plane ``c`` at a block position."""
+    return x[n, emit.ramp((c * layout.plane + layout.position(row, col)) * layout.lanes, layout.lanes)]
 
 
 def _put(y: Any, n: Expr, c: Expr, row: Expr, col: Expr, values: Sequence[Expr], layout: LaneLayout) -> None:
     done = [emit.finish(value, "none", layout, row, col) for value in values]
+    _store(y, n, c, row, col, slots.joined(layout.element, done, layout.lanes), layout)
+
+
+def _store(y: Any, n: Expr, c: Expr, row: Expr, col: Expr, slot: Expr, layout: LaneLayout) -> None:
     at = (c * layout.plane + layout.position(row, col)) * layout.lanes
-    slot = slots.joined(layout.element, done, layout.lanes)
     T.buffer_store(y, slot, [n, emit.ramp(at, layout.lanes)])
 
 

@@ -272,11 +272,11 @@ class Trial:
 
         inputs, outputs = ([tensor(m) for m in maps] for maps in self._maps(layouts, workload, random))
         packed = template.pack(workload, candidate, weight, layouts)
-        extra = [filled((workload.filters,), workload.sums)] if workload.bias else []
+        extra = [filled((workload.padded,), workload.sums)] if workload.bias else []
         if workload.quantised:
             extra.append(filled((rescale_size(workload),), FLOAT32))
         if workload.residual_channels:
-            picks = np.arange(workload.filters, dtype=np.int32) % workload.residual_channels
+            picks = np.arange(workload.padded, dtype=np.int32) % workload.residual_channels
             extra.append(tensor(picks))
         if workload.residual:
             rest = layouts.residual

@@ -1,0 +1,121 @@
+"""Layers that multiply whole numbers of 8 bits: which, what their levels are worth, and which maps are stored so."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import ir, relax
+
+from sparseflow.core.activations import ACTIVATIONS
+from sparseflow.core.codec import dumps
+from sparseflow.core.element_type import FLOAT32, INT8, UINT8
+from sparseflow.core.map_ranges import LayerRanges, MapRanges
+from sparseflow.core.steps import filter_steps, on_levels
+from sparseflow.errors import CompileError
+from sparseflow.kernels.rescale import bounded_step
+from sparseflow.kernels.template import TEMPLATES
+from sparseflow.kernels.workload import Workload
+from sparseflow.ops.expressions import shape_of
+from sparseflow.ops.operator import operator_of
+from sparseflow.passes.graph import Graph, Rebuild
+from sparseflow.passes.ops import LayerAttrs, constant, is_layer, layer_call, weight_of
+
+Expr = Any
+
+
+@tvm.transform.module_pass(opt_level=0, name="sparseflow.Quantise")
+class Quantise:
+    """Every layer that a kernel computes on levels gets weights on levels and the ranges of its maps.
+
+    Before: ``conv2d(x, (w,), (bias,), …)``. After: ``conv2d(x, (levels,), (bias, step), …)`` with the maps' types in
+    its workload and their ranges in the attribute ``ranges``. A layer writes levels where such a layer, or an operator
+    in front of one, reads them; else float32. The other layers stay in float32; where neighbours differ, lowering
+    converts.
+
+    Parameters
+    ----------
+    ranges : MapRanges
+        Of the same model: one record for each layer, in order.
+    """
+
+    def __init__(self, ranges: MapRanges) -> None:
+        self.ranges = ranges
+
+    def transform_module(self, mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
+        """See the class.
+
+        Raises
+        ------
+        CompileError
+            If the ranges are another model's.
+        """
+        graph = Graph(mod)
+        names = [LayerAttrs.of(b.value).name for b in graph.bindings if is_layer(b.value)]
+        known = [layer.name for layer in self.ranges.layers]
+        if names != known:
+            raise CompileError(
+                f"calibration: ranges of {len(known)} layers ({', '.join(known[:3])}, …) given, the model has "
+                f"{len(names)} ({', '.join(names[:3])}, …); calibrate this model"
+            )
+        results = _results(graph)
+        remaining = iter(self.ranges.layers)
+
+        def visit(rebuild: Rebuild, var: Expr, value: Expr) -> Any:
+            if not is_layer(value):
+                return None
+            ranges = next(remaining)
+            return self._layer(rebuild, value, results[var], ranges) if var in results else None
+
+        return Rebuild(mod).run(visit)
+
+    def _layer(self, rebuild: Rebuild, value: Expr, wanted: Workload, ranges: LayerRanges) -> Any:
+        attrs, weight = LayerAttrs.of(value), weight_of(value)
+        if ACTIVATIONS[wanted.activation].clamps:
+            ends = ACTIVATIONS[wanted.activation].numpy(np.array([-np.inf, np.inf]), wanted.parameter)
+            ranges = replace(ranges, result=ranges.result.within(*map(float, ends)))
+        given = value.args[2].fields
+        bias = given[0].value.numpy() if given else np.zeros(wanted.filters, np.float32)
+        scale = UINT8.covering(ranges.source.low, ranges.source.high).scale
+        step = bounded_step(filter_steps(weight), bias, scale)
+        levels = on_levels(weight, step)
+        workload = wanted.with_zeros_of(levels.reshape(wanted.weight_shape))
+        named = relax.Tuple([constant(levels, attrs.name)])
+        added = relax.Tuple([constant(bias, f"{attrs.name}.bias"), constant(step, f"{attrs.name}.step")])
+        x, residual = (rebuild.old(value.args[i]) for i in (0, 3))
+        return layer_call(attrs.with_(workload=workload, ranges=dumps(ranges)), x, named, added, residual)
+
+
+def _results(graph: Graph) -> dict[Expr, Workload]:
+    """The workload on levels of each layer that a kernel computes so; the rest of the layers stay as they are."""
+    wanted: set[Expr] = set()
+    found: dict[Expr, Workload] = {}
+    for binding in reversed(graph.bindings):
+        var, value = binding.var, binding.value
+        if is_layer(value):
+            workload = _on_levels(LayerAttrs.of(value).workload, var in wanted)
+            if workload is None:
+                continue
+            found[var] = workload
+            wanted.add(graph.resolve(value.args[0]))
+            if workload.result == UINT8:
+                wanted.update(graph.resolve(r) for r in value.args[3].fields[:1])
+        elif isinstance(value, ir.Var) and var in wanted:
+            wanted.add(graph.resolve(value))
+        elif var in wanted and (operator := operator_of(value)) is not None:
+            operands = operator.operands(value)
+            shapes = map(shape_of, operands)
+            if operator.takes(UINT8, [shape[1] if len(shape) == 4 else shape[-1] for shape in shapes]):
+                wanted.update(map(graph.resolve, operands))
+    return found
+
+
+def _on_levels(workload: Workload, wanted: bool) -> Workload | None:
+    """The workload on levels, with levels for its result if they are wanted and there is a kernel that writes them."""
+    for result in (UINT8, FLOAT32) if wanted else (FLOAT32, UINT8):
+        quantised = replace(workload, maps=UINT8, weights=INT8, result=result, bias=True)
+        if any(t.refusal(quantised) is None for t in TEMPLATES.values() if t.format == "dense"):
+            return quantised
+    return None
