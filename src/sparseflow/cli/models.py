@@ -88,6 +88,17 @@ class LoadedModel:
             return given
         return random_inputs(specs)
 
+    def calibration(
+        self, specs: Sequence[Signature], data: str | None, samples: int, precision: str
+    ) -> list[tuple[np.ndarray[Any, Any], ...]] | None:
+        """The calls to calibrate with: those of ``data``; for int8 and random weights random ones will do."""
+        from sparseflow.cli.calibration import calibration_calls
+
+        calls = calibration_calls(data, specs, samples)
+        if calls is None and precision == "int8" and self.examples is not None:
+            return [self.inputs(specs)]
+        return calls
+
 
 def random_inputs(specs: Sequence[Any], seed: int = SEED) -> tuple[np.ndarray[Any, Any], ...]:
     """Seeded inputs of the given shapes and dtypes: normal numbers, 0 and 1 for integers and truth values."""

@@ -55,7 +55,14 @@ WeightsOption = Annotated[
 PrecisionOption = Annotated[
     str,
     typer.Option(
-        metavar="TYPE", help="fp32, or bf16: multiply pairs of bfloat16 where a kernel does, sums in float32."
+        metavar="TYPE",
+        help="fp32; bf16: multiply pairs of bfloat16 where a kernel does; int8: quads of 8 bits, ranges from --calibrate.",
+    ),
+]
+RangesOption = Annotated[
+    str,
+    typer.Option(
+        metavar="METHOD", help="How int8 draws the range of a map from its values: minmax, percentile or mse."
     ),
 ]
 CalibrateOption = Annotated[

@@ -26,6 +26,8 @@ from sparseflow.passes.precision import RealLayer, real_layer
 from sparseflow.passes.weights import Weights
 
 Expr = Any
+HOPELESS = 0.5
+"""Part of a predicted time below which a measured one is not expected: no kernel is measured that could only then win."""
 
 
 @tvm.transform.module_pass(opt_level=0, name="sparseflow.PlanKernels")
@@ -78,9 +80,11 @@ class PlanKernels:
     def _if_faster(self, narrow: Workload, real: RealLayer, narrow_s: float) -> Choice | None:
         """The kernels of a layer on narrow maps in float32, if the best is faster even with both maps converted."""
         wide = real.attrs.workload
-        choice = self.selector.choose(wide, real.weight, real.attrs.name)
         moved = narrow.batch * sum(x.input_bytes + x.output_bytes for x in (narrow, wide))
         conversions_s = moved / BYTES_PER_CYCLE / self.selector.target.clock_hz
+        if conversions_s + HOPELESS * self.selector.predicted_s(wide) >= narrow_s:
+            return None
+        choice = self.selector.choose(wide, real.weight, real.attrs.name)
         return choice if without_map_index(choice).time_s + conversions_s < narrow_s else None
 
 

@@ -32,7 +32,7 @@ def command(
         float | None,
         typer.Option(
             min=0.0,
-            help="Largest relative difference of outputs, 0.001 by default, 0.05 in bf16. Networks with thresholds "
+            help="Largest relative difference of outputs, 0.001 by default, 0.05 in bf16, 0.2 in int8. Networks with thresholds "
             "need more: they jump there.",
         ),
     ] = None,
@@ -51,6 +51,7 @@ def command(
         sparseflow bench runs/cifar10-maps/model.pt2 --calibrate cifar10 --tolerance 0.1
         sparseflow bench zoo:bert_base --sparsify block:4x1@0.9 --json bert.json
         sparseflow bench zoo:resnet50 --sparsify block:4x2@0.9 --precision bf16
+        sparseflow bench zoo:resnet50 --sparsify block:4x4@0.9 --precision int8
     """
     from sparseflow.engine.measure.bench import BenchOptions, bench
     from sparseflow.engine.measure.peers import Subject

@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from sparseflow.cli import options, output
-from sparseflow.cli.calibration import calibration_calls
 from sparseflow.cli.models import ModelRequest, load_model
 from sparseflow.core.codec import encode
 from sparseflow.core.plan import Plan
@@ -29,6 +28,7 @@ def command(
     exact: options.ExactOption = False,
     weights: options.WeightsOption = Plan.weights,
     precision: options.PrecisionOption = Plan.precision,
+    ranges: options.RangesOption = "minmax",
     calibrate: options.CalibrateOption = None,
     samples: options.SamplesOption = 32,
     target: Annotated[
@@ -57,6 +57,7 @@ def command(
         sparseflow compile zoo:resnet50 --sparsify block:4x1@0.9 -o resnet50.engine
         sparseflow compile zoo:vgg16 --sparsify block:4x1@0.9 --weights bfloat16 -o vgg16.engine
         sparseflow compile zoo:resnet50 --sparsify block:4x2@0.9 --precision bf16 -o resnet50.engine
+        sparseflow compile pruned.pt2 --precision int8 --calibrate cifar10 --ranges mse -o pruned.engine
         sparseflow compile runs/cifar10-maps/model.pt2 --calibrate cifar10 -o maps.engine
         sparseflow compile pruned.pt2 --target neon -o pruned-arm.engine
     """
@@ -78,7 +79,8 @@ def command(
             exact=exact,
             weights=weights,
             precision=precision,
-            calibration=calibration_calls(calibrate, imported.inputs, samples),
+            calibration=loaded.calibration(imported.inputs, calibrate, samples, precision),
+            ranges=ranges,
             target=target,
             sparsify=loaded.sparsified.label if loaded.sparsified is not None else "",
             dump=dump,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -113,6 +114,11 @@ class Selector:
             reasons = "; ".join(f"{r.template}: {r.reason}" for r in found.rejected)
             raise CompileError(f"no kernel for {workload.op} {workload.weight_shape}: {reasons}")
         return found
+
+    def predicted_s(self, workload: Workload) -> float:
+        """Seconds of the candidate that the cost model ranks first; infinite if there is none."""
+        candidates, _ = self._candidates(tuple(TEMPLATES), workload)
+        return min((t.time_s for t in self._predicted(workload, candidates)), default=math.inf)
 
     def _among(
         self, templates: tuple[str, ...], workload: Workload, weight: LayerWeight, label: str
