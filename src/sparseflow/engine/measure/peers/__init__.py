@@ -6,6 +6,18 @@ from sparseflow.engine.measure.peers import (  # noqa: F401  (each registers)
     openvino_peer,
     torch_peer,
 )
-from sparseflow.engine.measure.peers.base import PEERS, Array, Peer, Subject, installed, prepared
+from sparseflow.engine.measure.peers.base import (
+    PEERS,
+    Array,
+    Peer,
+    Subject,
+    accepted,
+    float_peers,
+    installed,
+    prepared,
+    version,
+)
 
-__all__ = ["PEERS", "Array", "Peer", "Subject", "installed", "prepared"]
+__all__ = [
+    "PEERS", "Array", "Peer", "Subject", "accepted", "float_peers", "installed", "prepared", "version",
+]  # fmt: skip

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from sparseflow.engine.measure.peers.base import PEERS, Array, Subject, require
+from sparseflow.engine.measure.peers.base import PEERS, Array, Peer, Subject, require
 from sparseflow.engine.weights import weighted_layers
 from sparseflow.errors import CompileError
 
@@ -28,11 +28,12 @@ _SPARSE = 0.3
 
 
 @PEERS.register("mnn")
-class MnnPeer:
+class MnnPeer(Peer):
     """A session with high precision (float32 throughout); Winograd is MNN's own choice for each layer."""
 
     package: ClassVar[str] = "MNN"
     name: ClassVar[str] = "mnn"
+    install: ClassVar[str] = "'sparseflow[mnn]'"
     flags: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, mnn: Any, path: Path, threads: int, names: tuple[list[str], list[str]]) -> None:
@@ -54,8 +55,8 @@ class MnnPeer:
         CompileError
             If the converter cannot read the model, or the session's input shapes are not the subject's.
         """
-        mnn = require(cls.package)
-        onnx = require("onnx")
+        mnn = require(cls.package, cls.install)
+        onnx = require("onnx", cls.install)
         source = subject.as_onnx(folder)
         graph = onnx.load(str(source), load_external_data=False).graph
         constants = {tensor.name for tensor in graph.initializer}

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sparseflow.engine.measure.peers.base import PEERS, Array, Subject, require
+from sparseflow.engine.measure.peers.base import PEERS, Array, Peer, Subject, require
 
 
 @PEERS.register("onnxruntime")
-class OnnxRuntimePeer:
+class OnnxRuntimePeer(Peer):
     """A session with as many intra-operator threads as asked for and none between operators."""
 
     package: ClassVar[str] = "onnxruntime"

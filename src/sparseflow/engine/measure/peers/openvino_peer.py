@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sparseflow.engine.measure.peers.base import PEERS, Array, Subject, require
+from sparseflow.engine.measure.peers.base import PEERS, Array, Peer, Subject, require
 
 
 @PEERS.register("openvino")
-class OpenVinoPeer:
+class OpenVinoPeer(Peer):
     """A compiled model with its shapes fixed, so that nothing is planned anew at run time."""
 
     package: ClassVar[str] = "openvino"
