@@ -2,7 +2,9 @@
 
 from sparseflow.engine.measure.peers import (  # noqa: F401  (each registers)
     mnn_peer,
+    onnxruntime_int8_peer,
     onnxruntime_peer,
+    openvino_int8_peer,
     openvino_peer,
     torch_peer,
 )

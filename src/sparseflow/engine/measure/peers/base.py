@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import logging
 import math
+import os
 import sys
 import time
 import warnings
@@ -163,8 +165,8 @@ def prepared(
             yield name, peer, time.perf_counter() - start
 
 
-def require(package: str, install: str = Peer.install) -> Any:
-    """The imported package; ``install`` as in `Peer`.
+def require(package: str, install: str = Peer.install, peer: str = "") -> Any:
+    """The imported package; ``install`` as in `Peer`, ``peer`` where its name is not the package's.
 
     Raises
     ------
@@ -174,8 +176,9 @@ def require(package: str, install: str = Peer.install) -> Any:
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
+        where = f"{peer}: {package}" if peer else package
         raise CompileError(
-            f"peer {package}: not installed; python -m pip install {install}, or leave it out of --against"
+            f"peer {where}: not installed; python -m pip install {install}, or leave it out of --against"
         ) from error
 
 
@@ -184,6 +187,20 @@ def torch_inputs(arrays: Sequence[Array]) -> tuple[Any, ...]:
     import torch
 
     return tuple(torch.from_numpy(array) for array in arrays)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Nothing on standard output, where C++ code writes its settings and a caller may write JSON."""
+    sys.stdout.flush()
+    kept, null = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(null)
 
 
 def _exported(subject: Subject) -> Any:

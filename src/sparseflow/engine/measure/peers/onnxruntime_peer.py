@@ -21,7 +21,7 @@ class OnnxRuntimePeer(Peer):
 
     @classmethod
     def make(cls, subject: Subject, threads: int, folder: Path) -> OnnxRuntimePeer:
-        """A session on the model's ONNX form."""
+        """A session on `graph`."""
         ort = require(cls.package)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -29,8 +29,13 @@ class OnnxRuntimePeer(Peer):
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = 3
-        path = str(subject.as_onnx(folder))
-        return cls(ort.InferenceSession(path, options, providers=["CPUExecutionProvider"]))
+        path = cls.graph(subject, folder)
+        return cls(ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]))
+
+    @classmethod
+    def graph(cls, subject: Subject, folder: Path) -> Path:
+        """The file that the session reads."""
+        return subject.as_onnx(folder)
 
     def __call__(self, inputs: Sequence[Array]) -> list[Array]:
         feed = dict(zip(self._names, inputs, strict=True))
