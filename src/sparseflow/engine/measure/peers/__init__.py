@@ -1,6 +1,7 @@
 """Other engines, each at its best settings, to be timed beside ours on the same weights and inputs."""
 
 from sparseflow.engine.measure.peers import (  # noqa: F401  (each registers)
+    litert_int8_peer,
     mnn_peer,
     onnxruntime_int8_peer,
     onnxruntime_peer,
