@@ -148,6 +148,40 @@ def test_a_missing_package_is_one_line(
         PEERS[name].make(SUBJECTS["linear"], 1, tmp_path)
 
 
+def test_litert_tells_what_installs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
+    monkeypatch.setitem(sys.modules, "litert_torch", None)
+    with pytest.raises(
+        CompileError, match="ai_edge_litert: not installed; python -m pip install litert-torch && "
+    ):
+        PEERS["litert-int8"].make(SUBJECTS["linear"], 1, tmp_path)
+
+
+def test_litert_takes_no_onnx_model(tmp_path: Path) -> None:
+    import onnx
+
+    plain = SUBJECTS["linear"]
+    graph = Subject("linear.onnx", onnx.load(str(plain.as_onnx(tmp_path))), plain.inputs)
+    with pytest.raises(
+        CompileError, match=r"peer litert-int8: its converter reads torch models, linear\.onnx is ONNX"
+    ):
+        PEERS["litert-int8"].make(graph, 1, tmp_path)
+
+
+@pytest.mark.skipif("litert-int8" not in installed(quantised=True), reason="LiteRT's pins clash with TVM's")
+def test_litert_computes_in_int8_between_float_inputs_and_outputs(tmp_path: Path) -> None:
+    from ai_edge_litert.interpreter import Interpreter
+
+    subject = SUBJECTS["convolutions"]
+    model = PEERS["litert-int8"].model(subject, tmp_path)  # type: ignore[attr-defined]
+    interpreter = Interpreter(model_content=model)
+    kinds = [operator["op_name"] for operator in interpreter._get_ops_details()]
+    assert kinds.count("QUANTIZE") == kinds.count("DEQUANTIZE") == 1
+    types = {detail["dtype"] for detail in interpreter.get_tensor_details() if len(detail["shape"]) == 4}
+    assert types == {np.int8, np.float32}
+    assert not list(tmp_path.iterdir())
+
+
 def test_bench_names_them_and_records_their_errors() -> None:
     options = BenchOptions(against=(*NAMES, "openvino"), rounds=1, measure=False)
     data = bench(SUBJECTS["linear"], options).to_json()

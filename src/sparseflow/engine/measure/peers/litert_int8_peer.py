@@ -31,7 +31,9 @@ class LiteRtInt8Peer(Peer):
     package: ClassVar[str] = "ai_edge_litert"
     needs: ClassVar[tuple[str, ...]] = ("litert_torch", "ai_edge_quantizer")
     quantised: ClassVar[bool] = True
-    install: ClassVar[str] = "litert-torch 'typing_extensions<4.13'"
+    install: ClassVar[str] = (
+        "litert-torch && python -m pip install 'typing_extensions>=4.13'"  # as TVM needs it
+    )
 
     def __init__(self, interpreter: Any) -> None:
         interpreter.allocate_tensors()
@@ -47,15 +49,21 @@ class LiteRtInt8Peer(Peer):
         Raises
         ------
         CompileError
-            If the model takes another number of inputs after conversion: an input that it does not read is dropped.
+            If the model is an ONNX graph, a package is not installed, or an input is dropped in the conversion, as
+            those are that the model does not read.
         """
-        module = f"{cls.package}.interpreter"
-        interpreter = require(module, cls.install, NAME).Interpreter
+        if subject.is_onnx:
+            raise CompileError(
+                f"peer {NAME}: its converter reads torch models, {subject.label} is ONNX; leave it out of --against"
+            )
+        for package in (cls.package, *cls.needs):
+            require(package, cls.install, NAME)
+        interpreter = require(f"{cls.package}.interpreter").Interpreter
         peer = cls(interpreter(model_content=cls.model(subject, folder), num_threads=threads))
         found, wanted = len(peer._inputs), len(subject.inputs)
         if found != wanted:
             raise CompileError(
-                f"peer {NAME}: it reads {found} inputs, the model has {wanted}; leave it out of --against"
+                f"peer {NAME}: it reads {found} of the model's {wanted} inputs; leave it out of --against"
             )
         return peer
 
@@ -66,14 +74,8 @@ class LiteRtInt8Peer(Peer):
         Raises
         ------
         CompileError
-            If a package is not installed, the model is an ONNX graph, or it cannot be converted or quantised.
+            If it cannot be converted or quantised.
         """
-        for package in cls.needs:
-            require(package, cls.install, NAME)
-        if subject.is_onnx:
-            raise CompileError(
-                f"peer {NAME}: its converter reads torch models, {subject.label} is ONNX; leave it out of --against"
-            )
         with quantising(NAME, subject), tempfile.TemporaryDirectory(dir=folder) as work:
             return _quantise(subject, Path(work) / "float.tflite")
 
