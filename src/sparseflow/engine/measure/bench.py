@@ -19,15 +19,7 @@ import sparseflow
 from sparseflow.core.checks import flag, whole_number
 from sparseflow.core.codec import encode
 from sparseflow.core.plan import Measurement, Plan
-from sparseflow.engine.measure.peers import (
-    PEERS,
-    Array,
-    Subject,
-    accepted,
-    float_peers,
-    prepared,
-    version,
-)
+from sparseflow.engine.measure.peers import PEERS, Array, Subject, accepted, float_peers, prepared, version
 from sparseflow.engine.target.machine import machine_name
 from sparseflow.errors import CompileError, InputError
 
@@ -209,7 +201,7 @@ def bench(
         contenders = [ours]
         skipped: list[tuple[str, str]] = []
         tell = say, lambda name, reason: skipped.append((name, reason))
-        given = replace(subject, calibration=tuple(options.calibration or ()))
+        given = replace(subject, calibration=tuple(options.calibration or subject.calibration))
         for name, peer, seconds in prepared(given, options.against, options.threads, Path(folder), tell):
             contenders.append(_Contender(name, peer, seconds, version(name)))
         reference = _check(contenders, subject, options, say)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from sparseflow.engine.measure.peers.base import PEERS, Array, Peer, Subject, require, torch_inputs
-from sparseflow.engine.measure.peers.quantising import quantising
+from sparseflow.engine.measure.peers.quantising import quantising, silent
 from sparseflow.errors import CompileError
 
 NAME = "litert-int8"
@@ -31,9 +31,7 @@ class LiteRtInt8Peer(Peer):
     package: ClassVar[str] = "ai_edge_litert"
     needs: ClassVar[tuple[str, ...]] = ("litert_torch", "ai_edge_quantizer")
     quantised: ClassVar[bool] = True
-    install: ClassVar[str] = (
-        "litert-torch && python -m pip install 'typing_extensions>=4.13'"  # as TVM needs it
-    )
+    install: ClassVar[str] = "litert-torch && python -m pip install 'typing_extensions>=4.13'"
 
     def __init__(self, interpreter: Any) -> None:
         interpreter.allocate_tensors()
@@ -56,8 +54,9 @@ class LiteRtInt8Peer(Peer):
             raise CompileError(
                 f"peer {NAME}: its converter reads torch models, {subject.label} is ONNX; leave it out of --against"
             )
-        for package in (cls.package, *cls.needs):
-            require(package, cls.install, NAME)
+        with silent():
+            for package in (cls.package, *cls.needs):
+                require(package, cls.install, NAME)
         interpreter = require(f"{cls.package}.interpreter").Interpreter
         peer = cls(interpreter(model_content=cls.model(subject, folder), num_threads=threads))
         found, wanted = len(peer._inputs), len(subject.inputs)
@@ -117,4 +116,4 @@ def _quantise(subject: Subject, path: Path) -> bytes:
 
 def _in_order(details: dict[str, Any]) -> list[Any]:
     """The tensors of a signature by the number at the end of their names."""
-    return [details[name] for name in sorted(details, key=lambda name: int(name.rpartition("_")[2]))]
+    return [details[name] for name in sorted(details, key=lambda name: (len(name), name))]

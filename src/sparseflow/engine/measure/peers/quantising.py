@@ -13,22 +13,35 @@ from sparseflow.errors import CompileError, first_line
 
 
 @contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Nothing is shown of what Python code prints, logs or warns of, nor what C++ code writes to standard output."""
+    before, sink = logging.root.manager.disable, io.StringIO()
+    logging.disable(logging.WARNING)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(sink),
+            contextlib.redirect_stderr(sink),
+            quiet(),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+@contextlib.contextmanager
 def quantising(peer: str, subject: Subject) -> Iterator[None]:
-    """Nothing of what a quantiser prints, logs or warns of is shown; a caller may write JSON to standard output.
+    """`silent`, for a caller may write JSON to standard output.
 
     Raises
     ------
     CompileError
         In place of whatever the quantiser raises.
     """
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), quiet():
-            warnings.simplefilter("ignore")
+        with silent():
             yield
     except Exception as error:
         reason = first_line(error)
         raise CompileError(f"peer {peer}: cannot quantise {subject.label}: {reason}") from error
-    finally:
-        logging.disable(before)
