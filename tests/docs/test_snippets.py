@@ -62,6 +62,8 @@ COMMANDS_NOT_RUN = {
     "sparseflow inspect zoo:resnet50 *": "half a minute; ResNet-18 is run",
     "sparseflow compile zoo:resnet50 *": "measures ResNet-50 for minutes; tests/targets compiles for AVX2",
     "sparseflow compile pruned.pt2 --target neon *": "needs a cross compiler; tests/targets runs it in an emulator",
+    "pip install *": "changes the environment that the tests run in",
+    "LITERT=1 tools/install_env.sh": "the same; it takes 800 MB",
     "torchrun *": "needs a recipe; tests/train runs two processes",
 }
 """Pattern of commands → why they are not run; the first pattern that fits counts."""

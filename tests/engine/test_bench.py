@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from sparseflow.engine.measure.bench import BenchOptions, bench, interleave, max_relative_error, pinned
-from sparseflow.engine.measure.peers import PEERS, Array, Subject, installed
+from sparseflow.engine.measure.peers import PEERS, Array, Peer, Subject, installed
 from sparseflow.engine.measure.peers.base import require
 from sparseflow.errors import CompileError, InputError, RegistryError
 
@@ -98,7 +98,7 @@ def test_without_peers_there_is_no_ratio(subject: Subject) -> None:
     assert result.to_json()["best_peer"] is None
 
 
-class Wrong:
+class Wrong(Peer):
     """A peer whose outputs are a little off."""
 
     package: ClassVar[str] = "numpy"
@@ -117,6 +117,45 @@ def test_nothing_is_timed_when_outputs_differ(subject: Subject, monkeypatch: pyt
     with pytest.raises(CompileError, match=r"outputs of wrong differ from torch's by .*nothing was timed"):
         bench(subject, BenchOptions(against=("torch", "wrong"), measure=False), lines.append)
     assert not any(line.startswith("round") for line in lines)
+
+
+def test_torch_is_the_reference_though_it_is_not_timed(subject: Subject) -> None:
+    result = bench(subject, BenchOptions(against=("onnxruntime",), rounds=1, measure=False))
+    assert [r.engine for r in result.results] == ["sparseflow", "onnxruntime"]
+    assert result.reference == "torch"
+    assert "torch" not in result.to_json()["versions"]
+
+
+class Coarse(Wrong):
+    """A quantised peer with an error that none in float32 may have."""
+
+    quantised: ClassVar[bool] = True
+
+
+class Infinite(Coarse):
+    """A quantised peer that ran out of its range."""
+
+    def __call__(self, inputs: Sequence[Array]) -> list[Array]:
+        return [output / 0 for output in super().__call__(inputs)]
+
+
+def test_the_error_of_a_quantised_peer_is_recorded(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PEERS._entries, "coarse", Coarse)
+    lines: list[str] = []
+    options = BenchOptions(against=("coarse",), rounds=1, measure=False)
+    result = bench(subject, options, lines.append)
+    assert [r.engine for r in result.results] == ["sparseflow", "coarse"]
+    assert result.reference == "torch"
+    assert result.results[1].max_relative_error > options.limit
+    assert "quantise for coarse" in lines
+    assert "coarse" not in BenchOptions().against
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero")
+def test_a_quantised_peer_has_to_be_finite(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PEERS._entries, "infinite", Infinite)
+    with pytest.raises(CompileError, match=r"outputs of infinite differ from torch's by inf relative"):
+        bench(subject, BenchOptions(against=("infinite",), measure=False))
 
 
 def test_relative_error() -> None:
@@ -149,9 +188,7 @@ def test_turns_alternate_and_each_is_warmed_up() -> None:
 
 
 def test_options_that_cannot_be(subject: Subject) -> None:
-    with pytest.raises(
-        RegistryError, match="unknown peer 'tvm'; known: mnn, mnn-sparse, onnxruntime, openvino, torch"
-    ):
+    with pytest.raises(RegistryError, match=f"unknown peer 'tvm'; known: {', '.join(sorted(PEERS))}"):
         BenchOptions(against=("tvm",))
     with pytest.raises(InputError, match="threads=0: allowed: whole numbers 1 to"):
         BenchOptions(threads=0)

@@ -56,7 +56,7 @@ PrecisionOption = Annotated[
     str,
     typer.Option(
         metavar="TYPE",
-        help="fp32; bf16: multiply pairs of bfloat16 where a kernel does; int8: quads of 8 bits, ranges from --calibrate.",
+        help="fp32; bf16: multiply pairs of bfloat16 where a kernel does; int8: quads of 8 bits, see --calibrate.",
     ),
 ]
 RangesOption = Annotated[

@@ -27,7 +27,7 @@ from sparseflow.passes.weights import Weights
 
 Expr = Any
 HOPELESS = 0.5
-"""Part of a predicted time below which a measured one is not expected: no kernel is measured that could only then win."""
+"""Part of a predicted time below which no measured one is expected: a kernel that could win only then is not tried."""
 
 
 @tvm.transform.module_pass(opt_level=0, name="sparseflow.PlanKernels")

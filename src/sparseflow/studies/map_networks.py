@@ -18,7 +18,7 @@ from sparseflow.engine.calibrate import profile_maps
 from sparseflow.engine.compile import compile as compile_model
 from sparseflow.engine.frontends.importer import Imported, import_model
 from sparseflow.engine.measure.bench import BenchOptions, interleave, max_relative_error, outputs_of, pinned
-from sparseflow.engine.measure.peers import prepared
+from sparseflow.engine.measure.peers import accepted, prepared
 from sparseflow.engine.measure.peers.base import Subject, torch_inputs
 from sparseflow.engine.runtime.engine import Engine
 from sparseflow.engine.target.machine import machine_name
@@ -148,7 +148,13 @@ def _peers(
     subject: Subjects, options: BenchOptions, folder: Path, say: Callable[[str], None]
 ) -> dict[str, Run]:
     """Those that can run it."""
-    given = Subject(subject.name, subject.model, subject.calls[0], weights=subject.weights)
+    given = Subject(
+        subject.name,
+        subject.model,
+        subject.calls[0],
+        weights=subject.weights,
+        calibration=tuple(subject.calls),
+    )
 
     def left_out(name: str, reason: str) -> None:
         say(f"{name} left out: {reason}")
@@ -175,7 +181,7 @@ def _checked(subject: Subjects, runs: dict[str, Run]) -> tuple[dict[str, float],
                 batch = len(outputs[0])
                 right += int((outputs[0].argmax(1) == subject.labels[i * batch : (i + 1) * batch]).sum())
     for name, error in errors.items():
-        if not error <= subject.tolerance:
+        if not accepted(name, error, subject.tolerance):
             raise CompileError(
                 f"{subject.name}: outputs of {name} differ from torch's by {error:.2g} relative, more than "
                 f"{subject.tolerance:g}; nothing was timed"

@@ -28,7 +28,7 @@ from sparseflow.core.plan import Measurement, Plan
 from sparseflow.core.storage import storage_table
 from sparseflow.data import ImageData, load_data
 from sparseflow.engine.measure.bench import interleave, max_relative_error, pinned
-from sparseflow.engine.measure.peers import PEERS, Subject, prepared
+from sparseflow.engine.measure.peers import Subject, accepted, float_peers, prepared
 from sparseflow.engine.runtime.engine import Engine
 from sparseflow.engine.runtime.threads import checked_threads
 from sparseflow.engine.target.machine import machine_name
@@ -72,7 +72,7 @@ class QuickstartSettings:
     structures : tuple of str
         Of free density, as `parse_structure` reads them.
     against : tuple of str
-        Engines of `PEERS` to time beside ours; those that are not installed are left out, with a note.
+        Peers to time beside ours, by default those in float32; those that are not installed are left out, with a note.
     max_epochs : int or None
         Cuts every training stage short; None leaves the recipes as they are.
     measure : bool
@@ -82,7 +82,7 @@ class QuickstartSettings:
     """
 
     structures: tuple[str, ...] = tuple(TITLES)
-    against: tuple[str, ...] = tuple(PEERS)
+    against: tuple[str, ...] = float_peers()
     max_epochs: int | None = None
     measure: bool = True
     rounds: int = 9
@@ -310,7 +310,7 @@ class _Quickstart:
 
         for name, peer, _ in prepared(subject, self.settings.against, self.threads, folder, (say, left_out)):
             error = max_relative_error(peer(subject.inputs), expected)
-            if error <= 10 * TOLERANCE:
+            if accepted(name, error, 10 * TOLERANCE):
                 yield name, peer
             else:
                 left_out(name, f"its outputs differ from torch's by {error:.2g} relative")

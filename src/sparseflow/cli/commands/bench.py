@@ -20,7 +20,11 @@ def command(
     batch: options.BatchOption = 1,
     threads: options.ThreadsOption = 1,
     against: Annotated[
-        str, typer.Option(metavar="PEERS", help="Engines to compare with, separated by commas; '' for none.")
+        str,
+        typer.Option(
+            metavar="PEERS",
+            help="Engines to compare with, separated by commas; '' for none. Those in -int8 quantise the model first.",
+        ),
     ] = "torch,onnxruntime,openvino",
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each engine; engines alternate.")] = 9,
     no_measure: options.NoMeasureOption = False,
@@ -32,8 +36,8 @@ def command(
         float | None,
         typer.Option(
             min=0.0,
-            help="Largest relative difference of outputs, 0.001 by default, 0.05 in bf16, 0.2 in int8. Networks with thresholds "
-            "need more: they jump there.",
+            help="Largest relative difference of outputs, 0.001 by default, 0.05 in bf16, 0.2 in int8. Networks with "
+            "thresholds need more: they jump there. Peers in int8 are not held to it.",
         ),
     ] = None,
     json: options.JsonOption = None,
@@ -42,7 +46,8 @@ def command(
 
     The process is pinned to as many cores as threads. Times are of whole calls; a ratio holds within its run.
     Zoo weights are seeded random numbers, and --sparsify prunes by magnitude without retraining: that shows
-    speed, not accuracy. With --calibrate DATA the call that is timed is DATA's first batch.
+    speed, not accuracy. With --calibrate DATA the call that is timed is DATA's first batch, and peers in int8 take
+    their ranges from all of it. Errors are relative to torch in float32.
 
     **Examples**
 
@@ -51,7 +56,7 @@ def command(
         sparseflow bench runs/cifar10-maps/model.pt2 --calibrate cifar10 --tolerance 0.1
         sparseflow bench zoo:bert_base --sparsify block:4x1@0.9 --json bert.json
         sparseflow bench zoo:resnet50 --sparsify block:4x2@0.9 --precision bf16
-        sparseflow bench zoo:resnet50 --sparsify block:4x4@0.9 --precision int8
+        sparseflow bench zoo:mobilenet_v2 --sparsify block:4x4@0.9 --precision int8 --against openvino-int8,openvino
     """
     from sparseflow.engine.measure.bench import BenchOptions, bench
     from sparseflow.engine.measure.peers import Subject

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ import sparseflow
 from sparseflow.core.checks import flag, whole_number
 from sparseflow.core.codec import encode
 from sparseflow.core.plan import Measurement, Plan
-from sparseflow.engine.measure.peers import PEERS, Array, Subject, prepared
+from sparseflow.engine.measure.peers import PEERS, Array, Subject, accepted, float_peers, prepared, version
 from sparseflow.engine.target.machine import machine_name
 from sparseflow.errors import CompileError, InputError
 
@@ -41,7 +40,7 @@ class BenchOptions:
     threads : int
         Threads of every engine, and cores that the process is pinned to.
     against : tuple of str
-        Names in `PEERS`.
+        Names in `PEERS`; by default those that compute in float32.
     rounds : int
         Turns of each engine; engines alternate within a round.
     measure : bool
@@ -50,9 +49,10 @@ class BenchOptions:
         Whether kernels with a larger rounding error than direct sums are left out of ours.
     tolerance : float, optional
         Largest relative difference of outputs that is still timed; by default 0.001, in bf16 0.05, in int8 0.2.
+        Quantised peers are not held to it (`accepted`).
     calibration : sequence of tuple of ndarray, optional
-        Calls on which ours counts the zeros of feature maps, or in int8 their ranges (`sparseflow.compile`); those are
-        drawn from the call that is timed if there are no others.
+        Calls on which ours counts the zeros of feature maps, or in int8 their ranges (`sparseflow.compile`), and
+        quantised peers their ranges. Ranges are drawn from the call that is timed if there are no others.
     precision : str
         In which ours multiplies (`sparseflow.compile`).
 
@@ -65,7 +65,7 @@ class BenchOptions:
     """
 
     threads: int = 1
-    against: tuple[str, ...] = tuple(PEERS)
+    against: tuple[str, ...] = float_peers()
     rounds: int = 9
     measure: bool = True
     exact: bool = False
@@ -125,7 +125,7 @@ class BenchResult:
     results : tuple of EngineResult
         Ours first.
     reference : str
-        The engine that outputs were compared with.
+        The engine that outputs were compared with: torch, timed or not, wherever it runs the model.
     skipped : tuple of (str, str)
         Peers that could not take part, with the reason.
     plan : Plan or None
@@ -202,9 +202,9 @@ def bench(
         contenders = [ours]
         skipped: list[tuple[str, str]] = []
         tell = say, lambda name, reason: skipped.append((name, reason))
-        for name, peer, seconds in prepared(subject, options.against, options.threads, Path(folder), tell):
-            version = importlib.metadata.version(PEERS[name].package)
-            contenders.append(_Contender(name, peer, seconds, version))
+        given = replace(subject, calibration=tuple(options.calibration or subject.calibration))
+        for name, peer, seconds in prepared(given, options.against, options.threads, Path(folder), tell):
+            contenders.append(_Contender(name, peer, seconds, version(name)))
         reference = _check(contenders, subject, options, say)
         runs = [partial(contender.run, subject.inputs) for contender in contenders]
         for contender, samples in zip(contenders, interleave(runs, options.rounds, cores, say), strict=True):
@@ -284,20 +284,31 @@ def outputs_of(engine: Engine) -> Run:
 def _check(
     contenders: list[_Contender], subject: Subject, options: BenchOptions, say: Callable[[str], None]
 ) -> _Contender:
-    """Compares all outputs; the reference is torch if it takes part, else the first peer, else ours."""
+    """Compares all outputs with the reference's, and returns that."""
     say("compare outputs")
     for contender in contenders:
         contender.outputs = [np.array(output) for output in contender.run(subject.inputs)]
-    by_name = {contender.name: contender for contender in contenders}
-    reference = by_name.get("torch") or (contenders[1] if len(contenders) > 1 else contenders[0])
+    reference = _reference(contenders, subject, options.threads)
     for contender in contenders:
         error = max_relative_error(contender.outputs, reference.outputs)
-        if not error <= options.limit:
+        if not accepted(contender.name, error, options.limit):
             raise CompileError(
                 f"bench {subject.label}: outputs of {contender.name} differ from {reference.name}'s by "
                 f"{error:.2g} relative, more than {options.limit:g}; nothing was timed"
             )
     return reference
+
+
+def _reference(contenders: list[_Contender], subject: Subject, threads: int) -> _Contender:
+    """Torch in float32, called once if it is not timed; of an ONNX model the first float peer, else ours."""
+    by_name = {contender.name: contender for contender in contenders}
+    if "torch" in by_name:
+        return by_name["torch"]
+    if subject.is_onnx:
+        return next((by_name[name] for name in by_name if name in float_peers()), contenders[0])
+    torch = PEERS["torch"].make(subject, threads, Path())
+    outputs = [np.array(output) for output in torch(subject.inputs)]
+    return _Contender("torch", torch, 0.0, version("torch"), outputs)
 
 
 def interleave(

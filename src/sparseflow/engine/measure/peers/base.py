@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import importlib.util
 import logging
+import math
+import os
 import sys
 import time
 import warnings
@@ -37,6 +41,8 @@ class Subject:
         Where its weights come from.
     imported : Imported, optional
         Its import, if it was imported already.
+    calibration : tuple of tuple of ndarray
+        Calls from which quantised peers take the ranges of feature maps; none: from ``inputs``.
     """
 
     label: str
@@ -45,6 +51,12 @@ class Subject:
     sparsify: str = ""
     weights: str = "as in the file"
     imported: Any = None
+    calibration: tuple[tuple[Array, ...], ...] = ()
+
+    @property
+    def calls(self) -> tuple[tuple[Array, ...], ...]:
+        """What quantised peers are calibrated with."""
+        return self.calibration or (self.inputs,)
 
     @property
     def is_onnx(self) -> bool:
@@ -74,10 +86,19 @@ class Peer(Protocol):
     Attributes
     ----------
     package : str
-        The Python package that it needs.
+        The Python package that it runs in.
+    needs : tuple of str
+        Modules that it imports besides.
+    quantised : bool
+        Whether it computes in int8: its error is recorded and no reason to refuse it (`accepted`).
+    install : str
+        What ``pip install`` takes to install it.
     """
 
     package: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]] = ()
+    quantised: ClassVar[bool] = False
+    install: ClassVar[str] = "'sparseflow[peers]'"
 
     @classmethod
     def make(cls, subject: Subject, threads: int, folder: Path) -> Peer:
@@ -90,9 +111,35 @@ class Peer(Protocol):
 PEERS: Registry[type[Peer]] = Registry("peer")
 
 
-def installed() -> tuple[str, ...]:
-    """Names of the peers whose package is here, in the order of registration."""
-    return tuple(name for name in PEERS if importlib.util.find_spec(PEERS[name].package) is not None)
+def float_peers() -> tuple[str, ...]:
+    """Names of the peers that compute in float32, installed or not."""
+    return tuple(name for name in PEERS if not PEERS[name].quantised)
+
+
+def installed(quantised: bool = False) -> tuple[str, ...]:
+    """Names of the float or of the quantised peers whose packages are here, in the order of registration."""
+
+    def here(peer: type[Peer]) -> bool:
+        return all(importlib.util.find_spec(module) is not None for module in (peer.package, *peer.needs))
+
+    return tuple(name for name in PEERS if PEERS[name].quantised is quantised and here(PEERS[name]))
+
+
+def accepted(name: str, error: float, limit: float) -> bool:
+    """Whether engine ``name`` may be timed when its outputs differ from the reference's by ``error``.
+
+    Every engine within ``limit`` may, and a quantised peer whatever its error is, as long as its outputs have the
+    reference's shapes and are finite.
+    """
+    quantised = name in PEERS and PEERS[name].quantised
+    return math.isfinite(error) if quantised else error <= limit
+
+
+def version(name: str) -> str:
+    """The version of a peer's package, with those of the others that it needs: ``2026.4.1, nncf 3.4.0``."""
+    peer = PEERS[name]
+    others = [f"{module} {importlib.metadata.version(module)}" for module in peer.needs]
+    return ", ".join((importlib.metadata.version(peer.package), *others))
 
 
 def prepared(
@@ -108,7 +155,7 @@ def prepared(
     """
     say, left_out = tell
     for name in names:
-        say(f"prepare {name}")
+        say(f"quantise for {name}" if PEERS[name].quantised else f"prepare {name}")
         start = time.perf_counter()
         try:
             peer = PEERS[name].make(subject, threads, folder)
@@ -118,8 +165,8 @@ def prepared(
             yield name, peer, time.perf_counter() - start
 
 
-def require(package: str) -> Any:
-    """The imported package.
+def require(package: str, install: str = Peer.install, peer: str = "") -> Any:
+    """The imported package; ``install`` as in `Peer`, ``peer`` where its name is not the package's.
 
     Raises
     ------
@@ -129,8 +176,9 @@ def require(package: str) -> Any:
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
+        where = f"{peer}: {package}" if peer else package
         raise CompileError(
-            f"peer {package}: not installed; python -m pip install 'sparseflow[peers]', or leave it out of --against"
+            f"peer {where}: not installed; python -m pip install {install}, or leave it out of --against"
         ) from error
 
 
@@ -139,6 +187,20 @@ def torch_inputs(arrays: Sequence[Array]) -> tuple[Any, ...]:
     import torch
 
     return tuple(torch.from_numpy(array) for array in arrays)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Nothing on standard output, where C++ code writes its settings and a caller may write JSON."""
+    sys.stdout.flush()
+    kept, null = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(null)
 
 
 def _exported(subject: Subject) -> Any:

@@ -7,18 +7,16 @@ model that it cannot convert.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
-import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from sparseflow.engine.measure.peers.base import PEERS, Array, Subject, require
+from sparseflow.engine.measure.peers.base import PEERS, Array, Peer, Subject, quiet, require
 from sparseflow.engine.weights import weighted_layers
 from sparseflow.errors import CompileError
 
@@ -28,16 +26,17 @@ _SPARSE = 0.3
 
 
 @PEERS.register("mnn")
-class MnnPeer:
+class MnnPeer(Peer):
     """A session with high precision (float32 throughout); Winograd is MNN's own choice for each layer."""
 
     package: ClassVar[str] = "MNN"
     name: ClassVar[str] = "mnn"
+    install: ClassVar[str] = "'sparseflow[mnn]'"
     flags: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, mnn: Any, path: Path, threads: int, names: tuple[list[str], list[str]]) -> None:
         self._mnn, (inputs, outputs) = mnn, names
-        with _quiet():
+        with quiet():
             self._interpreter = mnn.Interpreter(str(path))
             settings = {"backend": "CPU", "numThread": threads, "precision": "high"}
             self._session = self._interpreter.createSession(settings)
@@ -54,8 +53,8 @@ class MnnPeer:
         CompileError
             If the converter cannot read the model, or the session's input shapes are not the subject's.
         """
-        mnn = require(cls.package)
-        onnx = require("onnx")
+        mnn = require(cls.package, cls.install)
+        onnx = require("onnx", cls.install)
         source = subject.as_onnx(folder)
         graph = onnx.load(str(source), load_external_data=False).graph
         constants = {tensor.name for tensor in graph.initializer}
@@ -125,17 +124,3 @@ def _narrow(array: Array) -> Array:
     """MNN has no 64-bit integers at run time."""
     wanted = np.float32 if np.issubdtype(array.dtype, np.floating) else np.int32
     return np.ascontiguousarray(array, wanted)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Nothing on standard output, where C++ code writes its settings and a caller may write JSON."""
-    sys.stdout.flush()
-    kept, null = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(null)

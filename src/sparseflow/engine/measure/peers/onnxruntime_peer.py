@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sparseflow.engine.measure.peers.base import PEERS, Array, Subject, require
+from sparseflow.engine.measure.peers.base import PEERS, Array, Peer, Subject, require
 
 
 @PEERS.register("onnxruntime")
-class OnnxRuntimePeer:
+class OnnxRuntimePeer(Peer):
     """A session with as many intra-operator threads as asked for and none between operators."""
 
     package: ClassVar[str] = "onnxruntime"
@@ -21,7 +21,7 @@ class OnnxRuntimePeer:
 
     @classmethod
     def make(cls, subject: Subject, threads: int, folder: Path) -> OnnxRuntimePeer:
-        """A session on the model's ONNX form."""
+        """A session on `graph`."""
         ort = require(cls.package)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -29,8 +29,13 @@ class OnnxRuntimePeer:
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = 3
-        path = str(subject.as_onnx(folder))
-        return cls(ort.InferenceSession(path, options, providers=["CPUExecutionProvider"]))
+        path = cls.graph(subject, folder)
+        return cls(ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]))
+
+    @classmethod
+    def graph(cls, subject: Subject, folder: Path) -> Path:
+        """The file that the session reads."""
+        return subject.as_onnx(folder)
 
     def __call__(self, inputs: Sequence[Array]) -> list[Array]:
         feed = dict(zip(self._names, inputs, strict=True))

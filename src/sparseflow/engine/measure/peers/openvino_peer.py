@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sparseflow.engine.measure.peers.base import PEERS, Array, Subject, require
+from sparseflow.engine.measure.peers.base import PEERS, Array, Peer, Subject, require
 
 
 @PEERS.register("openvino")
-class OpenVinoPeer:
+class OpenVinoPeer(Peer):
     """A compiled model with its shapes fixed, so that nothing is planned anew at run time."""
 
     package: ClassVar[str] = "openvino"
@@ -21,18 +21,22 @@ class OpenVinoPeer:
 
     @classmethod
     def make(cls, subject: Subject, threads: int, folder: Path) -> OpenVinoPeer:
-        """Compiled from the model's ONNX form; bf16, its default where the processor has it, is refused."""
+        """Compiled from `model`; bf16, its default where the processor has it, is refused."""
         openvino = require(cls.package)
-        core = openvino.Core()
-        model = core.read_model(str(subject.as_onnx(folder)))
-        model.reshape({port: list(a.shape) for port, a in zip(model.inputs, subject.inputs, strict=True)})
         settings = {
             "INFERENCE_NUM_THREADS": threads,
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
             "INFERENCE_PRECISION_HINT": "f32",
         }
-        return cls(core.compile_model(model, "CPU", settings))
+        return cls(openvino.Core().compile_model(cls.model(subject, folder), "CPU", settings))
+
+    @classmethod
+    def model(cls, subject: Subject, folder: Path) -> Any:
+        """The ``openvino.Model`` of the model's ONNX form, with the inputs' shapes."""
+        model = require(cls.package).Core().read_model(str(subject.as_onnx(folder)))
+        model.reshape({port: list(a.shape) for port, a in zip(model.inputs, subject.inputs, strict=True)})
+        return model
 
     def __call__(self, inputs: Sequence[Array]) -> list[Array]:
         self._request.infer(list(inputs), share_inputs=True)

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sparseflow.engine.measure.peers.base import PEERS, Array, Subject, require, torch_inputs
+from sparseflow.engine.measure.peers.base import PEERS, Array, Peer, Subject, require, torch_inputs
 from sparseflow.errors import CompileError
 
 
 @PEERS.register("torch")
-class TorchPeer:
+class TorchPeer(Peer):
     """The module itself, or that of an exported program."""
 
     package: ClassVar[str] = "torch"
