@@ -14,7 +14,7 @@ import numpy as np
 import tvm
 from tvm import relax, tirx
 
-from sparseflow.core.element_type import FLOAT32, ElementType
+from sparseflow.core.element_type import FLOAT32, ElementType, Quantised
 from sparseflow.kernels.lane import conversions as relayout
 from sparseflow.kernels.lane.conversions import Strides
 from sparseflow.kernels.layouts.lane import LaneLayout
@@ -112,7 +112,7 @@ class _Lowering:
         candidate = Candidate.from_json(attrs.candidate)
         template, workload = TEMPLATES[candidate.template], attrs.workload
         residual = inputs[1] if len(inputs) > 1 else None
-        layouts = Layouts(_unit(inputs[0]), _unit(out), _unit(residual) if residual is not None else None)
+        layouts = Layouts(_read(inputs[0]), _written(out), _read(residual) if residual is not None else None)
         key = repr((workload.without_densities(), candidate.to_json(), layouts))
         kernel = self.kernel(
             f"{workload.op}_{template.name}", key, lambda n: template.build(workload, candidate, layouts, n)
@@ -275,9 +275,17 @@ class _Lowering:
         )
 
 
-def _unit(layout: LaneLayout) -> LaneLayout:
-    """The layout without what its levels are worth, which a layer's kernel reads from an operand."""
-    return replace(layout, element=layout.element.unit)
+def _read(layout: LaneLayout) -> LaneLayout:
+    """A layer's input or residual without what its levels mean, which the kernel reads from an operand."""
+    return (
+        replace(layout, element=layout.element.at(1.0)) if isinstance(layout.element, Quantised) else layout
+    )
+
+
+def _written(layout: LaneLayout) -> LaneLayout:
+    """The same of a result; the zero point stays in the code where it is written outside of the map."""
+    outside = any(layout.halo) or layout.ragged
+    return replace(layout, element=layout.element.unit) if outside else _read(layout)
 
 
 def _stepped(node: Node) -> Node:

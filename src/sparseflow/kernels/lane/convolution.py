@@ -345,7 +345,7 @@ class ConvBody:
                 rest = zero if saturates(w) else emit.const(0.0, lanes)
                 picked = [emit.splat(self.picks[plane * per + j] >= 0, lanes) for j in range(per)]
                 more = [tirx.Select(is_, value, rest) for is_, value in zip(picked, more, strict=True)]
-        elif saturates(w) and self.output.element.encode(np.zeros(())):
+        elif saturates(w):
             more = [shift] * per
         done = []
         for j, (total, added) in enumerate(zip(sums, more, strict=True)):
