@@ -14,6 +14,7 @@ from sparseflow.core import FLOAT32
 from sparseflow.core.activations import ACTIVATIONS
 from sparseflow.core.element_type import INT8, UINT8, ElementType, Quantised
 from sparseflow.kernels.rescale import rescaling, saturates
+from sparseflow.kernels.target.cpu import AVX2, Cpu
 from sparseflow.kernels.template import TEMPLATES, Candidate, KernelTemplate
 from sparseflow.kernels.weight import LayerWeight
 from sparseflow.kernels.workload import Layouts, Workload
@@ -108,7 +109,8 @@ class Case:
         # what the kernel has to do, in the same order and precision
         start, factors = operands["start"][: w.filters], operands["rescale"]
         sums = self.sums + np.rint(self.bias / self._scale()).astype(np.float64)[:, None, None]
-        zeros = self.source.zero_point * self.levels.reshape(w.filters, -1).sum(axis=1)
+        zero_point = self.source.zero_point - w.target.taken_from_levels(UINT8)
+        zeros = zero_point * self.levels.reshape(w.filters, -1).sum(axis=1)
         np.testing.assert_array_equal(start, np.rint(self.bias / self._scale()) - zeros)
         worth, shift, inverse, zero = factors[w.padded :].astype(np.float64)
         value = (
@@ -198,6 +200,21 @@ def test_awkward_case_equals_integer_arithmetic(
     case = Case(replace(workload, target=PAIRS, result=result), weight, 3, dense_reference)
     found = case.check(compile_kernels, (1, 1, 1, 1), slack=1)
     assert (found > 0) is not (workload.depthwise and result == FLOAT32)
+
+
+VNNI = Cpu.of({"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v3", "mattr": ["+avxvnni"]})
+
+
+@pytest.mark.parametrize("target", [AVX2, VNNI], ids=["avx2", "avxvnni"])
+@pytest.mark.parametrize("result", [UINT8, FLOAT32], ids=str)
+@pytest.mark.parametrize("name", ["primes", "all dense", "blocks, batch 3, stride 2", "13 rows"])
+def test_narrower_vectors_give_the_same(
+    name: str, result: ElementType, target: Cpu, compile_kernels: Any, dense_reference: Any
+) -> None:
+    workload, structure, density = CASES[name]
+    weight = pruned(workload, structure, density, seed=len(name))
+    case = Case(replace(workload, target=target, result=result), weight, 3, dense_reference)
+    assert case.check(compile_kernels, (1, 1, 1, 1), slack=1) > 0
 
 
 @st.composite

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,18 @@ import torch
 import tvm
 
 import sparseflow
+from sparseflow.core.element_type import UINT8
 from sparseflow.engine.runtime.engine import Engine
 from sparseflow.engine.runtime.manifest import CODE, WEIGHTS
 from sparseflow.engine.target.targets import linker, resolve
 from sparseflow.errors import EngineError
 from sparseflow.kernels.lane import operators as maps
 from sparseflow.kernels.layouts.lane import canonical
-from sparseflow.kernels.target.cpu import NEON
+from sparseflow.kernels.target.cpu import NEON, Cpu
 from sparseflow.kernels.workload import Workload
 from tests.kernels.test_contract import CASES, Case, pruned
+from tests.kernels.test_quantised import CASES as QUANTISED
+from tests.kernels.test_quantised import Case as QuantisedCase
 from tests.targets.conftest import Emulator
 
 pytestmark = pytest.mark.slow
@@ -43,16 +47,19 @@ KERNELS = [
 class EmulatedKernels:
     """Like `tests.kernels.conftest.Kernels`, on the emulated machine."""
 
-    def __init__(self, functions: Mapping[str, Any], emulator: Emulator, folder: Path) -> None:
+    def __init__(
+        self, functions: Mapping[str, Any], emulator: Emulator, folder: Path, target: Cpu = NEON
+    ) -> None:
         self.emulator, self.library = emulator, folder / "kernels.so"
         assert resolve("neon") == NEON
-        module = tvm.compile(tvm.IRModule(dict(functions)), target=NEON.tvm)
+        module = tvm.compile(tvm.IRModule(dict(functions)), target=target.tvm)
         module.export_library(str(self.library), cc=linker(type(NEON), "aarch64"))
 
     def __call__(
         self, name: str, inputs: Sequence[np.ndarray], shape: tuple[int, ...], dtype: str = "float32"
     ) -> np.ndarray:
-        (y,) = self.emulator.run(self.library, name, [*inputs, np.full(shape, np.nan, dtype)])
+        fill = np.nan if dtype == "float32" else -1
+        (y,) = self.emulator.run(self.library, name, [*inputs, np.full(shape, fill, dtype)])
         return y
 
 
@@ -67,6 +74,19 @@ def test_kernels_equal_the_dense_reference(name: str, compile_kernels: Any, dens
     weight = pruned(workload, structure, density, seed=len(name))
     case = Case(replace(workload, target=NEON), weight, 3, dense_reference)
     assert case.check(compile_kernels, (1, 1, 1, 1), slack=0) > 0
+
+
+@pytest.mark.parametrize("instructions", ["+dotprod", "+i8mm"])
+@pytest.mark.parametrize("name", ["primes", "all dense", "depthwise", "13 rows"])
+def test_kernels_on_levels_equal_integer_arithmetic(
+    name: str, instructions: str, emulator: Emulator, tmp_path: Path, dense_reference: Any
+) -> None:
+    target = Cpu.of({"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mattr": ["+neon", instructions]})
+    workload, structure, density = QUANTISED[name]
+    weight = pruned(workload, structure, density, seed=len(name))
+    case = QuantisedCase(replace(workload, target=target, result=UINT8), weight, 3, dense_reference)
+    kernels = partial(EmulatedKernels, emulator=emulator, folder=tmp_path, target=target)
+    assert case.check(kernels, (1, 1, 1, 1), slack=1) > 0
 
 
 def test_max_pool_equals_torch(compile_kernels: Any) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from sparseflow.core.activations import ACTIVATIONS
-from sparseflow.core.element_type import ElementType, Quantised
+from sparseflow.core.element_type import UINT8, ElementType, Quantised
 from sparseflow.errors import CompileError
 from sparseflow.kernels.workload import Array, Workload
 
@@ -71,7 +71,7 @@ def rescaling(
     scale = source.scale * np.asarray(step, np.float64)
     empty = sums_of_magnitudes(levels) == 0
     scale = np.where(empty, np.maximum(np.abs(bias), 1e-30) / 2.0**START_BITS, scale)
-    start = np.rint(bias / scale) - source.zero_point * sums
+    start = np.rint(bias / scale) - (source.zero_point - workload.target.taken_from_levels(UINT8)) * sums
     if np.abs(start).max(initial=0.0) >= 2.0**31:
         raise CompileError("a bias is more than 2**31 products of levels; keep this layer in float32")
     inverse, zero = 1.0, 0.0

@@ -2,81 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from sparseflow.core.element_type import BFLOAT16, FLOAT32, UINT8, ElementType, Quantised
-from sparseflow.kernels.ir import emit
+from sparseflow.kernels.ir import emit, llvm
 
 Expr = Any
-PAIRS = r"""
-declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloat>, <32 x bfloat>)
-
-define linkonce_odr <16 x float> @sparseflow_dot_bfloat16(<16 x float> %sum, <16 x i32> %x, <16 x i32> %w)
-    alwaysinline nounwind {
-  %a = bitcast <16 x i32> %x to <32 x bfloat>
-  %b = bitcast <16 x i32> %w to <32 x bfloat>
-  %r = call <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float> %sum, <32 x bfloat> %a, <32 x bfloat> %b)
-  ret <16 x float> %r
-}
-
-define linkonce_odr <16 x i32> @sparseflow_pair_bfloat16(<16 x float> %low, <16 x float> %high)
-    alwaysinline nounwind {
-  %a = fptrunc <16 x float> %low to <16 x bfloat>
-  %b = fptrunc <16 x float> %high to <16 x bfloat>
-  %c = bitcast <16 x bfloat> %a to <16 x i16>
-  %d = bitcast <16 x bfloat> %b to <16 x i16>
-  %e = zext <16 x i16> %c to <16 x i32>
-  %f = zext <16 x i16> %d to <16 x i32>
-  %g = shl <16 x i32> %f, splat (i32 16)
-  %h = or <16 x i32> %e, %g
-  ret <16 x i32> %h
-}
-"""
-"""LLVM IR of what TVM has no name for, on vectors of 16 slots: vdpbf16ps, and two roundings joined in one slot."""
-ORDER = [part * 16 + channel * 4 + slot for part in range(4) for slot in range(4) for channel in range(4)]
-"""The packing instructions work in parts of 128 bits, each of which then holds four slots channel by channel."""
-QUADS = f"""
-declare <16 x i32> @llvm.x86.avx512.vpdpbusd.512(<16 x i32>, <64 x i8>, <64 x i8>)
-declare <16 x i32> @llvm.x86.avx512.mask.cvtps2dq.512(<16 x float>, <16 x i32>, i16, i32)
-declare <32 x i16> @llvm.x86.avx512.packssdw.512(<16 x i32>, <16 x i32>)
-declare <64 x i8> @llvm.x86.avx512.packuswb.512(<32 x i16>, <32 x i16>)
-
-define linkonce_odr <16 x i32> @sparseflow_dot_uint8(<16 x i32> %sum, <16 x i32> %x, <16 x i32> %w)
-    alwaysinline nounwind {{
-  %a = bitcast <16 x i32> %x to <64 x i8>
-  %b = bitcast <16 x i32> %w to <64 x i8>
-  %r = call <16 x i32> @llvm.x86.avx512.vpdpbusd.512(<16 x i32> %sum, <64 x i8> %a, <64 x i8> %b)
-  ret <16 x i32> %r
-}}
-
-define linkonce_odr <32 x i16> @sparseflow_rounded(<16 x float> %a, <16 x float> %b) alwaysinline nounwind {{
-  %c = call <16 x i32> @llvm.x86.avx512.mask.cvtps2dq.512(<16 x float> %a, <16 x i32> zeroinitializer, i16 -1, i32 4)
-  %d = call <16 x i32> @llvm.x86.avx512.mask.cvtps2dq.512(<16 x float> %b, <16 x i32> zeroinitializer, i16 -1, i32 4)
-  %r = call <32 x i16> @llvm.x86.avx512.packssdw.512(<16 x i32> %c, <16 x i32> %d)
-  ret <32 x i16> %r
-}}
-
-define linkonce_odr <16 x i32> @sparseflow_quad_uint8(<16 x float> %a, <16 x float> %b, <16 x float> %c,
-    <16 x float> %d) alwaysinline nounwind {{
-  %ab = call <32 x i16> @sparseflow_rounded(<16 x float> %a, <16 x float> %b)
-  %cd = call <32 x i16> @sparseflow_rounded(<16 x float> %c, <16 x float> %d)
-  %p = call <64 x i8> @llvm.x86.avx512.packuswb.512(<32 x i16> %ab, <32 x i16> %cd)
-  %q = shufflevector <64 x i8> %p, <64 x i8> poison, <64 x i32> <{", ".join(f"i32 {i}" for i in ORDER)}>
-  %r = bitcast <64 x i8> %q to <16 x i32>
-  ret <16 x i32> %r
-}}
-"""
-"""The same for four channels: vpdpbusd, and four roundings, saturated to a byte each, joined in one slot."""
 
 
-def helpers(*elements: ElementType) -> str:
-    """What kernels on slots of ``elements`` call, as LLVM IR for `emit.prim_func`."""
-    quads = any(isinstance(e, Quantised) for e in elements)
-    return (PAIRS if BFLOAT16 in elements else "") + (QUADS if quads else "")
+def helpers(lanes: int, *elements: ElementType, features: Collection[str] = ()) -> str:
+    """What kernels on slots of ``elements`` call, as LLVM IR for `emit.prim_func`.
+
+    ``features`` are the instruction sets of the target of a kernel that multiplies.
+    """
+    found = [llvm.PAIRS] if BFLOAT16 in elements else []
+    if any(isinstance(e, Quantised) for e in elements):
+        found.append(llvm.quads(lanes, features))
+    return "".join(found)
 
 
 def parts(element: ElementType, slot: Expr, lanes: int) -> list[Expr]:

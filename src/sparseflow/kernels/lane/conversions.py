@@ -113,7 +113,7 @@ def retype(batch: int, source: LaneLayout, element: ElementType, threads: int, n
     out = replace(source, element=element)
     each = max(source.element.per_slot, element.per_slot)
     plane = source.plane * source.lanes
-    with emit.prim_func(name, slots.helpers(source.element, element)) as finish:
+    with emit.prim_func(name, slots.helpers(source.lanes, source.element, element)) as finish:
         x = emit.arg("x", (batch, source.size), source.element.slot)
         y = emit.arg("y", (batch, out.size), element.slot)
 

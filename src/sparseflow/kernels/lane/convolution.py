@@ -85,7 +85,9 @@ class LaneConvolution(KernelTemplate):
 
     def build(self, workload: Workload, candidate: Candidate, layouts: Layouts, name: str) -> tirx.PrimFunc:
         """See `KernelTemplate.build`."""
-        with emit.prim_func(name, slots.helpers(workload.maps, workload.result)) as finish:
+        target, kinds = workload.target, (workload.maps, workload.result)
+        code = slots.helpers(target.vectors.lanes, *kinds, features=target.instruction_sets)
+        with emit.prim_func(name, code) as finish:
             ConvBody(self, workload, candidate, layouts).write()
         return finish()
 

@@ -59,7 +59,7 @@ def pool(
     """Kernel ``(x, [scale,] y)`` of a max or average pool; the scale only for the average."""
     lanes = out.lanes
     (kh, kw), (sh, sw) = window.kernel_size, window.stride
-    with emit.prim_func(name, slots.helpers(out.element)) as finish:
+    with emit.prim_func(name, slots.helpers(out.lanes, out.element)) as finish:
         x = _arg("x", batch, source)
         mean = window.kind == "avg"
         levels = isinstance(out.element, Quantised) and not mean  # the larger level is the larger number
@@ -117,7 +117,7 @@ def elementwise(
     function: str, batch: int, sources: Sequence[LaneLayout], out: LaneLayout, threads: int, name: str
 ) -> tirx.PrimFunc:
     """Kernel ``(x0, [x1,] y)`` of an operator of `BINARY` or an activation on maps with the same blocks."""
-    with emit.prim_func(name, slots.helpers(out.element)) as finish:
+    with emit.prim_func(name, slots.helpers(out.lanes, out.element)) as finish:
         inputs = [_arg(f"x{i}", batch, s) for i, s in enumerate(sources)]
         y = _arg("y", batch, out)
         with emit.channel_loop(out.slots, threads) as c, emit.loop(batch) as n:
@@ -144,7 +144,7 @@ def layer_norm(
     """
     channels, (rows, cols) = out.channels, out.block
     width = min(8 // out.element.per_slot, max(1, cols // threads))
-    with emit.prim_func(name, slots.helpers(out.element)) as finish:
+    with emit.prim_func(name, slots.helpers(out.lanes, out.element)) as finish:
         x = _arg("x", batch, source)
         gamma, beta = emit.arg("gamma", (channels,)), emit.arg("beta", (channels,))
         y = _arg("y", batch, out)
@@ -210,7 +210,7 @@ def concatenate(
     batch: int, sources: Sequence[LaneLayout], out: LaneLayout, threads: int, name: str
 ) -> tirx.PrimFunc:
     """Kernel ``(x0, x1, …, y)``: the channels of all sources in turn, which fill whole slots but for the last's."""
-    with emit.prim_func(name, slots.helpers(out.element)) as finish:
+    with emit.prim_func(name, slots.helpers(out.lanes, out.element)) as finish:
         inputs = [_arg(f"x{i}", batch, s) for i, s in enumerate(sources)]
         y = _arg("y", batch, out)
         first = 0

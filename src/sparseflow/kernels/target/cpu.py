@@ -13,8 +13,13 @@ from sparseflow.kernels.target.base import KINDS, TARGETS, Caches, Target, Vecto
 from sparseflow.kernels.target.flags import vector_flags
 from sparseflow.kernels.target.llvm import check_options, features_of
 
-INSTRUCTIONS = {BFLOAT16.name: "avx512bf16", UINT8.name: "avx512vnni"}
-"""By the type of maps: the instruction set that multiplies the channels of a slot."""
+INSTRUCTIONS = {
+    (BFLOAT16.name, 512): ("avx512bf16",),
+    (UINT8.name, 512): ("avx512vnni",),
+    (UINT8.name, 256): ("avx2",),
+    (UINT8.name, 128): ("dotprod", "i8mm"),
+}
+"""By the type of maps and the bits of a register: the instruction sets that multiply the channels of a slot."""
 
 
 @KINDS.register("llvm")
@@ -49,10 +54,14 @@ class Cpu(Target):
         return f"{family}-linux-gnu-g++"
 
     def multiplies(self, element: ElementType) -> bool:
-        """See `Target.multiplies`; pairs of bfloat16 and quads of bytes with AVX-512."""
-        needed = INSTRUCTIONS.get(element.name)
-        narrow = needed in self.instruction_sets and self.vectors.bits == 512
-        return narrow or super().multiplies(element)
+        """See `Target.multiplies`; `INSTRUCTIONS` tells what else is multiplied."""
+        needed = INSTRUCTIONS.get((element.name, self.vectors.bits), ())
+        return any(name in self.instruction_sets for name in needed) or super().multiplies(element)
+
+    def taken_from_levels(self, element: ElementType) -> int:
+        """See `Target.taken_from_levels`: Arm's first instruction multiplies signed bytes only."""
+        signed = self.vectors.bits == 128 and "i8mm" not in self.instruction_sets
+        return 128 if element.unit == UINT8 and signed else 0
 
     @cached_property
     def instruction_sets(self) -> tuple[str, ...]:

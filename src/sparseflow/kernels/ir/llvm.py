@@ -1,0 +1,193 @@
+"""LLVM IR of what TVM has no name for: the functions that kernels on slots call, on vectors of slots of 32 bits.
+
+They are ``linkonce_odr``, as every kernel of a module brings its own copy, and always inlined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+PAIRS = r"""
+declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloat>, <32 x bfloat>)
+
+define linkonce_odr <16 x float> @sparseflow_dot_bfloat16(<16 x float> %sum, <16 x i32> %x, <16 x i32> %w)
+    alwaysinline nounwind {
+  %a = bitcast <16 x i32> %x to <32 x bfloat>
+  %b = bitcast <16 x i32> %w to <32 x bfloat>
+  %r = call <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float> %sum, <32 x bfloat> %a, <32 x bfloat> %b)
+  ret <16 x float> %r
+}
+
+define linkonce_odr <16 x i32> @sparseflow_pair_bfloat16(<16 x float> %low, <16 x float> %high)
+    alwaysinline nounwind {
+  %a = fptrunc <16 x float> %low to <16 x bfloat>
+  %b = fptrunc <16 x float> %high to <16 x bfloat>
+  %c = bitcast <16 x bfloat> %a to <16 x i16>
+  %d = bitcast <16 x bfloat> %b to <16 x i16>
+  %e = zext <16 x i16> %c to <16 x i32>
+  %f = zext <16 x i16> %d to <16 x i32>
+  %g = shl <16 x i32> %f, splat (i32 16)
+  %h = or <16 x i32> %e, %g
+  ret <16 x i32> %h
+}
+"""
+"""Pairs of bfloat16: vdpbf16ps, and two roundings joined in one slot."""
+
+
+def quads(lanes: int, features: Collection[str] = ()) -> str:
+    """Quads of bytes on vectors of ``lanes`` slots.
+
+    ``sparseflow_quad_uint8`` joins four float vectors, each rounded to the nearest whole number, ties to even, and
+    saturated to a byte. With the ``features`` of a processor ``sparseflow_dot_uint8`` adds the products of the four
+    bytes of a slot, in the map unsigned and in the weight signed.
+    """
+    return JOIN[lanes] + (_dot(lanes, features) if features else "")
+
+
+def _dot(lanes: int, features: Collection[str]) -> str:
+    if lanes == 4:
+        return NEON_DOT if "i8mm" in features else NEON_SIGNED_DOT
+    if lanes == 16 or "avxvnni" in features:
+        return _vnni(lanes)
+    return AVX2_DOT
+
+
+def _vnni(lanes: int) -> str:
+    bits, parts = 32 * lanes, 4 * lanes
+    return f"""
+declare <{lanes} x i32> @llvm.x86.avx512.vpdpbusd.{bits}(<{lanes} x i32>, <{parts} x i8>, <{parts} x i8>)
+
+define linkonce_odr <{lanes} x i32> @sparseflow_dot_uint8(<{lanes} x i32> %sum, <{lanes} x i32> %x, <{lanes} x i32> %w)
+    alwaysinline nounwind {{
+  %a = bitcast <{lanes} x i32> %x to <{parts} x i8>
+  %b = bitcast <{lanes} x i32> %w to <{parts} x i8>
+  %r = call <{lanes} x i32> @llvm.x86.avx512.vpdpbusd.{bits}(<{lanes} x i32> %sum, <{parts} x i8> %a, <{parts} x i8> %b)
+  ret <{lanes} x i32> %r
+}}
+"""
+
+
+AVX2_DOT = r"""
+declare <8 x i32> @llvm.x86.avx2.pmadd.wd(<16 x i16>, <16 x i16>)
+
+define linkonce_odr <8 x i32> @sparseflow_dot_uint8(<8 x i32> %sum, <8 x i32> %x, <8 x i32> %w)
+    alwaysinline nounwind {
+  %a = bitcast <8 x i32> %x to <16 x i16>
+  %b = bitcast <8 x i32> %w to <16 x i16>
+  %even = and <16 x i16> %a, splat (i16 255)
+  %odd = lshr <16 x i16> %a, splat (i16 8)
+  %up = shl <16 x i16> %b, splat (i16 8)
+  %first = ashr <16 x i16> %up, splat (i16 8)
+  %second = ashr <16 x i16> %b, splat (i16 8)
+  %c = call <8 x i32> @llvm.x86.avx2.pmadd.wd(<16 x i16> %even, <16 x i16> %first)
+  %d = call <8 x i32> @llvm.x86.avx2.pmadd.wd(<16 x i16> %odd, <16 x i16> %second)
+  %e = add <8 x i32> %c, %d
+  %r = add <8 x i32> %sum, %e
+  ret <8 x i32> %r
+}
+"""
+"""In 16 bits, the even bytes and the odd ones: vpmaddubsw would saturate."""
+NEON_DOT = r"""
+declare <4 x i32> @llvm.aarch64.neon.usdot.v4i32.v16i8(<4 x i32>, <16 x i8>, <16 x i8>)
+
+define linkonce_odr <4 x i32> @sparseflow_dot_uint8(<4 x i32> %sum, <4 x i32> %x, <4 x i32> %w)
+    alwaysinline nounwind {
+  %a = bitcast <4 x i32> %x to <16 x i8>
+  %b = bitcast <4 x i32> %w to <16 x i8>
+  %r = call <4 x i32> @llvm.aarch64.neon.usdot.v4i32.v16i8(<4 x i32> %sum, <16 x i8> %a, <16 x i8> %b)
+  ret <4 x i32> %r
+}
+"""
+NEON_SIGNED_DOT = r"""
+declare <4 x i32> @llvm.aarch64.neon.sdot.v4i32.v16i8(<4 x i32>, <16 x i8>, <16 x i8>)
+
+define linkonce_odr <4 x i32> @sparseflow_dot_uint8(<4 x i32> %sum, <4 x i32> %x, <4 x i32> %w)
+    alwaysinline nounwind {
+  %a = bitcast <4 x i32> %x to <16 x i8>
+  %b = bitcast <4 x i32> %w to <16 x i8>
+  %c = xor <16 x i8> %a, splat (i8 128)
+  %r = call <4 x i32> @llvm.aarch64.neon.sdot.v4i32.v16i8(<4 x i32> %sum, <16 x i8> %c, <16 x i8> %b)
+  ret <4 x i32> %r
+}
+"""
+"""Of bytes less 128, which `Target.taken_from_levels` tells."""
+
+
+def _x86_join(lanes: int, conversion: str, convert: str, family: str, size: str) -> str:
+    """With the packing instructions, which work in parts of 128 bits: each then holds four slots by channel."""
+    words, octets = f"@llvm.x86.{family}.packssdw{size}", f"@llvm.x86.{family}.packuswb{size}"
+    parts = lanes // 4
+    order = [
+        part * 16 + channel * 4 + slot for part in range(parts) for slot in range(4) for channel in range(4)
+    ]
+    i32, i16, i8, real = (
+        f"<{count} x {t}>" for count, t in zip((lanes, 2 * lanes, 4 * lanes, lanes), KINDS, strict=True)
+    )
+    return f"""
+{conversion}
+declare {i16} {words}({i32}, {i32})
+declare {i8} {octets}({i16}, {i16})
+
+define linkonce_odr {i16} @sparseflow_rounded({real} %a, {real} %b) alwaysinline nounwind {{
+  %c = call {i32} {convert.format("%a")}
+  %d = call {i32} {convert.format("%b")}
+  %r = call {i16} {words}({i32} %c, {i32} %d)
+  ret {i16} %r
+}}
+
+define linkonce_odr {i32} @sparseflow_quad_uint8({real} %a, {real} %b, {real} %c, {real} %d)
+    alwaysinline nounwind {{
+  %ab = call {i16} @sparseflow_rounded({real} %a, {real} %b)
+  %cd = call {i16} @sparseflow_rounded({real} %c, {real} %d)
+  %p = call {i8} {octets}({i16} %ab, {i16} %cd)
+  %q = shufflevector {i8} %p, {i8} poison, <{4 * lanes} x i32> <{", ".join(f"i32 {i}" for i in order)}>
+  %r = bitcast {i8} %q to {i32}
+  ret {i32} %r
+}}
+"""
+
+
+KINDS = ("i32", "i16", "i8", "float")
+NEON_JOIN = f"""
+declare <4 x i32> @llvm.aarch64.neon.fcvtns.v4i32.v4f32(<4 x float>)
+declare <4 x i16> @llvm.aarch64.neon.sqxtn.v4i16(<4 x i32>)
+declare <8 x i8> @llvm.aarch64.neon.sqxtun.v8i8(<8 x i16>)
+
+define linkonce_odr <8 x i8> @sparseflow_rounded(<4 x float> %a, <4 x float> %b) alwaysinline nounwind {{
+  %c = call <4 x i32> @llvm.aarch64.neon.fcvtns.v4i32.v4f32(<4 x float> %a)
+  %d = call <4 x i32> @llvm.aarch64.neon.fcvtns.v4i32.v4f32(<4 x float> %b)
+  %e = call <4 x i16> @llvm.aarch64.neon.sqxtn.v4i16(<4 x i32> %c)
+  %f = call <4 x i16> @llvm.aarch64.neon.sqxtn.v4i16(<4 x i32> %d)
+  %g = shufflevector <4 x i16> %e, <4 x i16> %f, <8 x i32> <{", ".join(f"i32 {i}" for i in range(8))}>
+  %r = call <8 x i8> @llvm.aarch64.neon.sqxtun.v8i8(<8 x i16> %g)
+  ret <8 x i8> %r
+}}
+
+define linkonce_odr <4 x i32> @sparseflow_quad_uint8(<4 x float> %a, <4 x float> %b, <4 x float> %c, <4 x float> %d)
+    alwaysinline nounwind {{
+  %ab = call <8 x i8> @sparseflow_rounded(<4 x float> %a, <4 x float> %b)
+  %cd = call <8 x i8> @sparseflow_rounded(<4 x float> %c, <4 x float> %d)
+  %q = shufflevector <8 x i8> %ab, <8 x i8> %cd, <16 x i32>
+      <{", ".join(f"i32 {4 * channel + slot}" for slot in range(4) for channel in range(4))}>
+  %r = bitcast <16 x i8> %q to <4 x i32>
+  ret <4 x i32> %r
+}}
+"""
+JOIN = {
+    16: _x86_join(
+        16,
+        "declare <16 x i32> @llvm.x86.avx512.mask.cvtps2dq.512(<16 x float>, <16 x i32>, i16, i32)",
+        "@llvm.x86.avx512.mask.cvtps2dq.512(<16 x float> {}, <16 x i32> zeroinitializer, i16 -1, i32 4)",
+        "avx512",
+        ".512",
+    ),
+    8: _x86_join(
+        8,
+        "declare <8 x i32> @llvm.x86.avx.cvt.ps2dq.256(<8 x float>)",
+        "@llvm.x86.avx.cvt.ps2dq.256(<8 x float> {})",
+        "avx2",
+        "",
+    ),
+    4: NEON_JOIN,
+}
+"""By lanes: AVX-512, AVX2 and NEON."""
