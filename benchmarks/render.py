@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import int8
 import map_networks
 import precision
 import selection
@@ -94,6 +95,8 @@ class Sources:
         data = self._read[file]
         if file == f"{whole_networks.NAME}.json":
             return WHOLE_NETWORKS[section](list(data.values()))
+        if file == f"{int8.NAME}.json":
+            return int8.markdown(data)
         if file == f"{precision.NAME}.json":
             return precision.markdown(data)
         if file == f"{weight_types.NAME}.json":

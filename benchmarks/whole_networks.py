@@ -84,14 +84,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return failed
 
 
-def run(case: Case, against: str, rounds: int, wrapper: Sequence[str] = ()) -> tuple[Any | None, str]:
+def run(
+    case: Case, against: str, rounds: int, wrapper: Sequence[str] = (), precision: str = Plan.precision
+) -> tuple[Any | None, str]:
     """The record of one ``sparseflow bench`` in a fresh process, or None and the error's last line."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "bench.json"
         command = [
             *wrapper, sys.executable, "-m", "sparseflow.cli.main", "bench", f"zoo:{case.model}",
             "--threads", str(case.threads), "--against", against, "--rounds", str(rounds),
-            "--json", str(path),
+            "--json", str(path), "--precision", precision,
         ]  # fmt: skip
         if case.sparsify != "none":
             command += ["--sparsify", case.sparsify]

@@ -8,6 +8,8 @@ from sparseflow.kernels.template import Candidate
 from sparseflow.kernels.workload import Workload
 
 MAP_BYTES_PER_CYCLE = 20.0  # between a core and the L3 cache, as far as it is not hidden
+LEVEL_STORE = 4.0
+"""Times the cycles of a float32 result that one in levels takes: scaled, rounded and joined."""
 PASSED_CYCLES = 1.5  # for one vector of a channel that only bias and residual reach
 
 
@@ -35,6 +37,7 @@ def tile_cycles(workload: Workload, candidate: Candidate, taps_per_block: float)
     r, rows, v = p["R"], p["rows"], p["V"]
     bh, bw = workload.output_layout.block
     rate = workload.vectors.per_cycle
+    operations = workload.target.operations(workload.maps)
     channels = workload.channels // workload.groups
     chunk = p.get("chunk", 0) or channels
     chunks = math.ceil(channels / chunk)
@@ -44,8 +47,11 @@ def tile_cycles(workload: Workload, candidate: Candidate, taps_per_block: float)
             spots = rows_now * v_now
             taps = taps_per_block / chunks
             load = _load_cycles(workload, chunk, rows_now, v_now)
-            per_tap = max(r * spots * 1.02 / rate, spots * load / rate + 0.5 * r + 1.0, 4.2 * 1.0)
-            partial = (2 * r * spots * 1.2 if chunks > 1 else r * spots) / rate
+            per_tap = max(
+                r * spots * 1.02 * operations / rate, spots * load / rate + 0.5 * r + 1.0, 4.2 * 1.0
+            )
+            stores = r * spots * (LEVEL_STORE if workload.quantised else 1.0)
+            partial = (2 * r * spots * 1.2 if chunks > 1 else stores) / rate
             total += row_tiles * col_tiles * chunks * (taps * per_tap + partial + 14)
     image = total * workload.blocks(r) + _passed_cycles(workload, r)
     return (image * workload.batch + _traffic_cycles(workload, candidate, chunks)) / workload.threads

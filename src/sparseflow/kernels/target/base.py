@@ -173,6 +173,10 @@ class Target(ABC):
         """Whether it has instructions that multiply numbers of a type and add them up in its accumulator."""
         return element == FLOAT32
 
+    def operations(self, element: ElementType) -> int:
+        """Instructions that one vector's products with weights take, sums included."""
+        return 1
+
     def taken_from_levels(self, element: ElementType) -> int:
         """What its instructions need taken from each level of a map, and added to its zero point's place in sums."""
         return 0

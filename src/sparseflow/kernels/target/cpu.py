@@ -58,6 +58,11 @@ class Cpu(Target):
         needed = INSTRUCTIONS.get((element.name, self.vectors.bits), ())
         return any(name in self.instruction_sets for name in needed) or super().multiplies(element)
 
+    def operations(self, element: ElementType) -> int:
+        """See `Target.operations`: bytes without an instruction of their own are multiplied in 16 bits."""
+        emulated = self.vectors.bits == 256 and "avxvnni" not in self.instruction_sets
+        return 4 if element.unit == UINT8 and emulated else 1
+
     def taken_from_levels(self, element: ElementType) -> int:
         """See `Target.taken_from_levels`: Arm's first instruction multiplies signed bytes only."""
         signed = self.vectors.bits == 128 and "i8mm" not in self.instruction_sets
