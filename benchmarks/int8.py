@@ -95,8 +95,8 @@ def markdown(data: Mapping[str, Any]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     notes = (
         f"Median of interleaved calls, one thread, batch 1, random weights and inputs, {data['machine']}. Errors: the "
-        "largest difference of the outputs from float32 torch's, relative to the largest output. VGG-16's float32 bar is "
-        f"at most OpenVINO's time / {whole_networks.FULL_MNN_VGG16}, as in the table of whole networks."
+        "largest difference of the outputs from float32 torch's, relative to the largest output. VGG-16's float32 bar "
+        f"is at most OpenVINO's time / {whole_networks.FULL_MNN_VGG16}, as in the table of whole networks."
     )
     return "\n".join([*lines, "", notes, ""])
 

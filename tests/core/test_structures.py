@@ -44,6 +44,10 @@ MORE = [
     "pattern:4:=0134/1345/4578",
     "pattern:3+connectivity",
     "pattern:4+filter",
+    "pattern:4/4x4",
+    "pattern:2:3/1x4",
+    "pattern:4/2x3+connectivity",
+    "connectivity:4x3",
     "nm:2:4:0+channel",
     "nm:1:2+block:3x4",
     "dense-blocks:4x6:unstructured",
@@ -126,7 +130,8 @@ def slow_nm(structure: NM, scores: np.ndarray) -> np.ndarray:
 
 
 def slow_pattern(structure: Pattern, scores: np.ndarray) -> np.ndarray:
-    flat = scores.reshape(-1, 9)
+    groups = unit_slices(scores.shape, (*structure.shared, 3, 3))
+    flat = np.array([scores[group].sum(axis=(0, 1)).reshape(9) for group in groups])
     library = structure.library
     if library is None:
         votes: Counter[tuple[int, ...]] = Counter()
@@ -141,7 +146,10 @@ def slow_pattern(structure: Pattern, scores: np.ndarray) -> np.ndarray:
     for row, kernel in zip(keep, flat, strict=True):
         best = min(range(len(library)), key=lambda i: (-sum(kernel[p] for p in library[i]), i))
         row[list(library[best])] = True
-    return keep.reshape(scores.shape)
+    spread = np.zeros(scores.shape, bool)
+    for group, row in zip(groups, keep, strict=True):
+        spread[group] = row.reshape(3, 3)
+    return spread
 
 
 def slow_mask(structure: Structure, scores: np.ndarray, density: float) -> np.ndarray:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from itertools import combinations
 from typing import ClassVar, Self
 
 import numpy as np
 
-from sparseflow.core.arrays import Array, Keep, Shape, top_k
+from sparseflow.core.arrays import Array, Keep, Shape, expand_blocks, reduce_blocks, top_k
 from sparseflow.core.structures.base import STRUCTURES, GroupStructure
 from sparseflow.errors import StructureError
 
@@ -136,6 +137,9 @@ class Pattern(GroupStructure):
         from the scores, and any library of at most ``patterns`` patterns is admitted.
     patterns : int
         Largest number of patterns when the library is chosen.
+    shared : (int, int)
+        Filters and input channels whose kernels share a pattern: kernels on maps whose channels lie in slots leave
+        out what all channels of a slot and all filters of a block lack.
 
     References
     ----------
@@ -145,13 +149,17 @@ class Pattern(GroupStructure):
     entries: int = 4
     library: Library | None = None
     patterns: int = 8
+    shared: tuple[int, int] = (1, 1)
 
     name: ClassVar[str] = "pattern"
-    grammar: ClassVar[str] = "pattern:ENTRIES, pattern:ENTRIES:PATTERNS or pattern:ENTRIES:=0134/1345/..."
+    grammar: ClassVar[str] = (
+        "pattern:ENTRIES, pattern:ENTRIES:PATTERNS or pattern:ENTRIES:=0134/1345/..., each with /FILTERSxCHANNELS"
+    )
     example: ClassVar[str] = "pattern:4"
 
     def __post_init__(self) -> None:
-        self._check_positive(entries=self.entries, patterns=self.patterns)
+        filters, channels = self.shared
+        self._check_positive(entries=self.entries, patterns=self.patterns, filters=filters, channels=channels)
         if self.entries >= POSITIONS:
             raise StructureError(
                 f"Pattern: {self.entries} entries of a 3x3 kernel; 1 to 8 can be kept, as in pattern:4"
@@ -169,7 +177,11 @@ class Pattern(GroupStructure):
 
     @property
     def brief(self) -> str:
-        return f"pattern:{self.entries}"
+        return f"pattern:{self.entries}{self._sharing}"
+
+    @property
+    def _sharing(self) -> str:
+        return "" if self.shared == (1, 1) else "/{}x{}".format(*self.shared)
 
     @property
     def fixed_density(self) -> float:
@@ -184,27 +196,32 @@ class Pattern(GroupStructure):
             )
 
     def group(self) -> Shape:
-        return (1, 1, 3, 3)
+        return (*self.shared, 3, 3)
 
     def select_batch(self, scores: Array, density: float) -> Keep:
         keep = np.empty(scores.shape, dtype=np.bool_)
+        together = (*self.shared, 1, 1)
         for i, weight in enumerate(scores):
-            library = self.library or choose_library(weight, self.entries, self.patterns)
+            kernels = reduce_blocks(np.add, weight, together)
+            library = self.library or choose_library(kernels, self.entries, self.patterns)
             table = self._table(library)
-            sums = weight.reshape(-1, POSITIONS) @ table.T.astype(weight.dtype)
-            keep[i] = table[sums.argmax(axis=1)].reshape(weight.shape)
+            sums = kernels.reshape(-1, POSITIONS) @ table.T.astype(weight.dtype)
+            keep[i] = expand_blocks(table[sums.argmax(axis=1)].reshape(kernels.shape), together, weight.shape)
         return keep
 
     def cover_batch(self, keep: Keep) -> Keep | None:
         covered = np.empty_like(keep)
+        together = (*self.shared, 1, 1)
         for i, weight in enumerate(keep):
-            library = self.library or library_covering(weight, self.entries, self.patterns)
+            kernels = reduce_blocks(np.logical_or, weight, together)
+            library = self.library or library_covering(kernels, self.entries, self.patterns)
             if library is None:
                 return None
-            assigned = assign_patterns(weight, library)
+            assigned = assign_patterns(kernels, library)
             if assigned.min() < 0:
                 return None
-            covered[i] = self._table(library)[assigned].reshape(weight.shape)
+            table = self._table(library)[assigned].reshape(kernels.shape)
+            covered[i] = expand_blocks(table, together, weight.shape)
         return covered
 
     @staticmethod
@@ -217,17 +234,25 @@ class Pattern(GroupStructure):
     def __str__(self) -> str:
         if self.library is not None:
             text = "/".join("".join(str(p) for p in pattern) for pattern in self.library)
-            return f"pattern:{self.entries}:={text}"
-        return f"pattern:{self.entries}" + ("" if self.patterns == 8 else f":{self.patterns}")
+            return f"pattern:{self.entries}:={text}{self._sharing}"
+        return f"pattern:{self.entries}" + ("" if self.patterns == 8 else f":{self.patterns}") + self._sharing
 
     @classmethod
     def from_text(cls, arguments: str) -> Self:
         if not arguments:
             return cls()
-        entries, equals, library = arguments.partition(":=")
+        text, shared = arguments, (1, 1)
+        sharing = re.fullmatch(r"(.*)/(\d{1,9}x\d{1,9})", arguments)
+        if sharing:
+            text = sharing[1]
+            filters, channels = cls._sizes(arguments, sharing[2], "x", 2)
+            shared = filters, channels
+        entries, equals, library = text.partition(":=")
         if equals and not (library.replace("/", "").isdecimal() and library.isascii()):
             raise cls._syntax_error(arguments)
         sizes = cls._sizes(arguments, entries, ":", *((1,) if equals else (1, 2)))
         if equals:
-            return cls(sizes[0], tuple(tuple(int(digit) for digit in part) for part in library.split("/")))
-        return cls(sizes[0], None, *sizes[1:])
+            given = tuple(tuple(int(digit) for digit in part) for part in library.split("/"))
+            return cls(sizes[0], given, shared=shared)
+        patterns = sizes[1] if len(sizes) > 1 else cls.patterns
+        return cls(sizes[0], None, patterns, shared)

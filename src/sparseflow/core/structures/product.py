@@ -80,24 +80,32 @@ class PatternConnectivity(ProductStructure):
     entries: int = 4
     library: Library | None = None
     patterns: int = 8
+    shared: tuple[int, int] = (1, 1)
 
     name: ClassVar[str] = "pattern+connectivity"
-    grammar: ClassVar[str] = "pattern:ENTRIES+connectivity"
+    grammar: ClassVar[str] = "pattern:ENTRIES+connectivity or pattern:ENTRIES/FILTERSxCHANNELS+connectivity"
     example: ClassVar[str] = "pattern:4+connectivity"
 
     def __post_init__(self) -> None:
-        Pattern(self.entries, self.library, self.patterns)
+        self.parts  # noqa: B018  (they check their own)
 
     @property
     def parts(self) -> tuple[GroupStructure, UnitStructure]:
-        return Pattern(self.entries, self.library, self.patterns), Connectivity()
+        return Pattern(self.entries, self.library, self.patterns, self.shared), Connectivity(*self.shared)
+
+    @property
+    def brief(self) -> str:
+        return f"{self.parts[0].brief}+connectivity"
+
+    def __str__(self) -> str:  # the units are those that share a pattern
+        return f"{self.parts[0]}+connectivity"
 
     @classmethod
     def from_text(cls, arguments: str) -> Self:
         pattern = parse_structure(arguments.partition("+")[0])
         if not isinstance(pattern, Pattern) or arguments.partition("+")[2] != "connectivity":
             raise cls._syntax_error(arguments)
-        return cls(pattern.entries, pattern.library, pattern.patterns)
+        return cls(pattern.entries, pattern.library, pattern.patterns, pattern.shared)
 
 
 @STRUCTURES.register("product")
