@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sparseflow.errors import ElementTypeError
 from sparseflow.registry import Registry
+from sparseflow.train.settings import told_in_validation
 
 SHARES = torch.linspace(1.0, 0.2, 33).tolist()
 """Of a filter's largest magnitude: where `fitted_steps` tries to put the largest level. 1 has to be the first."""
@@ -102,6 +103,19 @@ class TwoPowers(Levels):
         table = torch.tensor(self.magnitudes, dtype=x.dtype, device=x.device)
         between = (table[1:] + table[:-1]) / 2
         return table[torch.bucketize(x.abs(), between)] * x.sign()
+
+
+def known_levels(name: str) -> str:
+    """``name``, for settings.
+
+    Raises
+    ------
+    ValueError
+        If no levels have it.
+    """
+    with told_in_validation():
+        LEVELS[name]
+    return name
 
 
 def by_filter(values: Tensor, weight: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from sparseflow.core.map_ranges import MapRange, MapRanges
 from sparseflow.core.roles import ROLES, roles_of
 from sparseflow.errors import StructureError
 from sparseflow.train.activations.hooks import MapHook
-from sparseflow.train.levels import LEVELS, Levels, Uniform, fitted_steps, on_levels
+from sparseflow.train.levels import LEVELS, Levels, Uniform, fitted_steps, known_levels, on_levels
 from sparseflow.train.quantise.chains import Chain, chains_of
 from sparseflow.train.quantise.maps import RANGES, MapLevels, map_samples, range_of
 from sparseflow.train.quantise.post_training import correct_biases, equalise, fold_batch_norms
@@ -26,12 +26,6 @@ from sparseflow.train.settings import STRICT, Settings, told_in_validation
 
 EDGE_BITS = 8
 """Of layers of a role, uniform, where the rest has fewer or other levels."""
-
-
-def _known_levels(name: str) -> str:
-    with told_in_validation():
-        LEVELS[name]
-    return name
 
 
 def _known_range(name: str) -> str:
@@ -64,7 +58,7 @@ class QuantiseKeys(BaseModel):
 
     model_config = STRICT
     bits: int = Field(default=8, ge=2, le=8)
-    levels: Annotated[str, AfterValidator(_known_levels)] = "uniform"
+    levels: Annotated[str, AfterValidator(known_levels)] = "uniform"
     maps: int = Field(default=8, ge=2, le=8)
     ranges: Annotated[str, AfterValidator(_known_range)] = "mse"
     samples: int = Field(default=512, ge=1)
