@@ -229,6 +229,9 @@ class LearnedQuantisation(MapHook):
             trained = weight_of(self.model, name).requires_grad
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
             layer.weight.requires_grad_(trained)
+            bias = layer.bias
+            del layer.bias
+            layer.register_parameter("bias", bias)  # after the weight again, as the class has it
             found.append(range_of(name, layer.map_levels, levels.weight.bits))
             del layer.map_levels
         for scale in self._frozen:
