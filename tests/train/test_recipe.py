@@ -155,7 +155,11 @@ def test_a_registered_method_is_a_stage(monkeypatch: pytest.MonkeyPatch) -> None
     for key, value, message in (
         ("strength", -1.0, r"stages\[1\]\.strength: found -1\.0"),
         ("epochs", 3, r"stages\[1\]\.epochs: unknown key; known here: recalibrate, kind, strength"),
-        ("kind", 3, r"stages\[1\]\.kind: .*dense, retrain, admm"),
+        (
+            "kind",
+            3,
+            r"stages\[1\]\.kind: .*dense, retrain, activations, thresholds, quantise, post_training, admm",
+        ),
         ("kind", "nap", r"stages\[1\]\.kind: unknown method 'nap'; known: .*sleep"),
     ):
         with pytest.raises(RecipeError, match=message):

@@ -23,6 +23,7 @@ from sparseflow.train.quantise.post_training import correct_biases, equalise, fo
 from sparseflow.train.quantise.weights import LearnedSteps
 from sparseflow.train.rules import layers_of, weight_of
 from sparseflow.train.settings import STRICT, Settings, told_in_validation
+from sparseflow.train.trainer import device_of
 
 EDGE_BITS = 8
 """Of layers of a role, uniform, where the rest has fewer or other levels."""
@@ -186,7 +187,7 @@ class LearnedQuantisation(MapHook):
         self.settings = settings or LearnSettings()
         self.plan = planned(model, self.settings)
         samples = list(inputs)
-        chains = {} if self.settings.batch_norm == "kept" else chains_of(model, (samples[0][:2],))
+        chains = {} if self.settings.batch_norm == "kept" else _chains(model, samples)
         self._folded: list[nn.Module] = []
         if self.settings.batch_norm == "before":
             chains = {name: chain for name, chain in chains.items() if name in self.plan}
@@ -239,6 +240,10 @@ class LearnedQuantisation(MapHook):
         return MapRanges(tuple(found))
 
 
+def _chains(model: nn.Module, samples: list[Tensor]) -> dict[str, Chain]:
+    return chains_of(model, (samples[0][:2].to(device_of(model)),))
+
+
 def round_network(model: nn.Module, inputs: Iterable[Tensor], settings: RoundKeys | None = None) -> MapRanges:
     """Lay the weights of a trained network on levels without training, in place, and give the ranges of its maps.
 
@@ -263,7 +268,7 @@ def round_network(model: nn.Module, inputs: Iterable[Tensor], settings: RoundKey
     plan, samples = planned(model, settings), list(inputs)
     chains: dict[str, Chain] = {}
     if settings.equalise or settings.correct_bias:
-        chains = chains_of(model, (samples[0][:2],))
+        chains = _chains(model, samples)
     if settings.equalise:
         equalise(model, chains)
     seen = map_samples(model, plan, samples)
