@@ -360,6 +360,31 @@ def test_methods_prune_while_levels_are_learned(name: str) -> None:
     assert all(len(row.unique()) <= 255 for row in weight.flatten(1))
 
 
+def test_layers_that_read_one_map_share_its_levels() -> None:
+    class Fork(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+            self.c, self.d = nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            """Both ``b`` and ``c`` read what ``a`` makes; what ``d`` reads has the same values as nothing else."""
+            x = torch.relu(self.a(x))
+            return self.d((self.b(x) - self.c(x)).mean((2, 3)))
+
+    model = Fork()
+    learned = LearnedQuantisation(model, [X], LearnSettings())
+    assert model.b.map_levels is model.c.map_levels
+    assert len({id(m.map_levels) for m in (model.a, model.b, model.d)}) == 3
+    with torch.no_grad():
+        model.b.map_levels.step.mul_(1.5)
+    b, c = (r for r in learned.finish().layers if r.layer in "bc")
+    assert (b.low, b.high) == (c.low, c.high)
+    assert not any("map_levels" in name for name, _ in model.named_modules())
+    a, b, c, _ = round_network(Fork(), [X], RoundSettings()).layers
+    assert (a.low, a.high) != (b.low, b.high) == (c.low, c.high)
+
+
 def test_layers_of_a_role_keep_eight_bits_and_some_stay_as_they_are() -> None:
     def bits(**keys: Any) -> dict[str, tuple[int, int]]:
         ranges = round_network(net(), [X], RoundSettings(bits=4, maps=3, levels="two-powers", **keys))

@@ -46,7 +46,7 @@ class Chain:
 
 
 def chains_of(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> dict[str, Chain]:
-    """The chain of each layer; layers and batch norms that run twice are in none.
+    """The chain of each layer, in the order in which they run; layers and batch norms that run twice are in none.
 
     Parameters
     ----------

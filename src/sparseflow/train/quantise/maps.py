@@ -136,6 +136,29 @@ def map_samples(model: nn.Module, names: Iterable[str], inputs: Iterable[Tensor]
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
+def first_readers(model: nn.Module, names: Iterable[str], x: Tensor) -> dict[str, str]:
+    """For each layer the first one that reads the same map as it does; itself where none did before.
+
+    Parameters
+    ----------
+    model : nn.Module
+    names : iterable of str
+    x : Tensor
+        An input, for one call; a few samples are enough.
+    """
+    seen: list[tuple[Tensor, int, str]] = []  # what is held here gets no second life as another tensor
+    first: dict[str, str] = {}
+
+    def see(name: str, _layer: nn.Module, x: Tensor) -> None:
+        same = (n for t, version, n in seen if t is x and version == x._version)
+        first.setdefault(name, next(same, name))
+        seen.append((x, x._version, name))
+
+    for _ in observing(model, names, see, [x]):
+        pass
+    return first
+
+
 @contextmanager
 def rounded_maps(model: nn.Module, ranges: MapRanges) -> Iterator[None]:
     """Inside the ``with`` block the layers read maps on the recorded levels.

@@ -18,7 +18,7 @@ from sparseflow.errors import StructureError
 from sparseflow.train.activations.hooks import MapHook
 from sparseflow.train.levels import LEVELS, Levels, Uniform, fitted_steps, known_levels, on_levels
 from sparseflow.train.quantise.chains import Chain, chains_of
-from sparseflow.train.quantise.maps import RANGES, MapLevels, map_samples, range_of
+from sparseflow.train.quantise.maps import RANGES, MapLevels, first_readers, map_samples, range_of
 from sparseflow.train.quantise.post_training import correct_biases, equalise, fold_batch_norms
 from sparseflow.train.quantise.weights import LearnedSteps
 from sparseflow.train.rules import layers_of, weight_of
@@ -160,8 +160,8 @@ def planned(model: nn.Module, keys: QuantiseKeys) -> dict[str, LayerLevels]:
 class LearnedQuantisation(MapHook):
     """A hook of `Trainer` that lays weights and maps on levels and learns their steps; in place, until `finish`.
 
-    Weights get `LearnedSteps` as parametrisations, the maps that layers read `MapLevels`. Pruned weights are zero and
-    zero is a level, so `MaskedWeights` beside it holds them as ever.
+    Weights get `LearnedSteps` as parametrisations, the maps that layers read `MapLevels`; layers that read the same map
+    share them. Pruned weights are zero and zero is a level, so `MaskedWeights` beside it holds them as ever.
 
     Parameters
     ----------
@@ -197,6 +197,8 @@ class LearnedQuantisation(MapHook):
         for scale in self._frozen:
             scale.requires_grad_(False)
         seen = map_samples(model, self.plan, samples)
+        first = first_readers(model, self.plan, samples[0][:2])
+        quantisers: dict[tuple[str, int], MapLevels] = {}
         handles = []
         for name, levels in self.plan.items():
             layer, chain = model.get_submodule(name), chains.get(name, Chain())
@@ -204,8 +206,11 @@ class LearnedQuantisation(MapHook):
             norm = None if chain.norm is None or chain.pooled else model.get_submodule(chain.norm)
             steps = LearnedSteps(weight, levels.weight, self.settings.start, norm).to(device)
             parametrize.register_parametrization(layer, "weight", steps)
-            low, high = RANGES[self.settings.ranges](seen[name], levels.map_bits)
-            layer.map_levels = MapLevels(low, high, levels.map_bits).to(device)
+            key = (first[name], levels.map_bits)
+            if key not in quantisers:
+                low, high = RANGES[self.settings.ranges](seen[name], levels.map_bits)
+                quantisers[key] = MapLevels(low, high, levels.map_bits).to(device)
+            layer.map_levels = quantisers[key]
             handles.append(layer.register_forward_pre_hook(layer.map_levels.before))
         self.handles = handles
 

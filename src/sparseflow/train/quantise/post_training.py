@@ -116,9 +116,9 @@ def correct_biases(
 ) -> tuple[str, ...]:
     """Put rounded weights into a model and take the mean error that they make out of the biases, in place.
 
-    Layer after layer, in the order of their definition, each behind the rounded and corrected ones before it: what its
-    output has too much of on the mean of each channel, against the float network, its bias loses; where it has none,
-    the mean of its batch norm gains it. Layers with neither are left alone.
+    Layer after layer, those of ``chains`` first and in their order, each behind the rounded and corrected ones before
+    it. What its output has too much of, on the mean of each channel and against the float network, its bias loses;
+    where it has none, the mean of its batch norm gains it. Layers with neither are left alone.
 
     Parameters
     ----------
@@ -129,6 +129,7 @@ def correct_biases(
     ranges : MapRanges
         Maps are rounded too.
     chains : mapping of str to Chain
+        In the order in which the layers run.
     batches : iterable of Tensor
         Calibration inputs; each layer has a pass over them.
 
@@ -142,6 +143,7 @@ def correct_biases(
     M. Nagel et al., arXiv 1906.04721, section 4.2 and appendix D (the empirical form).
     """
     inputs = list(batches)
+    rounded = {name: rounded[name] for name in (*filter(rounded.__contains__, chains), *rounded)}
     wanted = _mean_outputs(model, tuple(rounded), inputs)
     corrected = []
     with torch.no_grad():
