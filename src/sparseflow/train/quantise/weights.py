@@ -79,9 +79,9 @@ class LearnedSteps(nn.Module):
 
     References
     ----------
-    S. Esser et al., "Learned step size quantization", ICLR 2020, arXiv 1902.08153, sections 2.1 (gradient of the step)
-    and 2.2 (its scale, the first step); here with a step for each filter. Folding: R. Krishnamoorthi, arXiv 1806.08342,
-    section 3.2.2.
+    S. Esser et al., "Learned step size quantization", ICLR 2020, arXiv 1902.08153, sections 2.1 and 2.2 (the step's
+    gradient and its scale); here with a step for each filter. Folding: R. Krishnamoorthi, arXiv 1806.08342, section
+    3.2.2.
     """
 
     keeps_zero = True
