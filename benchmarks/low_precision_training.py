@@ -62,7 +62,7 @@ def row(name: str, result: PruneResult, base: PruneResult) -> str:
     """One line of the table."""
     cells = [
         f"{100 * result.pruned_accuracy:.2f} %",
-        f"{-100 * (base.pruned_accuracy - result.pruned_accuracy):+.2f}",
+        f"{100 * (result.pruned_accuracy - base.pruned_accuracy):+.2f}",
     ]
     if result.pruned_validation is not None:
         cells.insert(0, f"{100 * result.pruned_validation:.2f} %")

@@ -219,3 +219,13 @@ def test_stages_are_judged_on_validation_images_and_the_test_images_come_last(
 def test_structures_of_the_result_are_those_of_the_rules(tmp_path: Path) -> None:
     result = run(tmp_path, ROUND)
     assert {layer.structure for layer in result.layers} == {"dense", str(parse_structure("block:4x4"))}
+
+
+def test_admm_alone_ends_on_levels(tmp_path: Path) -> None:
+    admm = {"kind": "admm", "bits": 3, "rho": 0.1, **BASE}
+    result = run(tmp_path, stages=[STAGES[0], admm])
+    weight = torch.load(result.model_path, weights_only=True)["3.weight"].flatten(1)
+    assert all(len(row.unique()) <= 7 for row in weight)
+    assert int((weight != 0).sum()) <= 0.25 * weight.numel()
+    with pytest.raises(RecipeError, match=r"stages\[1\]: AdmmSettings: TwoPowers: found 3 bits"):
+        recipe(stages=[STAGES[0], admm | {"levels": "two-powers"}])
