@@ -102,7 +102,7 @@ class TwoPowers(Levels):
         """See `Levels`; ties to the smaller magnitude."""
         table = torch.tensor(self.magnitudes, dtype=x.dtype, device=x.device)
         between = (table[1:] + table[:-1]) / 2
-        return table[torch.bucketize(x.abs(), between)] * x.sign()
+        return table[torch.bucketize(x.abs().contiguous(), between)] * x.sign()
 
 
 def known_levels(name: str) -> str:
