@@ -131,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found, labels = photographs(folder)
     seen, kept_out = pictures()
     batches = calibration(args.samples, seen, np.random.default_rng(1))
-    sets = _test_sets(found, kept_out, np.random.default_rng(0))
+    sets = test_sets(found, kept_out, np.random.default_rng(0))
     spec = parse_sparsify(args.sparsify)
     rules = [Rule("*", spec.structure, spec.density)]
     right, dense = torch.from_numpy(labels), [answers(imagenet_resnet50(folder), x) for x in sets]
@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _test_sets(
+def test_sets(
     images: npt.NDArray[np.float32], kept_out: Sequence[Tensor], random: np.random.Generator
 ) -> list[list[Tensor]]:
     """The photographs, crops of them, pictures cut square, and CIFAR-10's test images, in batches."""

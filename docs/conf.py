@@ -43,6 +43,7 @@ PAGES = {
         "training",
         "loops",
         "allocation",
+        "quantisation",
         "feature_maps",
         "compiler",
         "streams",

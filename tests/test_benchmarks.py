@@ -364,3 +364,20 @@ def test_two_versions_are_timed_in_turn(tmp_path: Path) -> None:
     )
     assert wrong.returncode == 2
     assert "found no src/sparseflow" in wrong.stderr
+
+
+def test_ways_to_few_bits_share_the_stages_before() -> None:
+    from sparseflow.train import load_recipe
+
+    for module in script("low_precision_training"):
+        recipe = load_recipe(ROOT / "recipes" / "cifar10_narrow_int8.toml")
+        found = module.variants(recipe)
+        assert set(found) == {"sparse, float32", *module.VARIANTS, *module.ROUNDED}
+        before = [recipe.fingerprint(i) for i in range(len(recipe.stages) - 1)]
+        for name, made in found.items():
+            assert [made.fingerprint(i) for i in range(len(before))] == before, name
+        assert found["int8"].fingerprint(len(before)) == recipe.fingerprint(len(before))
+        whole = {made.fingerprint(len(made.stages) - 1) for made in found.values()}
+        assert len(whole) == len(found)
+        with pytest.raises(SystemExit, match="the last stage is retrain; quantise is allowed"):
+            module.variants(found["sparse, float32"])

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import sparseflow
+from sparseflow.core.calibrated_ranges import METHODS, CalibratedRanges, LayerRanges, Range
 from sparseflow.core.element_type import UINT8
 from sparseflow.core.map_profile import MapProfile
-from sparseflow.core.map_ranges import METHODS, LayerRanges, MapRanges, Range
 from sparseflow.engine.calibrate import measure_ranges
 from sparseflow.engine.frontends.importer import import_model
 from sparseflow.errors import CompileError, InputError
@@ -135,7 +135,7 @@ ONE = LayerRanges("weight", Range(-1.0, 1.0), Range(-1.0, 1.0))
             "between which numbers the maps lie",
         ),
         (
-            {"precision": "int8", "calibration": MapRanges((ONE, ONE), "minmax", 1)},
+            {"precision": "int8", "calibration": CalibratedRanges((ONE, ONE), "minmax", 1)},
             CompileError,
             r"ranges of 2 layers \(weight, weight, …\) given, the model has 1",
         ),
@@ -144,7 +144,7 @@ ONE = LayerRanges("weight", Range(-1.0, 1.0), Range(-1.0, 1.0))
             CompileError,
             "ranges='max': allowed: minmax, percentile, mse",
         ),
-        ({"calibration": MapRanges((ONE,), "minmax", 1)}, CompileError, "they are for int8"),
+        ({"calibration": CalibratedRanges((ONE,), "minmax", 1)}, CompileError, "they are for int8"),
         (
             {"precision": "int8", "calibration": [(torch.full((16, 8), torch.nan),)]},
             CompileError,

@@ -1,159 +1,111 @@
-"""Between which numbers the feature maps of a network lie on real inputs: what quantised maps are made from."""
+"""The ranges of a network's feature maps where they are stored in few bits: what quantisation leaves behind."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
+from sparseflow.core.codec import encode, loads
+from sparseflow.core.files import write_json
 from sparseflow.errors import FormatError
 
-Array = npt.NDArray[Any]
-
-BINS = 4096
-"""Bins of the counted values; they grow by factors of two as larger ones come."""
-KEPT = 0.9999
-"""Share of the values that the method ``percentile`` keeps on each side."""
-LEVELS = 255
-CUTS = np.linspace(1.0, 0.2, 81)
-"""Parts of the whole range that the method ``mse`` tries."""
+SUFFIX = ".weight"
 
 
 @dataclass(frozen=True)
-class Range:
-    """From ``low`` to ``high``."""
+class MapRange:
+    """The map that a layer reads.
 
-    low: float
-    high: float
+    Its ``2^bits`` levels are equally spaced from ``low`` to ``high``, and zero is one of them.
 
-    def within(self, low: float, high: float) -> Range:
-        """The part of it between two numbers."""
-        return Range(min(max(self.low, low), high), max(min(self.high, high), low))
-
-
-@dataclass(frozen=True)
-class LayerRanges:
-    """The ranges around one layer.
-
-    Attributes
+    Parameters
     ----------
     name : str
-        Of its weight in the model.
-    source : Range
-        Of the map that it reads.
-    result : Range
-        Of what it writes, after bias, residual and activation.
-    residual : Range, optional
-        Of the map that it adds.
+        Of the layer's weight, such as ``features.0.weight``.
+    low, high : float
+        ``low <= 0 <= high``, and not equal.
+    bits : int
+        Of one element of the map.
+    weight_bits : int
+        Of a code of the layer's weights, which lie on levels of a step for each filter.
+
+    Raises
+    ------
+    FormatError
+        If the range does not hold zero, or bits are none of 2 to 8.
     """
 
     name: str
-    source: Range
-    result: Range
-    residual: Range | None = None
+    low: float
+    high: float
+    bits: int = 8
+    weight_bits: int = 8
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.high - self.low) and self.low <= 0 <= self.high and self.low < self.high):
+            raise FormatError(
+                f"{self.name}: found the range {self.low} to {self.high}; finite ones that hold zero are allowed"
+            )
+        if not (2 <= self.bits <= 8 and 2 <= self.weight_bits <= 8):
+            raise FormatError(
+                f"{self.name}: found {self.bits} bits, {self.weight_bits} of weights; 2 to 8 are allowed"
+            )
+
+    @property
+    def layer(self) -> str:
+        """The module's name."""
+        return self.name.removesuffix(SUFFIX)
+
+    @property
+    def scale(self) -> float:
+        """Distance of two levels."""
+        return (self.high - self.low) / ((1 << self.bits) - 1)
+
+    @property
+    def zero_point(self) -> int:
+        """The code of zero, in 0 to ``2^bits - 1``."""
+        return round(-self.low / self.scale)
 
 
 @dataclass(frozen=True)
 class MapRanges:
-    """The ranges of a network's maps, in the order of its layers after propagation.
+    """All layers of a network that read a quantised map, in their order; what ``quantisation.json`` holds.
 
-    Attributes
-    ----------
-    layers : tuple of LayerRanges
-    method : str
-        One of `METHODS`, which drew them.
-    calls : int
-        Batches that were run.
+    Raises
+    ------
+    FormatError
+        If a layer is named twice.
     """
 
-    layers: tuple[LayerRanges, ...]
-    method: str
-    calls: int
+    layers: tuple[MapRange, ...]
 
+    def __post_init__(self) -> None:
+        names = [layer.name for layer in self.layers]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise FormatError(f"{twice}: found twice; one range a layer is allowed")
 
-class RangeCounter:
-    """Counts the values of one map, batch after batch."""
+    def save(self, path: Path) -> None:
+        """Write it as JSON.
 
-    def __init__(self) -> None:
-        self.low, self.high, self.reach = np.inf, -np.inf, 0.0
-        self.counts = np.zeros(BINS, np.int64)
-        self.calls = 0
+        Raises
+        ------
+        SparseflowError
+            If it cannot be written.
+        """
+        write_json(path, encode(self))
 
-    def add(self, batch: Array) -> None:
-        """Counts one batch.
+    @classmethod
+    def load(cls, path: Path) -> MapRanges:
+        """What `save` wrote.
 
         Raises
         ------
         FormatError
-            If a value is not finite.
+            If it cannot be read, or holds something else.
         """
-        low, high = float(batch.min(initial=np.inf)), float(batch.max(initial=-np.inf))
-        if not np.isfinite(high - low) and batch.size:
-            raise FormatError("a map holds a value that is not finite; allowed: finite numbers")
-        self.calls += 1
-        self.low, self.high = min(self.low, low), max(self.high, high)
-        largest = max(-low, high)
-        if self.reach == 0.0 < largest:
-            self.reach = largest
-        while self.reach < largest:
-            quarter = np.zeros(BINS // 4, np.int64)
-            self.counts = np.concatenate([quarter, self.counts.reshape(-1, 2).sum(axis=1), quarter])
-            self.reach *= 2.0
-        if self.reach > 0.0:
-            self.counts += np.histogram(batch, BINS, (-self.reach, self.reach))[0]
-
-    def range(self, method: str) -> Range:
-        """What ``method`` of `METHODS` draws from everything counted; it holds 0.
-
-        Raises
-        ------
-        FormatError
-            If nothing was counted.
-        """
-        if self.low > self.high:
-            raise FormatError("no values were counted; calibrate with at least one input")
-        found = METHODS[method](self)
-        return Range(min(found.low, 0.0), max(found.high, 0.0))
-
-    @property
-    def centres(self) -> Array:
-        """The middle of each bin."""
-        return np.asarray((np.arange(BINS) + 0.5) * (2.0 * self.reach / BINS) - self.reach)
-
-
-def _whole(counter: RangeCounter) -> Range:
-    return Range(counter.low, counter.high)
-
-
-def _percentile(counter: RangeCounter) -> Range:
-    """Without the outermost values of each side."""
-    share = np.cumsum(counter.counts) / max(1, counter.counts.sum())
-    low, high = np.searchsorted(share, [1.0 - KEPT, KEPT])
-    ends = counter.centres[[low, min(int(high), BINS - 1)]]
-    return _whole(counter).within(float(ends[0]), float(ends[1]))
-
-
-def _mse(counter: RangeCounter) -> Range:
-    """The part of the range with the least mean square of rounding and cutting off, each side cut alike."""
-    whole, centres = counter.range("minmax"), counter.centres
-
-    def error(cut: float) -> float:
-        low, high = cut * whole.low, cut * whole.high
-        step = (high - low) / LEVELS
-        beyond = centres - np.clip(centres, low, high)
-        rounding = np.where((centres >= low) & (centres <= high), step**2 / 12.0, 0.0)
-        return float((counter.counts * (beyond**2 + rounding)).sum())
-
-    best = min(CUTS.tolist(), key=error)
-    return Range(best * whole.low, best * whole.high)
-
-
-METHODS: dict[str, Callable[[RangeCounter], Range]] = {
-    "minmax": _whole,
-    "percentile": _percentile,
-    "mse": _mse,
-}
-"""How a range is drawn from the counted values, by name."""
+        try:
+            return loads(cls, path.read_text(encoding="utf-8"))
+        except (OSError, FormatError, UnicodeDecodeError) as error:
+            raise FormatError(f"{path}: no map ranges ({error}); quantise the network again") from error

@@ -9,6 +9,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from math import prod
 
+from sparseflow.core.map_ranges import MapRanges
+
 
 @dataclass(frozen=True)
 class LayerSparsity:
@@ -86,9 +88,14 @@ class PruneResult:
         For each stage its epochs' ``loss``, ``seconds`` and, where evaluated, ``accuracy``.
     maps : tuple of MapSparsity
         Of the activations that a stage has put in; empty if none has.
-    dense_path, model_path, exported_path, results_path : str
+    dense_validation, pruned_validation : float or None
+        Accuracy on images held out from the training data, on which the history's accuracies are then too; None
+        without such images.
+    quantised : MapRanges or None
+        The layers whose weights lie on levels and whose maps are rounded, also where `pruned_accuracy` was measured.
+    dense_path, model_path, exported_path, results_path, quantisation_path : str
         State dictionaries of the dense and the pruned model, the exported pruned model (``.pt2``), this as
-        JSON.
+        JSON, `quantised` as JSON if there is one.
     """
 
     recipe: str
@@ -97,10 +104,14 @@ class PruneResult:
     layers: tuple[LayerSparsity, ...]
     history: dict[str, tuple[dict[str, float], ...]]
     maps: tuple[MapSparsity, ...] = ()
+    dense_validation: float | None = None
+    pruned_validation: float | None = None
+    quantised: MapRanges | None = None
     dense_path: str = ""
     model_path: str = ""
     exported_path: str = ""
     results_path: str = ""
+    quantisation_path: str = ""
 
     @property
     def points_lost(self) -> float:

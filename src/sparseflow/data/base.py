@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -89,6 +89,31 @@ def load_data(name: str, folder: str | Path | None = None) -> ImageData:
         If the files are missing or broken.
     """
     return DATASETS[name](None if folder is None else Path(folder))
+
+
+def hold_out(data: ImageData, count: int, seed: int = 0) -> tuple[ImageData, tuple[Tensor, Tensor]]:
+    """The data without ``count`` training images, and these with their labels: for choices that must not see the test
+    images.
+
+    Parameters
+    ----------
+    data : ImageData
+    count : int
+    seed : int
+        Of the choice, which is random.
+
+    Raises
+    ------
+    DataError
+        If so many are not left over.
+    """
+    total = len(data.train_images)
+    if not 0 < count < total:
+        raise DataError(f"{data.name}: validation: found {count}; 1 to {total - 1} images are allowed")
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    held, kept = order[:count].sort().values, order[count:].sort().values
+    images, labels = data.train_images, data.train_labels
+    return replace(data, train_images=images[kept], train_labels=labels[kept]), (images[held], labels[held])
 
 
 def data_roots() -> list[Path]:

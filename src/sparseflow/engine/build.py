@@ -12,10 +12,10 @@ import tvm
 from tvm import relax, tirx
 
 import sparseflow
+from sparseflow.core.calibrated_ranges import METHODS, CalibratedRanges
 from sparseflow.core.checks import flag
 from sparseflow.core.element_type import BFLOAT16, ELEMENT_TYPES, FLOAT32, UINT8, ElementType
 from sparseflow.core.map_profile import MapProfile
-from sparseflow.core.map_ranges import METHODS, MapRanges
 from sparseflow.core.plan import Plan, cut_summary
 from sparseflow.engine.frontends.importer import Imported
 from sparseflow.engine.rest import rest_times
@@ -124,7 +124,7 @@ class Build:
 
 
 def build(
-    imported: Imported, how: Build, profile: MapProfile | None = None, ranges: MapRanges | None = None
+    imported: Imported, how: Build, profile: MapProfile | None = None, ranges: CalibratedRanges | None = None
 ) -> Engine:
     """The engine of ``imported``; with a ``profile`` its feature maps may carry an index, with ``ranges`` be quantised.
 

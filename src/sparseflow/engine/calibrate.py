@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import tvm
 
+from sparseflow.core.calibrated_ranges import CalibratedRanges, LayerRanges, RangeCounter
 from sparseflow.core.element_type import ELEMENT_TYPES
 from sparseflow.core.map_profile import MapCounter, MapProfile
-from sparseflow.core.map_ranges import LayerRanges, MapRanges, RangeCounter
 from sparseflow.engine.build import Build, build, inside_tvm
 from sparseflow.engine.frontends.importer import Imported
 from sparseflow.engine.runtime.engine import Engine
@@ -66,7 +66,7 @@ def profile_maps(imported: Imported, inputs: Iterable[Any], how: Build | None = 
 
 def measure_ranges(
     imported: Imported, inputs: Iterable[Any], how: Build | None = None, method: str = Build.ranges
-) -> MapRanges:
+) -> CalibratedRanges:
     """Between which numbers every layer's maps lie over ``inputs``.
 
     Parameters
@@ -78,7 +78,7 @@ def measure_ranges(
 
     Returns
     -------
-    MapRanges
+    CalibratedRanges
         One record for each layer with weights, in order.
 
     Raises
@@ -110,7 +110,7 @@ def measure_ranges(
         )
         for layer in exposed.layers
     )
-    return MapRanges(tuple(layers), method, count)
+    return CalibratedRanges(tuple(layers), method, count)
 
 
 def _exposed(

@@ -9,8 +9,8 @@ from typing import Any
 
 import tvm
 
+from sparseflow.core.calibrated_ranges import CalibratedRanges
 from sparseflow.core.map_profile import MapProfile
-from sparseflow.core.map_ranges import MapRanges
 from sparseflow.core.plan import Cut
 from sparseflow.engine.build import Build, Progress, build, inside_tvm
 from sparseflow.engine.calibrate import as_calls, faster_engine, measure_ranges, profile_maps
@@ -35,7 +35,7 @@ def compile(
     target: str | Mapping[str, Any] = "native",
     shapes: Mapping[str, Sequence[int]] | None = None,
     sparsify: str = "",
-    calibration: MapProfile | MapRanges | Iterable[Any] | None = None,
+    calibration: MapProfile | CalibratedRanges | Iterable[Any] | None = None,
     ranges: str = Build.ranges,
     dump: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
@@ -70,11 +70,11 @@ def compile(
         Shapes of an ONNX model's inputs, to bind free dimensions.
     sparsify : str
         Label of how the weights were pruned, noted in the plan.
-    calibration : MapProfile, MapRanges or iterable of example inputs, optional
+    calibration : MapProfile, CalibratedRanges or iterable of example inputs, optional
         Real inputs of the compiled shapes, each one array or one for each input: they tell how sparse the feature
         maps are, and where a map is to carry an index of its zeros. A profile saves counting again; with inputs, and
         where kernels are measured, the whole engine is timed on them too, and left without index if that is faster.
-        With ``precision="int8"`` they tell the ranges of the maps instead; `MapRanges` saves measuring again.
+        With ``precision="int8"`` they tell the ranges of the maps instead; `CalibratedRanges` saves measuring again.
     ranges : str
         How a range is drawn from the values seen: ``minmax``; ``percentile``, without the outermost 0.01 % of each
         side; or ``mse``, the least mean square of rounding and cutting off.
@@ -97,7 +97,7 @@ def compile(
     )
     if how.precision == "int8":
         return _on_levels(model, example_inputs, shapes, how, calibration)
-    if isinstance(calibration, MapRanges):
+    if isinstance(calibration, CalibratedRanges):
         raise CompileError(f"calibration by ranges with precision={how.precision!r}: they are for int8")
     calls = (
         calibration
@@ -130,7 +130,7 @@ def _on_levels(
     example_inputs: Sequence[Any] | None,
     shapes: Mapping[str, Sequence[int]] | None,
     how: Build,
-    calibration: MapProfile | MapRanges | Iterable[Any] | None,
+    calibration: MapProfile | CalibratedRanges | Iterable[Any] | None,
 ) -> Engine:
     """The engine whose layers multiply levels of 8 bits."""
     if calibration is None or isinstance(calibration, MapProfile):
@@ -140,7 +140,7 @@ def _on_levels(
     how.say("import")
     with watched("import", how.progress):
         imported = import_model(model, example_inputs, shapes)
-    if not isinstance(calibration, MapRanges):
+    if not isinstance(calibration, CalibratedRanges):
         counts = replace(how, target=resolve("native")) if how.foreign else how
         calibration = measure_ranges(imported, calibration, counts, how.ranges)
     return build(imported, how, ranges=calibration)

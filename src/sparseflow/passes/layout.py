@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sparseflow.core.activations import ACTIVATIONS
+from sparseflow.core.calibrated_ranges import Range
 from sparseflow.core.element_type import ELEMENT_TYPES, ElementType, Quantised
-from sparseflow.core.map_ranges import Range
 from sparseflow.kernels.layouts.lane import LaneLayout, canonical
 from sparseflow.kernels.template import TEMPLATES, Candidate, computed
 from sparseflow.kernels.workload import Workload

@@ -19,9 +19,9 @@ import numpy as np
 import tvm
 from tvm import ir, relax
 
+from sparseflow.core.calibrated_ranges import LayerRanges
 from sparseflow.core.codec import dumps, loads
 from sparseflow.core.formats import FORMATS, KernelIndex
-from sparseflow.core.map_ranges import LayerRanges
 from sparseflow.kernels.lane.attention import Attention
 from sparseflow.kernels.workload import Array, Workload
 from sparseflow.ops.attention import ATTENTION

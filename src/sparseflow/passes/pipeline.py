@@ -9,9 +9,9 @@ from typing import Any
 import tvm
 from tvm import relax
 
+from sparseflow.core.calibrated_ranges import CalibratedRanges
 from sparseflow.core.element_type import ElementType
 from sparseflow.core.map_profile import MapProfile
-from sparseflow.core.map_ranges import MapRanges
 from sparseflow.kernels.cpu_rules.dense_matmul import legalize_matmul
 from sparseflow.kernels.tuning.map_times import MapTimes
 from sparseflow.kernels.tuning.selector import Selector
@@ -41,7 +41,7 @@ def phases(
     profile: MapProfile | None = None,
     weights: ElementType = Workload.weights,
     maps: ElementType = Workload.maps,
-    ranges: MapRanges | None = None,
+    ranges: CalibratedRanges | None = None,
 ) -> dict[str, list[Any]]:
     """The passes of each phase, in order.
 
@@ -56,7 +56,7 @@ def phases(
         Weights are rounded to it, and kernels may store them in it.
     maps : ElementType
         Layers multiply in it, where a kernel does; their maps are stored in it.
-    ranges : MapRanges, optional
+    ranges : CalibratedRanges, optional
         Between which numbers the maps lie; with it layers multiply levels of 8 bits, where a kernel does.
     """
     target = selector.target
@@ -98,7 +98,7 @@ def run(
     say: Say | None = None,
     weights: ElementType = Workload.weights,
     maps: ElementType = Workload.maps,
-    ranges: MapRanges | None = None,
+    ranges: CalibratedRanges | None = None,
 ) -> tvm.IRModule:
     """The module after all phases.
 

@@ -10,9 +10,9 @@ import tvm
 from tvm import ir, relax
 
 from sparseflow.core.activations import ACTIVATIONS
+from sparseflow.core.calibrated_ranges import CalibratedRanges, LayerRanges
 from sparseflow.core.codec import dumps
 from sparseflow.core.element_type import FLOAT32, INT8, UINT8
-from sparseflow.core.map_ranges import LayerRanges, MapRanges
 from sparseflow.core.steps import filter_steps, on_levels
 from sparseflow.errors import CompileError
 from sparseflow.kernels.rescale import bounded_step
@@ -37,11 +37,11 @@ class Quantise:
 
     Parameters
     ----------
-    ranges : MapRanges
+    ranges : CalibratedRanges
         Of the same model: one record for each layer, in order.
     """
 
-    def __init__(self, ranges: MapRanges) -> None:
+    def __init__(self, ranges: CalibratedRanges) -> None:
         self.ranges = ranges
 
     def transform_module(self, mod: tvm.IRModule, _context: Any) -> tvm.IRModule:

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from sparseflow.core.arrays import Array
 from sparseflow.core.roles import ROLES, roles_of
@@ -99,8 +100,16 @@ def layers_of(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def weight_of(model: nn.Module, name: str) -> nn.Parameter:
-    """The weight of a layer; (filters, channels of a group, *kernel) or (out, in)."""
-    weight = model.get_submodule(name).weight
+    """The weight of a layer; (filters, channels of a group, *kernel) or (out, in).
+
+    Of one whose steps are being learned it is the weight before it is put on its levels.
+    """
+    layer = model.get_submodule(name)
+    weight = layer.weight
+    if is_parametrized(layer, "weight") and all(
+        getattr(p, "keeps_zero", False) for p in layer.parametrizations.weight
+    ):
+        weight = layer.parametrizations.weight.original
     if not isinstance(weight, nn.Parameter):
         raise StructureError(f"{name}: its weight is not a parameter; remove its parametrization first")
     return weight

@@ -41,6 +41,9 @@ class Settings(BaseModel):
         except ValidationError as error:
             detail = error.errors(include_url=False)[0]
             place = ".".join(str(part) for part in detail["loc"])
+            if not place:  # values that do not go together
+                message = detail["msg"].removeprefix("Value error, ")
+                raise SparseflowError(f"{type(self).__name__}: {message}") from None
             known = ", ".join(type(self).model_fields) or "none"
             raise SparseflowError(
                 f"{type(self).__name__}: {place}: found {detail['input']!r}; {detail['msg']}; settings: {known}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sparseflow.core.map_ranges import MapRanges
 from sparseflow.core.prune_result import PruneResult
 from sparseflow.report import words
 from sparseflow.report.document import (
@@ -31,14 +32,18 @@ def build(result: PruneResult) -> Document:
     )
     lede = (
         f"{words.percent(result.dense_accuracy, 2)} dense, {words.percent(result.pruned_accuracy, 2)} "
-        f"pruned, on the test data; {words.span(result.seconds)} of training."
+        f"pruned, on the test data; {_validation(result)}{words.span(result.seconds)} of training."
     )
     sections = [Section("Layer by layer", (_layers(result),))]
     if result.maps:
         sections.append(Section("Feature maps", (_maps(result),)))
+    if result.quantised is not None:
+        sections.append(Section("Low precision", (_levels(result.quantised),)))
     if any(result.history.values()):
         sections.insert(0, Section("Training", _training(result)))
     files = {"Pruned weights": result.model_path, "Exported model": result.exported_path}
+    if result.quantisation_path:
+        files["Ranges of maps"] = result.quantisation_path
     if any(files.values()):
         sections.append(Section("Files", (Table.facts("What the run left behind", files),)))
     return Document(f"sparseflow prune: {result.recipe}", headline, lede, (_cards(result),), tuple(sections))
@@ -60,6 +65,34 @@ def _cards(result: PruneResult) -> Cards:
             ),
             *maps,
         )
+    )
+
+
+def _validation(result: PruneResult) -> str:
+    """The accuracies on held-out training images, on which stages are judged; nothing without them."""
+    if result.dense_validation is None or result.pruned_validation is None:
+        return ""
+    return (
+        f"{words.percent(result.dense_validation, 2)} and {words.percent(result.pruned_validation, 2)} on the "
+        "validation data; "
+    )
+
+
+def _levels(ranges: MapRanges) -> Table:
+    rows = (
+        (
+            x.layer,
+            str(x.weight_bits),
+            str(x.bits),
+            words.digits(x.low),
+            words.digits(x.high),
+            str(x.zero_point),
+        )
+        for x in ranges.layers
+    )
+    titles = ("Layer", "Bits of a weight", "Bits of its map", "Lowest", "Highest", "Code of zero")
+    return Table.of(
+        "Levels of weights and of the maps that layers read; the others are in float32", titles, rows
     )
 
 
@@ -101,7 +134,8 @@ def _training(result: PruneResult) -> tuple[Block, ...]:
     if not accuracy:
         return (table,)
     caption = "During ADMM the weights are still dense; the masks come at its end."
-    figure = Lines("accuracy", "Test accuracy", "epoch", "accuracy, %", tuple(accuracy), caption)
+    data = "Test" if result.pruned_validation is None else "Validation"
+    figure = Lines("accuracy", f"{data} accuracy", "epoch", "accuracy, %", tuple(accuracy), caption)
     return figure, table
 
 

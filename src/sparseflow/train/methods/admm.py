@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor, nn
 
 from sparseflow.core.mask import Mask
+from sparseflow.train.levels import LEVELS, Levels, fitted_steps, known_levels, on_levels
 from sparseflow.train.methods.base import METHODS, InTraining, TrainingSettings
 from sparseflow.train.rules import Rule, Target, scores_of
+from sparseflow.train.settings import told_in_validation
 
 
 class AdmmSettings(TrainingSettings):
@@ -32,12 +34,17 @@ class AdmmSettings(TrainingSettings):
         Densities on the way. With more than one, the training is split into as many parts, each with a ramp of
         ρ of its own; at a part's end its weights are removed for good, and the next goes on to a lower
         density. Structures of fixed density are removed at the end only.
+    bits : int, optional
+        Weights are led to `levels` with codes of so many bits too, each filter with a step of its own.
+    levels : str
+        Of `LEVELS`: "uniform" or "two-powers".
 
     References
     ----------
     T. Zhang et al., "A systematic DNN weight pruning framework using ADMM", ECCV 2018, section 3; S. Ye et
     al., "Progressive weight pruning of deep neural networks using ADMM", arXiv 1810.07378, section 4
-    (several steps).
+    (several steps); S. Ye et al., "A unified framework of DNN weight pruning and weight clustering/quantization using
+    ADMM", arXiv 1811.01907, section 3 (structure and levels).
     """
 
     rho: float = Field(default=1e-4, gt=0)
@@ -46,6 +53,14 @@ class AdmmSettings(TrainingSettings):
     update_every: int = Field(default=1, ge=1)
 
     steps: int = Field(default=1, ge=1)
+    bits: int | None = Field(default=None, ge=2, le=8)
+    levels: Annotated[str, AfterValidator(known_levels)] = "uniform"
+
+    @model_validator(mode="after")
+    def _codes(self) -> AdmmSettings:
+        with told_in_validation():
+            self.level_set()
+        return self
 
     @model_validator(mode="after")
     def _long_enough(self) -> AdmmSettings:
@@ -54,6 +69,10 @@ class AdmmSettings(TrainingSettings):
                 f"steps is {self.steps}, epochs is {self.epochs}; at most one step an epoch is allowed"
             )
         return self
+
+    def level_set(self) -> Levels | None:
+        """The levels of the weights, if ``bits`` says so."""
+        return None if self.bits is None else LEVELS[self.levels](self.bits)
 
     def part_at(self, epoch: int) -> int:
         """Which of the ``steps`` parts comes after ``epoch`` completed epochs."""
@@ -74,11 +93,12 @@ class AdmmSettings(TrainingSettings):
 
 @METHODS.register("admm")
 class ADMM(InTraining):
-    """Alternating direction method of multipliers: weights W, their structured copy Z, scaled duals U.
+    """Alternating direction method of multipliers: weights W, their copy Z in the structure, scaled duals U.
 
     W minimises ``loss + ρ/2 ‖W − Z + U‖²`` by the user's optimiser; every few epochs ``Z = Proj(W + U)``,
     then ``U += W − Z``. When ρ changes, U is scaled by the inverse factor, so that the
-    unscaled dual ρU stays.
+    unscaled dual ρU stays. With levels, Proj goes on to the nearest levels of what the structure keeps, each filter
+    with the step that fits best.
 
     Parameters
     ----------
@@ -169,8 +189,14 @@ class ADMM(InTraining):
             return (distance / total) ** 0.5 if total > 0 else 0.0
 
     def finish(self) -> dict[str, Mask]:
-        """The masks of the projection of the weights as they are now."""
-        return self.masks_by(self.squares)
+        """The masks of the projection of the weights as they are now; with levels the weights are put on them."""
+        masks, levels = self.masks_by(self.squares), self.settings.level_set()
+        if levels is not None:
+            with torch.no_grad():
+                for target in self.targets:
+                    kept = self.weight(target) * self.kept(target, masks[target.name])
+                    self.weight(target).copy_(on_levels(kept, fitted_steps(kept, levels), levels))
+        return masks
 
     def _next_part(self) -> None:
         """Remove what this part's density does not keep, and start the next with new duals."""
@@ -185,7 +211,8 @@ class ADMM(InTraining):
             self.z[target.name] = self._project(target, self.weight(target).detach())
 
     def _project(self, target: Target, weight: Tensor) -> Tensor:
-        return weight * self._keep(target, weight)
+        kept, levels = weight * self._keep(target, weight), self.settings.level_set()
+        return kept if levels is None else on_levels(kept, fitted_steps(kept, levels), levels)
 
     def _keep(self, target: Target, weight: Tensor) -> Tensor:
         density = self.settings.density_in(self.part, target)

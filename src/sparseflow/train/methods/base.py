@@ -255,7 +255,7 @@ class MaskedWeights(Hook):
         """Set all removed weights to zero."""
         with torch.no_grad():
             for name, removed in self._removed.items():
-                self.model.get_submodule(name).weight.masked_fill_(removed, 0.0)
+                weight_of(self.model, name).masked_fill_(removed, 0.0)
             for name, removed in self._silent.items():
                 self.model.get_parameter(name).masked_fill_(removed, 0.0)
 
@@ -277,4 +277,4 @@ class MaskedWeights(Hook):
         self.after_step()
 
     def _set(self, removed: dict[str, Tensor]) -> None:
-        self._removed = {n: r.to(self.model.get_submodule(n).weight.device) for n, r in removed.items()}
+        self._removed = {n: r.to(weight_of(self.model, n).device) for n, r in removed.items()}

@@ -21,7 +21,16 @@ from sparseflow.train.allocation import STRATEGIES, Strategy
 from sparseflow.train.methods import METHODS
 from sparseflow.train.recipe.reading import describe, read_toml
 from sparseflow.train.recipe.sections import DataConfig, ModelConfig, RuleConfig
-from sparseflow.train.recipe.stages import MapStage, MethodStage, Stage, stage_class
+from sparseflow.train.recipe.stages import (
+    OWN_KINDS,
+    DenseStage,
+    LevelsStage,
+    MapStage,
+    MethodStage,
+    RetrainStage,
+    Stage,
+    stage_class,
+)
 from sparseflow.train.settings import STRICT
 
 
@@ -47,17 +56,14 @@ class Recipe(BaseModel):
         sparsifying = [i for i, stage in enumerate(self.stages) if isinstance(stage, MethodStage)]
         if len(sparsifying) > 1:
             raise ValueError(f"stages {kinds} hold {len(sparsifying)} sparsifying ones; one is allowed")
-        maps = [i for i, stage in enumerate(self.stages) if isinstance(stage, MapStage)]
-        end = maps[0] if maps else len(kinds)
-        first = sparsifying[0] if sparsifying else end
-        ordered = first <= end and len(kinds) - end == len(maps)
-        if not ordered or "retrain" in kinds[:first] or "dense" in kinds[first:]:
+        places = [_place(stage) for stage in self.stages]
+        if places != sorted(places) or ("retrain" in kinds and not sparsifying):
             raise ValueError(
                 f"stages are in the order {kinds}; dense, then one method's, then retrain, then activations and "
-                "thresholds is allowed"
+                "thresholds, then quantise and post_training is allowed"
             )
         if sparsifying and not self.rules:
-            raise ValueError(f"stage {kinds[first]!r} has no [[rules]]; say which layers it prunes")
+            raise ValueError(f"stage {kinds[sparsifying[0]]!r} has no [[rules]]; say which layers it prunes")
         open_rules = [i for i, rule in enumerate(self.rules) if rule.choose]
         if open_rules and self.allocation is None:
             raise ValueError(
@@ -89,6 +95,12 @@ class Recipe(BaseModel):
             if self.allocation is not None:
                 content["allocation"] = self.allocation.identity()
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _place(stage: Stage) -> int:
+    """Where in the order of stages one belongs."""
+    order = (DenseStage, MethodStage, RetrainStage, MapStage, LevelsStage)
+    return next(i for i, kind in enumerate(order) if isinstance(stage, kind))
 
 
 _FIRST_KEYS = frozenset(
@@ -163,14 +175,12 @@ def _read_stage(content: Any, place: str, where: str) -> Stage:
     if isinstance(content, Stage):
         return content
     if not isinstance(content, dict) or not isinstance(content.get("kind"), str):
-        known = ", ".join(("dense", "retrain", *METHODS, "activations", "thresholds"))
+        known = ", ".join((*OWN_KINDS, *METHODS))
         raise RecipeError(f"{where}: {place}.kind: missing or no text; known here: {known}; add it")
     try:
         made = stage_class(content["kind"])
     except SparseflowError as error:
-        raise RecipeError(
-            f"{where}: {place}.kind: {error}; dense, retrain, activations and thresholds are allowed too"
-        ) from None
+        raise RecipeError(f"{where}: {place}.kind: {error}; {', '.join(OWN_KINDS)} are allowed too") from None
     try:
         return made.model_validate(content)
     except ValidationError as error:

@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sparseflow.core.codec import encode
+from sparseflow.core.codec import decode, encode
 from sparseflow.core.files import complete_file, write_json
+from sparseflow.core.map_ranges import MapRanges
 from sparseflow.core.mask import Mask
 from sparseflow.core.prune_result import LayerSparsity, PruneResult
 from sparseflow.errors import CheckpointError, RecipeError, first_line
@@ -35,11 +36,16 @@ from sparseflow.train.coupled import CoupledChannels, coupled_rules
 from sparseflow.train.methods import InTraining, MaskedWeights, Method, OneShot
 from sparseflow.train.methods.observe import take
 from sparseflow.train.progress import ProgressCallback
+from sparseflow.train.quantise import LearnedQuantisation, round_network, rounded_maps
+from sparseflow.train.quantise.network import planned
 from sparseflow.train.recipe.recipe import Recipe
 from sparseflow.train.recipe.sources import Sources, Workspace
 from sparseflow.train.recipe.stages import (
     ActivationsStage,
+    LevelsStage,
     MethodStage,
+    PostTrainingStage,
+    QuantiseStage,
     RetrainStage,
     ThresholdsStage,
     TrainedStage,
@@ -66,8 +72,8 @@ def run_recipe(
     recipe : Recipe
     out_dir : path
         Receives ``dense.pt`` and ``model.pt`` (state dictionaries), ``model.pt2`` (exported, batch 1), with coupled
-        rules also ``small.pt2`` (the same without the removed channels),
-        ``results.json``, and a file for each finished stage.
+        rules also ``small.pt2`` (the same without the removed channels), where a stage quantises
+        ``quantisation.json`` (`MapRanges`), ``results.json``, and a file for each finished stage.
     workspace : Workspace, optional
         A model and loaders of one's own.
     reuse : iterable of path
@@ -101,6 +107,8 @@ class _Run:
     seconds: dict[str, float] = field(default_factory=dict)
     history: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     teacher: nn.Module | None = None
+    ranges: MapRanges | None = None
+    dense_validation: float | None = None
 
     def run(self) -> PruneResult:
         with parallel.process_group():
@@ -121,7 +129,7 @@ class _Run:
     def _run(self) -> PruneResult:
         self._check_folder()
         self.sources = Sources(self.recipe, self.workspace)
-        self.test = self.sources.test()
+        self.test, self.validation = self.sources.test(), self.sources.validation()
         torch.manual_seed(self.recipe.seed)
         model = self.sources.model()
         if self.workspace.model is None and self.recipe.model is not None and self.recipe.model.weights:
@@ -166,9 +174,11 @@ class _Run:
         if isinstance(stage, ThresholdsStage):
             calibration = list(take(self.sources.calibration(), stage.samples))
             fit_thresholds(model, stage.prepare(model), calibration, stage.budget)
+        if isinstance(stage, PostTrainingStage):
+            self.ranges = round_network(model, self._inputs(stage), stage)
         if method is not None:
             self._apply(method, rules, model)
-        if stage.recalibrate > 0 and (method is not None or isinstance(stage, ThresholdsStage)):
+        if stage.recalibrate > 0 and (method is not None or not isinstance(stage, TrainedStage)):
             recalibrate_batch_norm(model, self.sources.train(index, shared=False), stage.recalibrate)
         if parallel.rank() == 0:
             self._store(done, index, name, model)
@@ -181,6 +191,10 @@ class _Run:
             hook = self._masked(model)
         elif isinstance(stage, ActivationsStage):
             hook = MapHooks(stage.hooks(self.activations), self._masked(model) if self.masks else None)
+        elif isinstance(stage, QuantiseStage):
+            masked = self._masked(model) if self.masks else None
+            learned = LearnedQuantisation(model, self._inputs(stage), stage)
+            hook = MapHooks([learned], masked)
         earlier = sum(s.kind == stage.kind for s in self.recipe.stages[:index])
         title = f"{stage.kind} {earlier + 1}" if earlier else stage.kind
         if parallel.rank() > 0:  # dropout and mixup differ between processes, methods do not
@@ -189,10 +203,16 @@ class _Run:
         if method is not None:  # batch norms are recalibrated after its masks
             settings = settings.model_copy(update={"recalibrate": 0})
         session = Session(title, self._running(index), self._fingerprint(index), self.progress, self.teacher)
-        trainer = Trainer(model, self.sources.train(index), self.test, settings, hook, session)
+        judged_on = self.validation or self.test
+        trainer = Trainer(model, self.sources.train(index), judged_on, settings, hook, session)
         self.history[self._name(index)] = trainer.fit()
+        if isinstance(stage, QuantiseStage):
+            self.ranges = learned.finish()
         if isinstance(hook, MapHooks):
             hook.close()
+
+    def _inputs(self, stage: LevelsStage) -> list[Tensor]:
+        return [x for x, _ in take(self.sources.calibration(), stage.samples)]
 
     def _name(self, index: int) -> str:
         return f"{index + 1}-{self.recipe.stages[index].kind}"
@@ -244,6 +264,7 @@ class _Run:
             "model": {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()},
             "masks": masks_state(self.masks),
             "history": self.history[name],
+            "ranges": encode(self.ranges),
         }
         save_checkpoint(path, state)
 
@@ -258,6 +279,8 @@ class _Run:
             model.load_state_dict(state["model"])
             self.masks = masks_of(state["masks"])
             self.history[name] = state["history"]
+            if state.get("ranges") is not None:  # older files have none
+                self.ranges = decode(MapRanges, state["ranges"])
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise CheckpointError(
                 f"{path}: does not fit this model ({first_line(error)}); delete it to start again"
@@ -286,6 +309,8 @@ class _Run:
         for stage in self.recipe.stages:
             if isinstance(stage, ActivationsStage | ThresholdsStage):
                 stage.prepare(trial)
+            if isinstance(stage, LevelsStage):
+                planned(trial, stage)
         select_targets(model, self._rules())
         for stage in self.recipe.stages:
             if isinstance(stage, MethodStage):
@@ -306,6 +331,7 @@ class _Run:
             self.teacher = copy.deepcopy(model).eval()
         if parallel.rank() == 0:
             save_weights(model, self.out / "dense.pt")
+        self.dense_validation = None if self.validation is None else evaluate(model, self.validation)
         accuracy: float = evaluate(model, self.test)
         return accuracy
 
@@ -317,10 +343,18 @@ class _Run:
             export_model(model, example, self.out / "model.pt2")
             if coupled is not None:
                 export_model(coupled.removed(model), example, self.out / "small.pt2")
+            if self.ranges is not None:
+                self.ranges.save(self.out / "quantisation.json")
+        with rounded_maps(model, self.ranges or MapRanges(())):
+            validation = None if self.validation is None else evaluate(model, self.validation)
+            accuracy = evaluate(model, self.test)
         result = PruneResult(
             recipe=self.recipe.name,
             dense_accuracy=dense_accuracy,
-            pruned_accuracy=evaluate(model, self.test),
+            pruned_accuracy=accuracy,
+            dense_validation=self.dense_validation,
+            pruned_validation=validation,
+            quantised=self.ranges,
             layers=layer_table(model, self.masks),
             maps=tuple(map_densities(model, self.activations, take(self.test, _MAP_SAMPLES)).values()),
             history={k: tuple(v) for k, v in self.history.items()},
@@ -328,6 +362,7 @@ class _Run:
             model_path=str(self.out / "model.pt"),
             exported_path=str(self.out / "model.pt2"),
             results_path=str(self.out / "results.json"),
+            quantisation_path="" if self.ranges is None else str(self.out / "quantisation.json"),
         )
         content = encode(result)
         content |= {"kind": "prune", "conv_compression": result.conv_compression, "seconds": result.seconds}

@@ -24,6 +24,7 @@ class DataConfig(BaseModel):
     channels: Literal[1, 3] = 3
     test_fraction: float = Field(default=0.2, gt=0, lt=1)
     split_seed: int = Field(default=0, ge=0)
+    validation: int = Field(default=0, ge=0)
     factory: str | None = None
     arguments: dict[str, Any] = Field(default_factory=dict)
 
@@ -35,6 +36,8 @@ class DataConfig(BaseModel):
             raise ValueError("there is no source; give name, folder or factory")
         if self.folder is not None and self.name is None and self.size is None:
             raise ValueError("size is missing; a folder of images needs the side in pixels that they get")
+        if self.factory is not None and self.validation > 0:
+            raise ValueError("validation is given beside factory, whose loaders are not split; leave it out")
         return self
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from sparseflow.data import Augment, Batches, ImageData, load_data
+from sparseflow.data import Augment, Batches, ImageData, hold_out, load_data
 from sparseflow.data.folder import FolderSettings, content_hash, load_folder
 from sparseflow.errors import RecipeError
 from sparseflow.train import parallel
@@ -57,6 +57,7 @@ class Sources:
     def __init__(self, recipe: Recipe, workspace: Workspace | None = None) -> None:
         self.recipe, self.workspace = recipe, workspace or Workspace()
         self.data: ImageData | None = None
+        self.held_out: tuple[Tensor, Tensor] | None = None
         self.content = ""
         """Identifies a user's own images, for fingerprints; registered data sets are known by their name."""
         self._loaders: tuple[Loader, Loader] | None = None
@@ -76,6 +77,8 @@ class Sources:
             settings = FolderSettings(config.size, config.channels, config.test_fraction, config.split_seed)
             self.data = load_folder(Path(config.folder), settings)
             self.content = content_hash(self.data)
+        if self.data is not None and config.validation > 0:
+            self.data, self.held_out = hold_out(self.data, config.validation, config.split_seed)
 
     def model(self) -> nn.Module:
         """A new model; its random weights come from torch's generator, so seed that first."""
@@ -123,6 +126,8 @@ class Sources:
         """Training samples without augmentation, in order; a train loader of one's own as it is."""
         if self.workspace.train is not None:
             return self.workspace.train
+        if self._loaders is not None:
+            return self._loaders[0]
         data = self.data
         if data is None:
             raise self._missing("data", "a train loader")
@@ -138,6 +143,12 @@ class Sources:
         if data is None:
             raise self._missing("data", "a test loader")
         return _whole(data, data.test_images, data.test_labels)
+
+    def validation(self) -> Loader | None:
+        """Batches of the images that training does not see, in order; None if the recipe holds out none."""
+        if self.data is None or self.held_out is None:
+            return None
+        return _whole(self.data, *self.held_out)
 
     def _missing(self, section: str, instead: str) -> RecipeError:
         return RecipeError(

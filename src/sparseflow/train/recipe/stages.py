@@ -1,4 +1,4 @@
-"""The stages of a recipe: dense training, sparsity methods, masked retraining, sparse maps; each a strict section."""
+"""The stages of a recipe, each a strict section: dense, a method's, masked retraining, sparse maps, low precision."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from sparseflow.train.activations import (
     sparsify_activations,
 )
 from sparseflow.train.methods import Method, MethodSettings, Need, method_of
+from sparseflow.train.quantise.network import LearnKeys, QuantiseKeys, RoundKeys
 from sparseflow.train.settings import StageKeys, TrainKeys, TrainSettings, told_in_validation
 
 
 class Stage(StageKeys):
-    """``[[stages]]``: its ``kind`` is ``dense``, ``retrain``, ``activations``, ``thresholds`` or a method's name."""
+    """``[[stages]]``: its ``kind`` is one of `OWN_KINDS` or a method's name."""
 
     kind: str
 
@@ -113,6 +114,30 @@ class ThresholdsStage(MapStage):
     samples: int = Field(default=2000, ge=1)
 
 
+class LevelsStage(Stage, QuantiseKeys):
+    """What the stages that put weights and maps on levels have."""
+
+
+class QuantiseStage(TrainedStage, LevelsStage, LearnKeys):
+    """``kind = "quantise"``: training with weights and maps on levels, removed weights held at zero."""
+
+    kind: Literal["quantise"]
+
+    @model_validator(mode="after")
+    def _folded_for_good(self) -> QuantiseStage:
+        if self.batch_norm == "before" and self.recalibrate > 0:
+            raise ValueError(
+                'recalibrate has no batch norms left to work on with batch_norm "before"; set it to 0'
+            )
+        return self
+
+
+class PostTrainingStage(LevelsStage, RoundKeys):
+    """``kind = "post_training"``: no training; weights and maps are put on levels as well as may be."""
+
+    kind: Literal["post_training"]
+
+
 class MethodStage(Stage):
     """A stage that sparsifies; `stage_class` adds the settings of its method."""
 
@@ -130,22 +155,27 @@ class MethodStage(Stage):
         return self
 
 
+OWN_KINDS: dict[str, type[Stage]] = {
+    "dense": DenseStage,
+    "retrain": RetrainStage,
+    "activations": ActivationsStage,
+    "thresholds": ThresholdsStage,
+    "quantise": QuantiseStage,
+    "post_training": PostTrainingStage,
+}
+"""Kinds of stages that are no sparsity method."""
+
+
 def stage_class(kind: str) -> type[Stage]:
-    """The class of stages of a kind: ``dense``, ``retrain``, a method's name, or a criterion's for one-shot pruning.
+    """The class of stages of a kind: of `OWN_KINDS`, a method's name, or a criterion's for one-shot pruning.
 
     Raises
     ------
     RegistryError
         If neither a method nor such a criterion has that name.
     """
-    own: dict[str, type[Stage]] = {
-        "dense": DenseStage,
-        "retrain": RetrainStage,
-        "activations": ActivationsStage,
-        "thresholds": ThresholdsStage,
-    }
-    if kind in own:
-        return own[kind]
+    if kind in OWN_KINDS:
+        return OWN_KINDS[kind]
     method, said = method_of(kind)
     return _method_stage(kind, method, tuple(said.items()))
 

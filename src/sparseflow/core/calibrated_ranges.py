@@ -1,0 +1,159 @@
+"""Between which numbers the feature maps of a network lie on real inputs: what quantised maps are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sparseflow.errors import FormatError
+
+Array = npt.NDArray[Any]
+
+BINS = 4096
+"""Bins of the counted values; they grow by factors of two as larger ones come."""
+KEPT = 0.9999
+"""Share of the values that the method ``percentile`` keeps on each side."""
+LEVELS = 255
+CUTS = np.linspace(1.0, 0.2, 81)
+"""Parts of the whole range that the method ``mse`` tries."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """From ``low`` to ``high``."""
+
+    low: float
+    high: float
+
+    def within(self, low: float, high: float) -> Range:
+        """The part of it between two numbers."""
+        return Range(min(max(self.low, low), high), max(min(self.high, high), low))
+
+
+@dataclass(frozen=True)
+class LayerRanges:
+    """The ranges around one layer.
+
+    Attributes
+    ----------
+    name : str
+        Of its weight in the model.
+    source : Range
+        Of the map that it reads.
+    result : Range
+        Of what it writes, after bias, residual and activation.
+    residual : Range, optional
+        Of the map that it adds.
+    """
+
+    name: str
+    source: Range
+    result: Range
+    residual: Range | None = None
+
+
+@dataclass(frozen=True)
+class CalibratedRanges:
+    """The ranges of a network's maps, in the order of its layers after propagation.
+
+    Attributes
+    ----------
+    layers : tuple of LayerRanges
+    method : str
+        One of `METHODS`, which drew them.
+    calls : int
+        Batches that were run.
+    """
+
+    layers: tuple[LayerRanges, ...]
+    method: str
+    calls: int
+
+
+class RangeCounter:
+    """Counts the values of one map, batch after batch."""
+
+    def __init__(self) -> None:
+        self.low, self.high, self.reach = np.inf, -np.inf, 0.0
+        self.counts = np.zeros(BINS, np.int64)
+        self.calls = 0
+
+    def add(self, batch: Array) -> None:
+        """Counts one batch.
+
+        Raises
+        ------
+        FormatError
+            If a value is not finite.
+        """
+        low, high = float(batch.min(initial=np.inf)), float(batch.max(initial=-np.inf))
+        if not np.isfinite(high - low) and batch.size:
+            raise FormatError("a map holds a value that is not finite; allowed: finite numbers")
+        self.calls += 1
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        largest = max(-low, high)
+        if self.reach == 0.0 < largest:
+            self.reach = largest
+        while self.reach < largest:
+            quarter = np.zeros(BINS // 4, np.int64)
+            self.counts = np.concatenate([quarter, self.counts.reshape(-1, 2).sum(axis=1), quarter])
+            self.reach *= 2.0
+        if self.reach > 0.0:
+            self.counts += np.histogram(batch, BINS, (-self.reach, self.reach))[0]
+
+    def range(self, method: str) -> Range:
+        """What ``method`` of `METHODS` draws from everything counted; it holds 0.
+
+        Raises
+        ------
+        FormatError
+            If nothing was counted.
+        """
+        if self.low > self.high:
+            raise FormatError("no values were counted; calibrate with at least one input")
+        found = METHODS[method](self)
+        return Range(min(found.low, 0.0), max(found.high, 0.0))
+
+    @property
+    def centres(self) -> Array:
+        """The middle of each bin."""
+        return np.asarray((np.arange(BINS) + 0.5) * (2.0 * self.reach / BINS) - self.reach)
+
+
+def _whole(counter: RangeCounter) -> Range:
+    return Range(counter.low, counter.high)
+
+
+def _percentile(counter: RangeCounter) -> Range:
+    """Without the outermost values of each side."""
+    share = np.cumsum(counter.counts) / max(1, counter.counts.sum())
+    low, high = np.searchsorted(share, [1.0 - KEPT, KEPT])
+    ends = counter.centres[[low, min(int(high), BINS - 1)]]
+    return _whole(counter).within(float(ends[0]), float(ends[1]))
+
+
+def _mse(counter: RangeCounter) -> Range:
+    """The part of the range with the least mean square of rounding and cutting off, each side cut alike."""
+    whole, centres = counter.range("minmax"), counter.centres
+
+    def error(cut: float) -> float:
+        low, high = cut * whole.low, cut * whole.high
+        step = (high - low) / LEVELS
+        beyond = centres - np.clip(centres, low, high)
+        rounding = np.where((centres >= low) & (centres <= high), step**2 / 12.0, 0.0)
+        return float((counter.counts * (beyond**2 + rounding)).sum())
+
+    best = min(CUTS.tolist(), key=error)
+    return Range(best * whole.low, best * whole.high)
+
+
+METHODS: dict[str, Callable[[RangeCounter], Range]] = {
+    "minmax": _whole,
+    "percentile": _percentile,
+    "mse": _mse,
+}
+"""How a range is drawn from the counted values, by name."""
