@@ -13,6 +13,7 @@ import sparseflow
 from sparseflow.core.calibrated_ranges import METHODS, CalibratedRanges, LayerRanges, Range
 from sparseflow.core.element_type import UINT8
 from sparseflow.core.map_profile import MapProfile
+from sparseflow.core.map_ranges import MapRange, MapRanges
 from sparseflow.engine.calibrate import measure_ranges
 from sparseflow.engine.frontends.importer import import_model
 from sparseflow.errors import CompileError, InputError
@@ -103,6 +104,29 @@ def test_every_way_to_draw_ranges_compiles(method: str) -> None:
 
 
 @NEEDS_QUADS
+def test_ranges_that_training_fixed_are_taken(tmp_path: Any) -> None:
+    """The second layer's map ends at 1: what the first writes, and a max pool between them, stops there."""
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 1, bias=False), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 1, bias=False)
+    )
+    with torch.no_grad():
+        model[0].weight.fill_(1.0)
+        model[3].weight.copy_(torch.eye(4)[:, :, None, None])
+    x = torch.linspace(0.0, 2.0, 64).reshape(1, 1, 8, 8)
+    trained = MapRanges((MapRange("3.weight", 0.0, 1.0),))
+    trained.save(tmp_path / "quantisation.json")
+    for given in (trained, tmp_path / "quantisation.json"):
+        engine = sparseflow.compile(
+            model.eval(), (x,), measure=False, precision="int8", calibration=[(x,)], ranges=given
+        )
+        expected = model(x).detach().clamp(max=1.0)
+        np.testing.assert_allclose(engine(x), expected, atol=0.01)
+    strange = MapRanges((MapRange("4.weight", 0.0, 1.0),))
+    with pytest.raises(CompileError, match=r"ranges: 4 is no layer of this model"):
+        sparseflow.compile(model, (x,), measure=False, precision="int8", calibration=[(x,)], ranges=strange)
+
+
+@NEEDS_QUADS
 def test_a_residual_in_levels_keeps_both_sides() -> None:
     """Both sides of a sum come from layers: neither may be read with the other's scale."""
 
@@ -135,16 +159,16 @@ ONE = LayerRanges("weight", Range(-1.0, 1.0), Range(-1.0, 1.0))
             "between which numbers the maps lie",
         ),
         (
-            {"precision": "int8", "calibration": CalibratedRanges((ONE, ONE), "minmax", 1)},
+            {"precision": "int8", "calibration": CalibratedRanges((ONE, ONE), "min-max", 1)},
             CompileError,
             r"ranges of 2 layers \(weight, weight, …\) given, the model has 1",
         ),
         (
             {"precision": "int8", "calibration": [(torch.zeros(16, 8),)], "ranges": "max"},
             CompileError,
-            "ranges='max': allowed: minmax, percentile, mse",
+            "ranges='max': allowed: min-max, percentile, mse",
         ),
-        ({"calibration": CalibratedRanges((ONE,), "minmax", 1)}, CompileError, "they are for int8"),
+        ({"calibration": CalibratedRanges((ONE,), "min-max", 1)}, CompileError, "they are for int8"),
         (
             {"precision": "int8", "calibration": [(torch.full((16, 8), torch.nan),)]},
             CompileError,

@@ -62,7 +62,8 @@ PrecisionOption = Annotated[
 RangesOption = Annotated[
     str,
     typer.Option(
-        metavar="METHOD", help="How int8 draws the range of a map from its values: minmax, percentile or mse."
+        metavar="METHOD",
+        help="How int8 draws a map's range: min-max, percentile, mse, or a trained network's quantisation.json.",
     ),
 ]
 CalibrateOption = Annotated[

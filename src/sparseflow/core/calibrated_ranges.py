@@ -138,7 +138,7 @@ def _percentile(counter: RangeCounter) -> Range:
 
 def _mse(counter: RangeCounter) -> Range:
     """The part of the range with the least mean square of rounding and cutting off, each side cut alike."""
-    whole, centres = counter.range("minmax"), counter.centres
+    whole, centres = counter.range("min-max"), counter.centres
 
     def error(cut: float) -> float:
         low, high = cut * whole.low, cut * whole.high
@@ -152,7 +152,7 @@ def _mse(counter: RangeCounter) -> Range:
 
 
 METHODS: dict[str, Callable[[RangeCounter], Range]] = {
-    "minmax": _whole,
+    "min-max": _whole,
     "percentile": _percentile,
     "mse": _mse,
 }

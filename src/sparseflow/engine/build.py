@@ -77,7 +77,7 @@ class Build:
     progress: Progress | None = None
     weights: str = Plan.weights
     precision: str = Plan.precision
-    ranges: str = "minmax"
+    ranges: str = "min-max"
 
     def __post_init__(self) -> None:
         def keep(name: str, value: object) -> None:

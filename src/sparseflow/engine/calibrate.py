@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import tvm
 
-from sparseflow.core.calibrated_ranges import CalibratedRanges, LayerRanges, RangeCounter
+from sparseflow.core.calibrated_ranges import CalibratedRanges, LayerRanges, Range, RangeCounter
 from sparseflow.core.element_type import ELEMENT_TYPES
 from sparseflow.core.map_profile import MapCounter, MapProfile
+from sparseflow.core.map_ranges import SUFFIX, MapRanges
 from sparseflow.engine.build import Build, build, inside_tvm
 from sparseflow.engine.frontends.importer import Imported
 from sparseflow.engine.runtime.engine import Engine
@@ -65,7 +66,11 @@ def profile_maps(imported: Imported, inputs: Iterable[Any], how: Build | None = 
 
 
 def measure_ranges(
-    imported: Imported, inputs: Iterable[Any], how: Build | None = None, method: str = Build.ranges
+    imported: Imported,
+    inputs: Iterable[Any],
+    how: Build | None = None,
+    method: str = Build.ranges,
+    trained: MapRanges | None = None,
 ) -> CalibratedRanges:
     """Between which numbers every layer's maps lie over ``inputs``.
 
@@ -74,7 +79,9 @@ def measure_ranges(
     imported, inputs, how
         As for `profile_maps`.
     method : str
-        One of `METHODS`: ``minmax``, ``percentile`` or ``mse``.
+        One of `METHODS`: ``min-max``, ``percentile`` or ``mse``.
+    trained : MapRanges, optional
+        What training has fixed, by the names of weights; these are taken as they are.
 
     Returns
     -------
@@ -86,9 +93,14 @@ def measure_ranges(
     InputError
         If ``inputs`` is empty, or an array does not fit the model.
     CompileError
-        If the model cannot be compiled, or a map is not finite.
+        If the model cannot be compiled, a map is not finite, or training has fixed the range of another's.
     """
     exposed, calls = _exposed(imported, inputs, how, all_maps=True)
+    fixed = {r.layer: Range(r.low, r.high) for r in trained.layers} if trained is not None else {}
+    strange = fixed.keys() - {layer.name.removesuffix(SUFFIX) for layer in exposed.layers}
+    if strange:
+        known = ", ".join(layer.name for layer in exposed.layers[:3])
+        raise CompileError(f"ranges: {min(strange)} is no layer of this model, whose are {known}, …")
     counters: dict[MapPlace, RangeCounter] = {}
     count = 0
     for results, arrays in calls:
@@ -101,6 +113,8 @@ def measure_ranges(
                         raise CompileError(f"calibration: layer {layer.name}: {error}") from error
         count += 1
     drawn = {place: counter.range(method) for place, counter in counters.items()}
+    named = ((layer.source, layer.name.removesuffix(SUFFIX)) for layer in exposed.layers)
+    drawn |= {place: fixed[name] for place, name in named if name in fixed}
     layers = (
         LayerRanges(
             layer.name,

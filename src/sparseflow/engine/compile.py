@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import tvm
 
 from sparseflow.core.calibrated_ranges import CalibratedRanges
 from sparseflow.core.map_profile import MapProfile
+from sparseflow.core.map_ranges import MapRanges
 from sparseflow.core.plan import Cut
 from sparseflow.engine.build import Build, Progress, build, inside_tvm
 from sparseflow.engine.calibrate import as_calls, faster_engine, measure_ranges, profile_maps
@@ -36,7 +38,7 @@ def compile(
     shapes: Mapping[str, Sequence[int]] | None = None,
     sparsify: str = "",
     calibration: MapProfile | CalibratedRanges | Iterable[Any] | None = None,
-    ranges: str = Build.ranges,
+    ranges: str | MapRanges | os.PathLike[str] = Build.ranges,
     dump: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Engine:
@@ -75,9 +77,10 @@ def compile(
         maps are, and where a map is to carry an index of its zeros. A profile saves counting again; with inputs, and
         where kernels are measured, the whole engine is timed on them too, and left without index if that is faster.
         With ``precision="int8"`` they tell the ranges of the maps instead; `CalibratedRanges` saves measuring again.
-    ranges : str
-        How a range is drawn from the values seen: ``minmax``; ``percentile``, without the outermost 0.01 % of each
-        side; or ``mse``, the least mean square of rounding and cutting off.
+    ranges : str, MapRanges or path
+        How a range is drawn from the values seen: ``min-max``; ``percentile``, without the outermost 0.01 % of each
+        side; or ``mse``, the least mean square of rounding and cutting off. Or what training has fixed, or the path
+        of its ``quantisation.json``; the rest is drawn by ``min-max``.
     dump : path, optional
         Folder that receives the IR after each phase, constants left out.
     progress : callable, optional
@@ -92,11 +95,12 @@ def compile(
     InputError
         If the calibration inputs do not fit the model.
     """
+    method, trained = _ranges(ranges)
     how = Build(
-        resolve(target), threads, measure, exact, sparsify, dump, progress, weights, precision, ranges
+        resolve(target), threads, measure, exact, sparsify, dump, progress, weights, precision, method
     )
     if how.precision == "int8":
-        return _on_levels(model, example_inputs, shapes, how, calibration)
+        return _on_levels(model, example_inputs, shapes, how, calibration, trained)
     if isinstance(calibration, CalibratedRanges):
         raise CompileError(f"calibration by ranges with precision={how.precision!r}: they are for int8")
     calls = (
@@ -125,12 +129,22 @@ def compile(
     return faster_engine(engine, build(imported, replace(how, dump=None)), calls)
 
 
+def _ranges(given: str | MapRanges | os.PathLike[str]) -> tuple[str, MapRanges | None]:
+    """How ranges are drawn, and what training has fixed."""
+    if isinstance(given, MapRanges):
+        return Build.ranges, given
+    if isinstance(given, os.PathLike) or str(given).endswith(".json"):
+        return Build.ranges, MapRanges.load(Path(given))
+    return given, None
+
+
 def _on_levels(
     model: Any,
     example_inputs: Sequence[Any] | None,
     shapes: Mapping[str, Sequence[int]] | None,
     how: Build,
     calibration: MapProfile | CalibratedRanges | Iterable[Any] | None,
+    trained: MapRanges | None,
 ) -> Engine:
     """The engine whose layers multiply levels of 8 bits."""
     if calibration is None or isinstance(calibration, MapProfile):
@@ -142,7 +156,7 @@ def _on_levels(
         imported = import_model(model, example_inputs, shapes)
     if not isinstance(calibration, CalibratedRanges):
         counts = replace(how, target=resolve("native")) if how.foreign else how
-        calibration = measure_ranges(imported, calibration, counts, how.ranges)
+        calibration = measure_ranges(imported, calibration, counts, how.ranges, trained)
     return build(imported, how, ranges=calibration)
 
 

@@ -81,6 +81,11 @@ class Operator(ABC):
         """Of its kernels."""
         return self.kind
 
+    @property
+    def selects(self) -> bool:
+        """Whether each result is the largest of some elements of one operand: bounds may be put before it or behind."""
+        return False
+
     def operands(self, call: Call) -> list[Expr]:
         """The maps that ``call`` reads."""
         return [call.args[0]]

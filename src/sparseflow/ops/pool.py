@@ -57,6 +57,10 @@ class Pooling(Operator):
         return f"{self.pool.kind}_pool"
 
     @property
+    def selects(self) -> bool:
+        return not self._mean
+
+    @property
     def _mean(self) -> bool:
         return self.pool.kind == "avg"
 

@@ -61,13 +61,11 @@ class Quantise:
                 f"{len(names)} ({', '.join(names[:3])}, …); calibrate this model"
             )
         results = _results(graph)
-        remaining = iter(self.ranges.layers)
+        layers = [b.var for b in graph.bindings if is_layer(b.value)]
+        ranges = _before_pools(graph, dict(zip(layers, self.ranges.layers, strict=True)))
 
         def visit(rebuild: Rebuild, var: Expr, value: Expr) -> Any:
-            if not is_layer(value):
-                return None
-            ranges = next(remaining)
-            return self._layer(rebuild, value, results[var], ranges) if var in results else None
+            return self._layer(rebuild, value, results[var], ranges[var]) if var in results else None
 
         return Rebuild(mod).run(visit)
 
@@ -86,6 +84,21 @@ class Quantise:
         added = relax.Tuple([constant(bias, f"{attrs.name}.bias"), constant(step, f"{attrs.name}.step")])
         x, residual = (rebuild.old(value.args[i]) for i in (0, 3))
         return layer_call(attrs.with_(workload=workload, ranges=dumps(ranges)), x, named, added, residual)
+
+
+def _before_pools(graph: Graph, ranges: dict[Expr, LayerRanges]) -> dict[Expr, LayerRanges]:
+    """The ranges, a result that layers read through max pools only having the range that they are read in."""
+    found = dict(ranges)
+    for var in ranges:
+        read, behind = graph.only_user(var), False
+        while read is not None and not is_layer(graph.definition[read]):
+            operator = operator_of(graph.definition[read])
+            if operator is None or not operator.selects:
+                break
+            read, behind = graph.only_user(read), True
+        if behind and read is not None and read in ranges:
+            found[var] = replace(ranges[var], result=ranges[read].source)
+    return found
 
 
 def _results(graph: Graph) -> dict[Expr, Workload]:

@@ -28,7 +28,7 @@ def command(
     exact: options.ExactOption = False,
     weights: options.WeightsOption = Plan.weights,
     precision: options.PrecisionOption = Plan.precision,
-    ranges: options.RangesOption = "minmax",
+    ranges: options.RangesOption = "min-max",
     calibrate: options.CalibrateOption = None,
     samples: options.SamplesOption = 32,
     target: Annotated[
