@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,14 @@ from sparseflow.core.calibrated_ranges import METHODS, CalibratedRanges, LayerRa
 from sparseflow.core.element_type import UINT8
 from sparseflow.core.map_profile import MapProfile
 from sparseflow.core.map_ranges import MapRange, MapRanges
+from sparseflow.core.steps import filter_steps, on_levels
 from sparseflow.engine.calibrate import measure_ranges
 from sparseflow.engine.frontends.importer import import_model
+from sparseflow.engine.layer_error import LayerError
 from sparseflow.errors import CompileError, InputError
 from tests.engine.test_compile import NETS, _model
 from tests.kernels.conftest import NEEDS_QUADS
+from tests.kernels.test_contract import conv
 
 VARIANTS = [("dense", 2, 1), ("block:4x4", 1, 2), ("unstructured", 1, 1)]
 
@@ -101,6 +105,61 @@ def test_every_way_to_draw_ranges_compiles(method: str) -> None:
     )
     expected = model(*calls[0]).detach()
     assert float((engine(*calls[0]) - expected).abs().max()) < 0.2 * float(expected.abs().max())
+
+
+@NEEDS_QUADS
+def test_auto_leaves_layers_that_would_move_too_far_in_a_wider_type() -> None:
+    """One channel of the second layer's map is a thousand times the others, which levels cannot tell apart."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(4, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3)
+    )
+    with torch.no_grad():
+        model[0].weight[0] *= 1000.0
+        model[2].weight[:, 0] /= 1e6
+    calls = samples((4, 20, 20))
+    engine = sparseflow.compile(model.eval(), calls[0], measure=False, precision="auto", calibration=calls)
+    first, second, third = engine.plan.layers
+    assert (first.element, third.element) == ("uint8", "uint8")
+    assert second.element in ("bfloat16", "float32")
+    assert re.fullmatch(r"not on levels: its sums would move by [0-9.]+%, more than 5%", second.note)
+    expected = model(*calls[0]).detach()
+    assert float((engine(*calls[0]) - expected).abs().max()) < 0.05 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_the_error_of_a_layer_is_that_of_its_sums(groups: int) -> None:
+    random = np.random.default_rng(0)
+    workload = conv(8, (9, 11), 16, groups=groups, stride=(2, 1), padding=(1, 0, 2, 3))
+    weight = random.standard_normal(workload.weight_shape).astype(np.float32)
+    x = random.standard_normal((2, 8, 9, 11)).astype(np.float32)
+    found = LayerError(workload, weight)
+    for _ in range(3):
+        found.add(x)
+    source = UINT8.covering(float(x.min()), float(x.max()))
+    steps = filter_steps(weight)
+
+    def sums(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+        left, right, top, bottom = (
+            workload.padding[1],
+            workload.padding[3],
+            workload.padding[0],
+            workload.padding[2],
+        )
+        padded = nn.functional.pad(torch.from_numpy(x), (left, right, top, bottom))
+        return nn.functional.conv2d(
+            padded, torch.from_numpy(w), stride=workload.stride, groups=groups
+        ).numpy()
+
+    exact, moved = (
+        sums(a, b)
+        for a, b in ((x, weight), (source.rounded(x), on_levels(weight, steps) * steps[:, None, None, None]))
+    )
+    expected = float(np.sqrt(np.square(moved - exact).mean() / np.square(exact).mean()))
+    assert found.relative(Range(float(x.min()), float(x.max()))) == pytest.approx(expected, rel=0.4)
+    nothing = LayerError(workload, 0 * weight)
+    nothing.add(x)
+    assert nothing.relative(Range(0.0, 1.0)) == 0.0
 
 
 @NEEDS_QUADS

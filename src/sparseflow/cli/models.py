@@ -95,7 +95,7 @@ class LoadedModel:
         from sparseflow.cli.calibration import calibration_calls
 
         calls = calibration_calls(data, specs, samples)
-        if calls is None and precision == "int8" and self.examples is not None:
+        if calls is None and precision in ("int8", "auto") and self.examples is not None:
             return [self.inputs(specs)]
         return calls
 

@@ -56,7 +56,8 @@ PrecisionOption = Annotated[
     str,
     typer.Option(
         metavar="TYPE",
-        help="fp32; bf16: multiply pairs of bfloat16 where a kernel does; int8: quads of 8 bits, see --calibrate.",
+        help="fp32; bf16: multiply pairs of bfloat16 where a kernel does; int8: quads of levels, see --calibrate; "
+        "auto: int8 but where that moves a layer's sums too far.",
     ),
 ]
 RangesOption = Annotated[

@@ -48,12 +48,15 @@ class LayerRanges:
         Of what it writes, after bias, residual and activation.
     residual : Range, optional
         Of the map that it adds.
+    error : float
+        How far its sums move when its map and its weights are put on levels: root mean square, relative to the sums'.
     """
 
     name: str
     source: Range
     result: Range
     residual: Range | None = None
+    error: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from tvm import relax, tirx
 import sparseflow
 from sparseflow.core.calibrated_ranges import METHODS, CalibratedRanges
 from sparseflow.core.checks import flag
-from sparseflow.core.element_type import BFLOAT16, ELEMENT_TYPES, FLOAT32, UINT8, ElementType
+from sparseflow.core.element_type import BFLOAT16, ELEMENT_TYPES, FLOAT32, UINT8, ElementType, Quantised
 from sparseflow.core.map_profile import MapProfile
 from sparseflow.core.plan import Plan, cut_summary
 from sparseflow.engine.frontends.importer import Imported
@@ -35,8 +36,10 @@ from sparseflow.passes.watch import watched
 
 Progress = Callable[[str], None]
 
-PRECISIONS: dict[str, ElementType] = {"fp32": FLOAT32, "bf16": BFLOAT16, "int8": UINT8}
-"""The types in which layers can multiply, by the names that users give them."""
+PRECISIONS: dict[str, ElementType] = {"fp32": FLOAT32, "bf16": BFLOAT16, "int8": UINT8, "auto": UINT8}
+"""The types in which layers can multiply, by the names that users give them; ``auto`` mixes them."""
+ERROR_LIMIT = 0.05
+"""With ``auto``: how far a layer's sums may move, root mean square, to be put on levels."""
 
 CHECKED_ARGUMENTS = 64
 """Most arguments of a kernel that TVM's code checks at each call."""
@@ -107,6 +110,18 @@ class Build:
             raise CompileError(f"progress={self.progress!r}: allowed: a function of one text")
 
     @property
+    def maps(self) -> ElementType:
+        """The type in which layers multiply that are not on levels."""
+        if self.precision == "auto" and self.target.multiplies(BFLOAT16):
+            return BFLOAT16
+        return FLOAT32 if self.on_levels else PRECISIONS[self.precision]
+
+    @property
+    def on_levels(self) -> bool:
+        """Whether layers multiply levels, for which the ranges of maps have to be known."""
+        return isinstance(PRECISIONS[self.precision], Quantised)
+
+    @property
     def foreign(self) -> str | None:
         """Why this machine cannot run the code; None if it can."""
         return not_here(self.target.architecture, self.target.instruction_sets)
@@ -144,7 +159,7 @@ def build(
     with inside_tvm("lowering"):
         mod = pipeline.run(
             imported.mod, selector, how.threads, observe, profile, how.progress,
-            ELEMENT_TYPES[how.weights], FLOAT32 if ranges is not None else PRECISIONS[how.precision], ranges,
+            ELEMENT_TYPES[how.weights], how.maps, ranges, ERROR_LIMIT if how.precision == "auto" else math.inf,
         )  # fmt: skip
     cuts = cuts_of(mod)
     plan = plan_of(mod)

@@ -16,6 +16,7 @@ from sparseflow.core.map_profile import MapCounter, MapProfile
 from sparseflow.core.map_ranges import SUFFIX, MapRanges
 from sparseflow.engine.build import Build, build, inside_tvm
 from sparseflow.engine.frontends.importer import Imported
+from sparseflow.engine.layer_error import LayerError
 from sparseflow.engine.runtime.engine import Engine
 from sparseflow.engine.runtime.manifest import Signature
 from sparseflow.engine.runtime.memory import host_arrays
@@ -23,6 +24,7 @@ from sparseflow.engine.target.targets import resolve
 from sparseflow.errors import CompileError, FormatError, InputError
 from sparseflow.passes.canonicalise import Canonicalise
 from sparseflow.passes.density import ExposedMaps, MapPlace, expose_maps
+from sparseflow.passes.ops import LayerAttrs, weight_of
 from sparseflow.passes.propagate import Propagate
 
 Array = npt.NDArray[Any]
@@ -102,15 +104,17 @@ def measure_ranges(
         known = ", ".join(layer.name for layer in exposed.layers[:3])
         raise CompileError(f"ranges: {min(strange)} is no layer of this model, whose are {known}, …")
     counters: dict[MapPlace, RangeCounter] = {}
+    errors = [LayerError(LayerAttrs.of(x.call).workload, weight_of(x.call)) for x in exposed.layers]
     count = 0
     for results, arrays in calls:
-        for layer in exposed.layers:
+        for layer, error in zip(exposed.layers, errors, strict=True):
+            error.add(layer.source.of(results, arrays))
             for place in (layer.source, layer.result, layer.residual):
                 if place is not None and counters.setdefault(place, RangeCounter()).calls == count:
                     try:
                         counters[place].add(place.of(results, arrays))
-                    except FormatError as error:
-                        raise CompileError(f"calibration: layer {layer.name}: {error}") from error
+                    except FormatError as found:
+                        raise CompileError(f"calibration: layer {layer.name}: {found}") from found
         count += 1
     drawn = {place: counter.range(method) for place, counter in counters.items()}
     named = ((layer.source, layer.name.removesuffix(SUFFIX)) for layer in exposed.layers)
@@ -121,8 +125,9 @@ def measure_ranges(
             drawn[layer.source],
             drawn[layer.result or layer.source],
             drawn[layer.residual] if layer.residual is not None else None,
+            error.relative(drawn[layer.source]),
         )
-        for layer in exposed.layers
+        for layer, error in zip(exposed.layers, errors, strict=True)
     )
     return CalibratedRanges(tuple(layers), method, count)
 

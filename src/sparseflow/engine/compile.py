@@ -64,7 +64,8 @@ def compile(
         ``fp32``, or ``bf16``: convolutions and linear layers on vector lanes multiply pairs of bfloat16, with sums in
         float32, and the maps between them are stored so; or ``int8``: they multiply levels of 8 bits, maps with a scale
         and a zero point, weights with a step for each filter, which needs ``calibration``. The target needs such an
-        instruction. Inputs and results stay float32.
+        instruction. ``auto``: int8 but for layers whose sums would move by more than 5 % (root mean square, on the
+        calibration inputs), which multiply bfloat16 or float32. Inputs and results stay float32.
     target : str or mapping
         ``native`` (this machine), ``avx512``, ``avx2``, ``neon``, or TVM's target as a dictionary,
         ``{"kind": "llvm", "mcpu": "znver4"}``.
@@ -99,7 +100,7 @@ def compile(
     how = Build(
         resolve(target), threads, measure, exact, sparsify, dump, progress, weights, precision, method
     )
-    if how.precision == "int8":
+    if how.on_levels:
         return _on_levels(model, example_inputs, shapes, how, calibration, trained)
     if isinstance(calibration, CalibratedRanges):
         raise CompileError(f"calibration by ranges with precision={how.precision!r}: they are for int8")
@@ -149,7 +150,8 @@ def _on_levels(
     """The engine whose layers multiply levels of 8 bits."""
     if calibration is None or isinstance(calibration, MapProfile):
         raise CompileError(
-            "precision='int8' needs to know between which numbers the maps lie; give calibration=[inputs, ...]"
+            f"precision={how.precision!r} needs to know between which numbers the maps lie; "
+            "give calibration=[inputs, ...]"
         )
     how.say("import")
     with watched("import", how.progress):

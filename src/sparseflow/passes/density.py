@@ -39,6 +39,8 @@ class ExposedLayer:
     name : str
     shape : tuple of int
         Of its input.
+    call : relax.Call
+        The layer.
     source : MapPlace
         Its input.
     result, residual : MapPlace or None
@@ -47,6 +49,7 @@ class ExposedLayer:
 
     name: str
     shape: tuple[int, ...]
+    call: Expr
     source: MapPlace
     result: MapPlace | None = None
     residual: MapPlace | None = None
@@ -95,7 +98,7 @@ def expose_maps(mod: tvm.IRModule, all_maps: bool = False) -> ExposedMaps:
         x, residual = binding.value.args[0], list(binding.value.args[3].fields)[:1]
         name = LayerAttrs.of(binding.value).name
         more = (place(binding.var), place(residual[0]) if residual else None) if all_maps else ()
-        layers.append(ExposedLayer(name, shape_of(graph.resolve(x)), place(x), *more))
+        layers.append(ExposedLayer(name, shape_of(graph.resolve(x)), binding.value, place(x), *more))
     if not found:
         return ExposedMaps(mod, tuple(layers), ())
     rebuild = Rebuild(mod)

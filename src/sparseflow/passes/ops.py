@@ -53,6 +53,8 @@ class LayerAttrs:
         JSON of a `MapUse` when input, residual and result are maps that carry their index; else empty.
     ranges : str
         JSON of `LayerRanges` when the layer multiplies levels; else empty.
+    note : str
+        What a pass before the plan has to say of the choice.
     """
 
     name: str
@@ -63,6 +65,7 @@ class LayerAttrs:
     candidate: str = ""
     maps: str = ""
     ranges: str = ""
+    note: str = ""
 
     def to_attrs(self) -> ir.Attrs:
         """As the attributes of a Relax call."""
@@ -76,6 +79,7 @@ class LayerAttrs:
             candidate=self.candidate,
             maps=self.maps,
             ranges=self.ranges,
+            note=self.note,
         )
 
     @classmethod
@@ -91,6 +95,7 @@ class LayerAttrs:
             str(a["candidate"]),
             str(a["maps"]),
             str(a["ranges"]),
+            str(a["note"]),
         )
 
     @property

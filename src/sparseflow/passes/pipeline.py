@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -42,6 +43,7 @@ def phases(
     weights: ElementType = Workload.weights,
     maps: ElementType = Workload.maps,
     ranges: CalibratedRanges | None = None,
+    limit: float = math.inf,
 ) -> dict[str, list[Any]]:
     """The passes of each phase, in order.
 
@@ -58,6 +60,8 @@ def phases(
         Layers multiply in it, where a kernel does; their maps are stored in it.
     ranges : CalibratedRanges, optional
         Between which numbers the maps lie; with it layers multiply levels of 8 bits, where a kernel does.
+    limit : float
+        See `Quantise`.
     """
     target = selector.target
     kept = Weights()
@@ -66,8 +70,8 @@ def phases(
         "canonicalise": [Canonicalise(target, threads, weights)],
         "propagate": [
             Propagate(),
+            *([Quantise(ranges, limit)] if ranges is not None else []),
             *([Precision(maps)] if maps != Workload.maps else []),
-            *([Quantise(ranges)] if ranges is not None else []),
         ],
         "index": [Index(kept), *([WriteDensities(profile)] if profile is not None else [])],
         "plan": [
@@ -99,13 +103,14 @@ def run(
     weights: ElementType = Workload.weights,
     maps: ElementType = Workload.maps,
     ranges: CalibratedRanges | None = None,
+    limit: float = math.inf,
 ) -> tvm.IRModule:
     """The module after all phases.
 
     Parameters
     ----------
     mod : tvm.IRModule
-    selector, threads, profile, weights, maps, ranges
+    selector, threads, profile, weights, maps, ranges, limit
         As for `phases`.
     observe : callable, optional
         Called as ``observe(phase, module)`` after each phase, to look or to dump.
@@ -113,7 +118,7 @@ def run(
         Told which pass runs long; without it that is a warning.
     """
     with selector.target.tvm:
-        for name, passes in phases(selector, threads, profile, weights, maps, ranges).items():
+        for name, passes in phases(selector, threads, profile, weights, maps, ranges, limit).items():
             for step in passes:
                 with watched(f"{name}: pass {step.info.name}", say):
                     mod = step(mod)

@@ -138,9 +138,9 @@ def describe(attrs: LayerAttrs, weight: LayerWeight, choice: Choice, best: Candi
         computed = min(packed["data"].size // rows, total)
         value_bytes = packed["data"].nbytes
         index_bytes = sum(a.nbytes for a in packed.values()) - value_bytes
-    note = ""
+    note = attrs.note
     if template.format == "dense" and density < 1.0:
-        note = _why_dense(workload, choice, best)
+        note = "; ".join(filter(None, (note, _why_dense(workload, choice, best))))
     return LayerPlan(
         name=attrs.name,
         op=workload.op,

@@ -40,6 +40,8 @@ class Precision:
             if not is_layer(value):
                 return None
             attrs = LayerAttrs.of(value)
+            if attrs.workload.quantised:
+                return None
             weight = self._rounded(attrs.name, weight_of(value))
             workload = replace(attrs.workload, maps=self.element, result=self.element, weights=self.element)
             workload = workload.with_zeros_of(weight.reshape(workload.weight_shape))

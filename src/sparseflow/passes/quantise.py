@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -37,12 +38,14 @@ class Quantise:
 
     Parameters
     ----------
+    limit : float
+        Largest error of a layer's sums (`LayerRanges.error`) with which it is put on levels.
     ranges : CalibratedRanges
         Of the same model: one record for each layer, in order.
     """
 
-    def __init__(self, ranges: CalibratedRanges) -> None:
-        self.ranges = ranges
+    def __init__(self, ranges: CalibratedRanges, limit: float = math.inf) -> None:
+        self.ranges, self.limit = ranges, limit
 
     def transform_module(self, mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
         """See the class.
@@ -60,12 +63,20 @@ class Quantise:
                 f"calibration: ranges of {len(known)} layers ({', '.join(known[:3])}, …) given, the model has "
                 f"{len(names)} ({', '.join(names[:3])}, …); calibrate this model"
             )
-        results = _results(graph)
         layers = [b.var for b in graph.bindings if is_layer(b.value)]
         ranges = _before_pools(graph, dict(zip(layers, self.ranges.layers, strict=True)))
+        results = _results(graph, {var for var in layers if ranges[var].error <= self.limit})
 
         def visit(rebuild: Rebuild, var: Expr, value: Expr) -> Any:
-            return self._layer(rebuild, value, results[var], ranges[var]) if var in results else None
+            if var in results:
+                return self._layer(rebuild, value, results[var], ranges[var])
+            if var not in ranges or ranges[var].error <= self.limit:
+                return None
+            attrs = LayerAttrs.of(value)
+            told = (
+                f"not on levels: its sums would move by {ranges[var].error:.1%}, more than {self.limit:.0%}"
+            )
+            return layer_call(attrs.with_(note=told), *(rebuild.old(a) for a in value.args))
 
         return Rebuild(mod).run(visit)
 
@@ -101,14 +112,14 @@ def _before_pools(graph: Graph, ranges: dict[Expr, LayerRanges]) -> dict[Expr, L
     return found
 
 
-def _results(graph: Graph) -> dict[Expr, Workload]:
-    """The workload on levels of each layer that a kernel computes so; the rest of the layers stay as they are."""
+def _results(graph: Graph, allowed: set[Expr]) -> dict[Expr, Workload]:
+    """The workload on levels of each allowed layer that a kernel computes so; the others stay as they are."""
     wanted: set[Expr] = set()
     found: dict[Expr, Workload] = {}
     for binding in reversed(graph.bindings):
         var, value = binding.var, binding.value
         if is_layer(value):
-            workload = _on_levels(LayerAttrs.of(value).workload, var in wanted)
+            workload = _on_levels(LayerAttrs.of(value).workload, var in wanted) if var in allowed else None
             if workload is None:
                 continue
             found[var] = workload

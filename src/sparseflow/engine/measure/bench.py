@@ -89,7 +89,7 @@ class BenchOptions:
     @property
     def limit(self) -> float:
         """The tolerance, or that of the precision."""
-        usual = {Plan.precision: 1e-3, "int8": 0.2}.get(self.precision, 5e-2)
+        usual = {Plan.precision: 1e-3, "int8": 0.2, "auto": 0.2}.get(self.precision, 5e-2)
         return usual if self.tolerance is None else self.tolerance
 
 
@@ -253,7 +253,7 @@ def _ours(subject: Subject, options: BenchOptions, say: Callable[[str], None]) -
         examples = torch_inputs(subject.inputs) if hasattr(subject.model, "forward") else None
         imported = import_model(subject.model, examples)
     calibration = options.calibration
-    if calibration is None and options.precision == "int8":
+    if calibration is None and options.precision in ("int8", "auto"):
         calibration = [tuple(subject.inputs)]
     engine = compile_model(
         imported,
