@@ -5,7 +5,7 @@ They are ``linkonce_odr``, as every kernel of a module brings its own copy, and 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 PAIRS = r"""
 declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloat>, <32 x bfloat>)
@@ -42,6 +42,52 @@ def quads(lanes: int, features: Collection[str] = ()) -> str:
     bytes of a slot, in the map unsigned and in the weight signed.
     """
     return JOIN[lanes] + (_dot(lanes, features) if features else "")
+
+
+def turned(lanes: int) -> str:
+    """Four vectors of slots turned in each four lanes, so that a slot holds one channel of all four.
+
+    ``sparseflow_turned_N`` gives what becomes of lane N, channel by channel, ``sparseflow_turned_back`` of `quads`
+    brings rounded results back; ``sparseflow_repeated`` reads four slots for each four lanes.
+    """
+    octets, words, i32 = f"<{4 * lanes} x i8>", f"<{2 * lanes} x i16>", f"<{lanes} x i32>"
+    found = [
+        f"""
+define linkonce_odr {i32} @sparseflow_repeated(ptr %p) alwaysinline nounwind {{
+  %q = load <4 x i32>, ptr %p, align 4
+  %r = shufflevector <4 x i32> %q, <4 x i32> poison, {i32} <{_indices(i % 4 for i in range(lanes))}>
+  ret {i32} %r
+}}
+"""
+    ]
+
+    def interleaved(each: int, half: int) -> str:
+        """Indices that take turns between two vectors of parts of ``each``, in one ``half`` of each part."""
+        size = each * lanes // 4
+        starts = range(half * each // 2, size, each)
+        return _indices(i + which * size for s in starts for i in range(s, s + each // 2) for which in (0, 1))
+
+    for lane in range(4):
+        found.append(f"""
+define linkonce_odr {i32} @sparseflow_turned_{lane}({i32} %a, {i32} %b, {i32} %c, {i32} %d) alwaysinline nounwind {{
+  %a8 = bitcast {i32} %a to {octets}
+  %b8 = bitcast {i32} %b to {octets}
+  %c8 = bitcast {i32} %c to {octets}
+  %d8 = bitcast {i32} %d to {octets}
+  %ab = shufflevector {octets} %a8, {octets} %b8, <{4 * lanes} x i32> <{interleaved(16, lane // 2)}>
+  %cd = shufflevector {octets} %c8, {octets} %d8, <{4 * lanes} x i32> <{interleaved(16, lane // 2)}>
+  %ab16 = bitcast {octets} %ab to {words}
+  %cd16 = bitcast {octets} %cd to {words}
+  %q = shufflevector {words} %ab16, {words} %cd16, <{2 * lanes} x i32> <{interleaved(8, lane % 2)}>
+  %r = bitcast {words} %q to {i32}
+  ret {i32} %r
+}}
+""")
+    return "".join(found)
+
+
+def _indices(values: Iterable[int]) -> str:
+    return ", ".join(f"i32 {i}" for i in values)
 
 
 def _dot(lanes: int, features: Collection[str]) -> str:
@@ -135,12 +181,20 @@ define linkonce_odr {i16} @sparseflow_rounded({real} %a, {real} %b) alwaysinline
   ret {i16} %r
 }}
 
-define linkonce_odr {i32} @sparseflow_quad_uint8({real} %a, {real} %b, {real} %c, {real} %d)
+define linkonce_odr {i32} @sparseflow_turned_back({real} %a, {real} %b, {real} %c, {real} %d)
     alwaysinline nounwind {{
   %ab = call {i16} @sparseflow_rounded({real} %a, {real} %b)
   %cd = call {i16} @sparseflow_rounded({real} %c, {real} %d)
   %p = call {i8} {octets}({i16} %ab, {i16} %cd)
-  %q = shufflevector {i8} %p, {i8} poison, <{4 * lanes} x i32> <{", ".join(f"i32 {i}" for i in order)}>
+  %r = bitcast {i8} %p to {i32}
+  ret {i32} %r
+}}
+
+define linkonce_odr {i32} @sparseflow_quad_uint8({real} %a, {real} %b, {real} %c, {real} %d)
+    alwaysinline nounwind {{
+  %s = call {i32} @sparseflow_turned_back({real} %a, {real} %b, {real} %c, {real} %d)
+  %p = bitcast {i32} %s to {i8}
+  %q = shufflevector {i8} %p, {i8} poison, <{4 * lanes} x i32> <{_indices(order)}>
   %r = bitcast {i8} %q to {i32}
   ret {i32} %r
 }}
@@ -158,9 +212,18 @@ define linkonce_odr <8 x i8> @sparseflow_rounded(<4 x float> %a, <4 x float> %b)
   %d = call <4 x i32> @llvm.aarch64.neon.fcvtns.v4i32.v4f32(<4 x float> %b)
   %e = call <4 x i16> @llvm.aarch64.neon.sqxtn.v4i16(<4 x i32> %c)
   %f = call <4 x i16> @llvm.aarch64.neon.sqxtn.v4i16(<4 x i32> %d)
-  %g = shufflevector <4 x i16> %e, <4 x i16> %f, <8 x i32> <{", ".join(f"i32 {i}" for i in range(8))}>
+  %g = shufflevector <4 x i16> %e, <4 x i16> %f, <8 x i32> <{_indices(range(8))}>
   %r = call <8 x i8> @llvm.aarch64.neon.sqxtun.v8i8(<8 x i16> %g)
   ret <8 x i8> %r
+}}
+
+define linkonce_odr <4 x i32> @sparseflow_turned_back(<4 x float> %a, <4 x float> %b, <4 x float> %c, <4 x float> %d)
+    alwaysinline nounwind {{
+  %ab = call <8 x i8> @sparseflow_rounded(<4 x float> %a, <4 x float> %b)
+  %cd = call <8 x i8> @sparseflow_rounded(<4 x float> %c, <4 x float> %d)
+  %q = shufflevector <8 x i8> %ab, <8 x i8> %cd, <16 x i32> <{_indices(range(16))}>
+  %r = bitcast <16 x i8> %q to <4 x i32>
+  ret <4 x i32> %r
 }}
 
 define linkonce_odr <4 x i32> @sparseflow_quad_uint8(<4 x float> %a, <4 x float> %b, <4 x float> %c, <4 x float> %d)
@@ -168,7 +231,7 @@ define linkonce_odr <4 x i32> @sparseflow_quad_uint8(<4 x float> %a, <4 x float>
   %ab = call <8 x i8> @sparseflow_rounded(<4 x float> %a, <4 x float> %b)
   %cd = call <8 x i8> @sparseflow_rounded(<4 x float> %c, <4 x float> %d)
   %q = shufflevector <8 x i8> %ab, <8 x i8> %cd, <16 x i32>
-      <{", ".join(f"i32 {4 * channel + slot}" for slot in range(4) for channel in range(4))}>
+      <{_indices(4 * channel + slot for slot in range(4) for channel in range(4))}>
   %r = bitcast <16 x i8> %q to <4 x i32>
   ret <4 x i32> %r
 }}

@@ -14,15 +14,15 @@ from sparseflow.kernels.ir import emit, llvm
 Expr = Any
 
 
-def helpers(lanes: int, *elements: ElementType, features: Collection[str] = ()) -> str:
+def helpers(lanes: int, *elements: ElementType, features: Collection[str] = (), turned: bool = False) -> str:
     """What kernels on slots of ``elements`` call, as LLVM IR for `emit.prim_func`.
 
-    ``features`` are the instruction sets of the target of a kernel that multiplies.
+    ``features`` are the instruction sets of the target of a kernel that multiplies; ``turned`` adds `llvm.turned`.
     """
     found = [llvm.PAIRS] if BFLOAT16 in elements else []
     if any(isinstance(e, Quantised) for e in elements):
         found.append(llvm.quads(lanes, features))
-    return "".join(found)
+    return "".join([*found, llvm.turned(lanes)] if turned else found)
 
 
 def parts(element: ElementType, slot: Expr, lanes: int) -> list[Expr]:
