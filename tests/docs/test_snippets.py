@@ -57,6 +57,7 @@ COMMANDS_NOT_RUN = {
     "sparseflow sweep *": "trains for minutes to hours; tests/studies runs a small sweep",
     "sparseflow report runs/*": "needs what was trained; tests/report renders every kind",
     "sparseflow inspect runs/cifar10-maps/*": "needs what was trained",
+    "sparseflow compile runs/cifar10-int8/*": "the same; tests/engine/test_int8.py takes ranges that training fixed",
     "sparseflow tune *": "times dozens of kernels for each layer",
     "sparseflow bench *": "measures ResNet-50 in four engines; tests/cli runs it with a small network",
     "sparseflow inspect zoo:resnet50 *": "half a minute; ResNet-18 is run",

@@ -43,7 +43,7 @@ ROUNDING = 18.0
 class Depthwise(KernelTemplate):
     """Depthwise convolution of maps in levels."""
 
-    name = "depthwise"
+    name = "depthwise-quads"
     layout = "lanes"
     format = "dense"
     narrow = True
