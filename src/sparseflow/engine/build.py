@@ -29,6 +29,7 @@ from sparseflow.kernels.target.base import Target
 from sparseflow.kernels.tuning.selector import Selector
 from sparseflow.passes import pipeline
 from sparseflow.passes.hoist import call_labels, hoist_constants
+from sparseflow.passes.levels import has_levels
 from sparseflow.passes.plan import plan_of
 from sparseflow.passes.propagate import cuts_of
 from sparseflow.passes.watch import watched
@@ -37,6 +38,10 @@ Progress = Callable[[str], None]
 
 PRECISIONS: dict[str, ElementType] = {"fp32": FLOAT32, "bf16": BFLOAT16, "int8": UINT8}
 """The types in which layers can multiply, by the names that users give them."""
+
+LEVELS_UNUSED = (
+    "the model is quantised: its maps are computed without their levels; precision='int8' uses them"
+)
 
 CHECKED_ARGUMENTS = 64
 """Most arguments of a kernel that TVM's code checks at each call."""
@@ -144,11 +149,12 @@ def build(
     with inside_tvm("lowering"):
         mod = pipeline.run(
             imported.mod, selector, how.threads, observe, profile, how.progress,
-            ELEMENT_TYPES[how.weights], FLOAT32 if ranges is not None else PRECISIONS[how.precision], ranges,
+            ELEMENT_TYPES[how.weights], PRECISIONS[how.precision], ranges,
         )  # fmt: skip
     cuts = cuts_of(mod)
     plan = plan_of(mod)
-    notes = (*((cut_summary(cuts),) if cuts else ()), *plan.notes)
+    unused = has_levels(imported.mod) and how.precision != "int8"
+    notes = (*((cut_summary(cuts),) if cuts else ()), *((LEVELS_UNUSED,) if unused else ()), *plan.notes)
     plan = replace(
         plan,
         sparsify=how.sparsify,

@@ -9,7 +9,7 @@ from typing import Any
 import tvm
 from tvm import relax
 
-from sparseflow.core.element_type import ElementType
+from sparseflow.core.element_type import ElementType, Quantised
 from sparseflow.core.map_profile import MapProfile
 from sparseflow.core.map_ranges import MapRanges
 from sparseflow.kernels.cpu_rules.dense_matmul import legalize_matmul
@@ -57,17 +57,17 @@ def phases(
     maps : ElementType
         Layers multiply in it, where a kernel does; their maps are stored in it.
     ranges : MapRanges, optional
-        Between which numbers the maps lie; with it layers multiply levels of 8 bits, where a kernel does.
+        Between which numbers the maps lie, for maps of levels; a quantised model tells itself.
     """
     target = selector.target
     kept = Weights()
+    narrow = Quantise(ranges) if isinstance(maps, Quantised) else Precision(maps)
     matmul = partial(legalize_matmul, vectors=target.vectors, threads=threads)
     return {
         "canonicalise": [Canonicalise(target, threads, weights)],
         "propagate": [
             Propagate(),
-            *([Precision(maps)] if maps != Workload.maps else []),
-            *([Quantise(ranges)] if ranges is not None else []),
+            *([narrow] if maps != Workload.maps else []),
         ],
         "index": [Index(kept), *([WriteDensities(profile)] if profile is not None else [])],
         "plan": [

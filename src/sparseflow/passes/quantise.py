@@ -37,11 +37,12 @@ class Quantise:
 
     Parameters
     ----------
-    ranges : MapRanges
-        Of the same model: one record for each layer, in order.
+    ranges : MapRanges, optional
+        Of the same model: one record for each layer, in order. They fill in what the layers' own ``ranges``, of a model
+        that was quantised before, leave open; a layer of which neither tells the input's range stays in float32.
     """
 
-    def __init__(self, ranges: MapRanges) -> None:
+    def __init__(self, ranges: MapRanges | None = None) -> None:
         self.ranges = ranges
 
     def transform_module(self, mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
@@ -53,32 +54,42 @@ class Quantise:
             If the ranges are another model's.
         """
         graph = Graph(mod)
-        names = [LayerAttrs.of(b.value).name for b in graph.bindings if is_layer(b.value)]
-        known = [layer.name for layer in self.ranges.layers]
-        if names != known:
-            raise CompileError(
-                f"calibration: ranges of {len(known)} layers ({', '.join(known[:3])}, …) given, the model has "
-                f"{len(names)} ({', '.join(names[:3])}, …); calibrate this model"
-            )
-        results = _results(graph)
-        remaining = iter(self.ranges.layers)
+        ranges = self._ranges(graph)
+        results = _results(graph, ranges)
 
         def visit(rebuild: Rebuild, var: Expr, value: Expr) -> Any:
-            if not is_layer(value):
-                return None
-            ranges = next(remaining)
-            return self._layer(rebuild, value, results[var], ranges) if var in results else None
+            return self._layer(rebuild, value, results[var], ranges[var]) if var in results else None
 
         return Rebuild(mod).run(visit)
 
+    def _ranges(self, graph: Graph) -> dict[Expr, LayerRanges]:
+        """What is known of each layer."""
+        layers = {b.var: LayerAttrs.of(b.value) for b in graph.bindings if is_layer(b.value)}
+        names = [attrs.name for attrs in layers.values()]
+        given = [LayerRanges(name, None, None) for name in names]
+        if self.ranges is not None:
+            given = list(self.ranges.layers)
+            known = [layer.name for layer in given]
+            if names != known:
+                raise CompileError(
+                    f"calibration: ranges of {len(known)} layers ({', '.join(known[:3])}, …) given, the model has "
+                    f"{len(names)} ({', '.join(names[:3])}, …); calibrate this model"
+                )
+        return {
+            var: _filled(attrs.map_ranges or more, more)
+            for (var, attrs), more in zip(layers.items(), given, strict=True)
+        }
+
     def _layer(self, rebuild: Rebuild, value: Expr, wanted: Workload, ranges: LayerRanges) -> Any:
-        attrs, weight = LayerAttrs.of(value), weight_of(value)
-        if ACTIVATIONS[wanted.activation].clamps:
+        attrs, weight, source = LayerAttrs.of(value), weight_of(value), ranges.source
+        if source is None:
+            return None
+        if ranges.result is not None and ACTIVATIONS[wanted.activation].clamps:
             ends = ACTIVATIONS[wanted.activation].numpy(np.array([-np.inf, np.inf]), wanted.parameter)
             ranges = replace(ranges, result=ranges.result.within(*map(float, ends)))
         given = value.args[2].fields
         bias = given[0].value.numpy() if given else np.zeros(wanted.filters, np.float32)
-        scale = UINT8.covering(ranges.source.low, ranges.source.high).scale
+        scale = UINT8.covering(source.low, source.high).scale
         step = bounded_step(filter_steps(weight), bias, scale)
         levels = on_levels(weight, step)
         workload = wanted.with_zeros_of(levels.reshape(wanted.weight_shape))
@@ -88,14 +99,24 @@ class Quantise:
         return layer_call(attrs.with_(workload=workload, ranges=dumps(ranges)), x, named, added, residual)
 
 
-def _results(graph: Graph) -> dict[Expr, Workload]:
+def _filled(ranges: LayerRanges, more: LayerRanges) -> LayerRanges:
+    """``ranges`` with what they leave open from ``more``."""
+    return replace(
+        ranges,
+        source=ranges.source or more.source,
+        result=ranges.result or more.result,
+        residual=ranges.residual or more.residual,
+    )
+
+
+def _results(graph: Graph, ranges: dict[Expr, LayerRanges]) -> dict[Expr, Workload]:
     """The workload on levels of each layer that a kernel computes so; the rest of the layers stay as they are."""
     wanted: set[Expr] = set()
     found: dict[Expr, Workload] = {}
     for binding in reversed(graph.bindings):
         var, value = binding.var, binding.value
         if is_layer(value):
-            workload = _on_levels(LayerAttrs.of(value).workload, var in wanted)
+            workload = _on_levels(LayerAttrs.of(value).workload, var in wanted, ranges[var])
             if workload is None:
                 continue
             found[var] = workload
@@ -112,9 +133,14 @@ def _results(graph: Graph) -> dict[Expr, Workload]:
     return found
 
 
-def _on_levels(workload: Workload, wanted: bool) -> Workload | None:
+def _on_levels(workload: Workload, wanted: bool, ranges: LayerRanges) -> Workload | None:
     """The workload on levels, with levels for its result if they are wanted and there is a kernel that writes them."""
+    if ranges.source is None:
+        return None
+    known = ranges.result is not None and (ranges.residual is not None or not workload.residual)
     for result in (UINT8, FLOAT32) if wanted else (FLOAT32, UINT8):
+        if result == UINT8 and not known:
+            continue
         quantised = replace(workload, maps=UINT8, weights=INT8, result=result, bias=True)
         if any(t.refusal(quantised) is None for t in TEMPLATES.values() if t.format == "dense"):
             return quantised

@@ -17,6 +17,7 @@ from tvm import relax
 from tvm.relax.frontend.onnx import onnx_frontend
 
 from sparseflow.engine.frontends.common import check_dtype, elu
+from sparseflow.engine.frontends.levels import dequantise, quantise
 from sparseflow.engine.frontends.onnx_fold import Arrays, fold
 from sparseflow.engine.frontends.onnx_resize import resize_axes
 from sparseflow.engine.frontends.resample import pad, resample
@@ -214,12 +215,27 @@ def _resize(bb: Any, inputs: Any, attrs: dict[str, Any]) -> Any:
     return resample(bb.emit, x, axes, float(attrs.get("extrapolation_value", 0.0)))
 
 
+def _quantise(_bb: Any, inputs: Any, _attrs: dict[str, Any]) -> Any:
+    x, scale, zero = [*inputs, None][:3]
+    dtype = "uint8" if zero is None else str(zero.ty.dtype.dtype)
+    return quantise(x, _array(scale), 0 if zero is None else _array(zero), dtype)
+
+
+def _dequantise(bb: Any, inputs: Any, _attrs: dict[str, Any]) -> Any:
+    x, scale, zero = [*inputs, None][:3]
+    if str(x.ty.dtype.dtype) == "int32":  # sums, which are no map
+        return None
+    return dequantise(bb, x, _array(scale), 0 if zero is None else _array(zero))
+
+
 HIGH_LEVEL: dict[str, Callable[[Any, Any, dict[str, Any]], Any]] = {
     "Celu": _celu,
     "Clip": _clip,
+    "DequantizeLinear": _dequantise,
     "Dropout": _dropout,
     "HardSigmoid": _hard_sigmoid,
     "Pad": _pad,
+    "QuantizeLinear": _quantise,
     "Resize": _resize,
     "Upsample": _resize,
 }

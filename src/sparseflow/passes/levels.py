@@ -1,0 +1,107 @@
+"""Markers of models that are quantised already: what the levels of a map stand for, read off the graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm
+from tvm import ir, relax
+
+from sparseflow.core.map_ranges import Range
+from sparseflow.ops.activations import single_activation
+from sparseflow.ops.expressions import op_name
+from sparseflow.ops.operator import operator_of
+from sparseflow.passes.graph import Rebuild
+
+Expr = Any
+
+LEVELS = "sparseflow.levels"
+_SAME_VALUES = ("relax.reshape", "relax.flatten", "relax.permute_dims", "relax.expand_dims", "relax.squeeze")
+_LEVELS = 255
+"""Steps between the first and the last."""
+
+
+def levels(x: Expr, low: float, high: float) -> relax.Call:
+    """``x`` rounded to 256 levels, the first of which stands for ``low`` and the last for ``high``."""
+    return relax.Call(ir.Op.get(LEVELS), [x], ir.make_node("ir.DictAttrs", low=low, high=high))
+
+
+def has_levels(mod: tvm.IRModule) -> bool:
+    """Whether the model of an imported module is quantised."""
+    return any(op_name(b.value) == LEVELS for block in mod["main"].body.blocks for b in block.bindings)
+
+
+def read_levels(mod: tvm.IRModule) -> tuple[tvm.IRModule, dict[Expr, Range]]:
+    """``mod`` without its markers, and the ranges of its tensors: those marked, and those that follow from them.
+
+    Rounding to levels also cuts off what lies beyond the last, and quantisers drop a ReLU in front of a marker from
+    zero on. It is written again where negative numbers may come; a ReLU6 where the last level stands for 6. The
+    model's own inputs are taken to lie in their ranges.
+    """
+    reader = _Reader(mod)
+    return Rebuild(mod).run(reader.visit), reader.ranges
+
+
+class _Reader:
+    """What is known of the new module's tensors so far."""
+
+    def __init__(self, mod: tvm.IRModule) -> None:
+        self.ranges: dict[Expr, Range] = {}
+        self.marked: set[Expr] = set()
+        self.non_negative: set[Expr] = set(mod["main"].params)
+        self.clamped: dict[Expr, Expr] = {}
+
+    def visit(self, rebuild: Rebuild, _var: Expr, value: Expr) -> Expr:
+        """The new variable of a binding."""
+        new = rebuild.old(value)
+        if op_name(value) == LEVELS:
+            return self._mark(rebuild, new.args[0], Range(float(new.attrs["low"]), float(new.attrs["high"])))
+        var = new if isinstance(new, ir.Var) else rebuild.emit(new)
+        if var is not new:
+            self._derive(var, new)
+        return var
+
+    def _mark(self, rebuild: Rebuild, x: Expr, found: Range) -> Expr:
+        if found.low >= 0.0 and x not in self.non_negative:
+            if x not in self.clamped:
+                six = abs(found.high - 6.0) < found.high / _LEVELS
+                clamp = relax.op.clip(x, 0.0, 6.0) if six else relax.op.nn.relu(x)
+                self.clamped[x] = rebuild.emit(clamp)
+                self.non_negative.add(self.clamped[x])
+            x = self.clamped[x]
+        if x not in self.marked:  # of two in a row the first is nearer to what computes the map
+            self.marked.add(x)
+            self.ranges[x] = found
+        return x
+
+    def _derive(self, var: Expr, value: Expr) -> None:
+        """What follows for a result from what is known of the operands."""
+        if not isinstance(value, relax.Call) or getattr(var.ty, "shape", None) is None:
+            return
+        if op_name(value) in _SAME_VALUES:
+            (x,) = value.args[:1]
+            if x in self.ranges:
+                self.ranges[var] = self.ranges[x]
+            if x in self.non_negative:
+                self.non_negative.add(var)
+            return
+        found, operator = single_activation(value), operator_of(value)
+        if op_name(value) == "relax.nn.softmax" or (found is not None and found[0].non_negative):
+            self.non_negative.add(var)
+        if operator is None:
+            return
+        operands = operator.operands(value)
+        if operator.non_negative([x in self.non_negative for x in operands]):
+            self.non_negative.add(var)
+        if operands and all(x in self.ranges for x in operands):
+            result = operator.range([(self.ranges[x].low, self.ranges[x].high) for x in operands])
+            if result is not None:
+                self.ranges[var] = Range(*result)
+
+
+def _infer(call: relax.Call, _builder: Any) -> Any:
+    return call.args[0].ty
+
+
+ir.register_op_attr(LEVELS, "FPurity", True)
+ir.register_op_attr(LEVELS, "FInferType", _infer)
