@@ -17,19 +17,19 @@ TYPES = ("int8", "uint8")
 """The types whose levels maps may lie on."""
 
 
-def quantise(x: Expr, scale: Any, zero: Any, dtype: str) -> Expr:
-    """The levels of ``x``; `dequantise` makes a marker of both.
+def quantise(place: str, x: Expr, scale: Any, zero: Any, dtype: str) -> Expr:
+    """The levels of ``x``; `dequantise` makes a marker of both. ``place`` names the operator in errors.
 
     Raises
     ------
     ImportModelError
         If the levels have other than 8 bits, or not one scale for the whole map.
     """
-    operands = _operands(scale, zero, dtype)
+    operands = _operands(place, scale, zero, dtype)
     return relax.op.quantize(x, *operands, axis=0, out_dtype=dtype)
 
 
-def dequantise(builder: Any, x: Expr, scale: Any, zero: Any) -> Expr:
+def dequantise(place: str, builder: Any, x: Expr, scale: Any, zero: Any) -> Expr:
     """The numbers that levels stand for, marked: the map itself where `quantise` made the levels of it.
 
     Raises
@@ -38,7 +38,7 @@ def dequantise(builder: Any, x: Expr, scale: Any, zero: Any) -> Expr:
         As `quantise`.
     """
     dtype = str(x.ty.dtype.dtype)
-    operands = _operands(scale, zero, dtype)
+    operands = _operands(place, scale, zero, dtype)
     numbers = [scalar(o) for o in operands]
     made = builder.lookup_binding(x) if isinstance(x, relax.Var) else x
     if op_name(made) == "relax.quantize" and [scalar(o) for o in made.args[1:]] == numbers:
@@ -48,17 +48,22 @@ def dequantise(builder: Any, x: Expr, scale: Any, zero: Any) -> Expr:
     return levels(x, *QUANTISED[dtype].at(float(numbers[0] or 0.0), int(numbers[1] or 0)).range)
 
 
-def _operands(scale: Any, zero: Any, dtype: str) -> tuple[Expr, Expr]:
+def _operands(place: str, scale: Any, zero: Any, dtype: str) -> tuple[Expr, Expr]:
     """Scale and zero point, each one number."""
     if dtype not in TYPES:
-        raise ImportModelError(f"quantised map of type {dtype}; allowed: {', '.join(TYPES)}")
+        raise ImportModelError(f"{place}: quantised map of type {dtype}; allowed: {', '.join(TYPES)}")
     if scale is None or zero is None:
-        raise ImportModelError("quantised map whose scale or zero point is computed; allowed: constants")
+        raise ImportModelError(
+            f"{place}: quantised map whose scale or zero point is computed; allowed: constants"
+        )
     scale, zero = np.asarray(scale), np.asarray(zero)
     if scale.size != 1 or zero.size != 1:
+        count = max(scale.size, zero.size)
         raise ImportModelError(
-            f"quantised map with {max(scale.size, zero.size)} scales; allowed: one for the whole map (per tensor)"
+            f"{place}: quantised map with {count} scales; allowed: one for it all (per tensor)"
         )
     if not float(scale.reshape(())) > 0.0:
-        raise ImportModelError(f"quantised map of scale {float(scale.reshape(())):g}; allowed: above 0")
+        raise ImportModelError(
+            f"{place}: quantised map of scale {float(scale.reshape(())):g}; allowed: above 0"
+        )
     return relax.const(scale.reshape(()), "float32"), relax.const(zero.reshape(()), dtype)

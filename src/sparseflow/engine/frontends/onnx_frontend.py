@@ -134,10 +134,14 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
         except ImportModelError:
             raise
         except Exception as error:
-            node = attrs.get("tvm_custom", {}).get("name") or "(unnamed)"
             raise ImportModelError(
-                f"unsupported use of operator {op_name} at node {node!r}: TVM cannot translate it ({first_line(error)})"
+                f"unsupported use of {_place(op_name, attrs)}: TVM cannot translate it ({first_line(error)})"
             ) from error
+
+
+def _place(op_name: str, attrs: dict[str, Any]) -> str:
+    node = attrs.get("tvm_custom", {}).get("name") or "(unnamed)"
+    return f"operator {op_name} at node {node!r}"
 
 
 def _array(expr: Any) -> np.ndarray[Any, Any] | None:
@@ -215,17 +219,21 @@ def _resize(bb: Any, inputs: Any, attrs: dict[str, Any]) -> Any:
     return resample(bb.emit, x, axes, float(attrs.get("extrapolation_value", 0.0)))
 
 
-def _quantise(_bb: Any, inputs: Any, _attrs: dict[str, Any]) -> Any:
+def _quantise(_bb: Any, inputs: Any, attrs: dict[str, Any]) -> Any:
     x, scale, zero = [*inputs, None][:3]
     dtype = "uint8" if zero is None else str(zero.ty.dtype.dtype)
-    return quantise(x, _array(scale), 0 if zero is None else _array(zero), dtype)
+    return quantise(
+        _place("QuantizeLinear", attrs), x, _array(scale), 0 if zero is None else _array(zero), dtype
+    )
 
 
-def _dequantise(bb: Any, inputs: Any, _attrs: dict[str, Any]) -> Any:
+def _dequantise(bb: Any, inputs: Any, attrs: dict[str, Any]) -> Any:
     x, scale, zero = [*inputs, None][:3]
     if str(x.ty.dtype.dtype) == "int32":  # sums, which are no map
         return None
-    return dequantise(bb, x, _array(scale), 0 if zero is None else _array(zero))
+    return dequantise(
+        _place("DequantizeLinear", attrs), bb, x, _array(scale), 0 if zero is None else _array(zero)
+    )
 
 
 HIGH_LEVEL: dict[str, Callable[[Any, Any, dict[str, Any]], Any]] = {

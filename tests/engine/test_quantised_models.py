@@ -1,0 +1,337 @@
+"""Models that are quantised already: their levels are read, and engines on them are near ONNX Runtime's."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import tvm
+from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+from torch import nn
+from tvm import relax
+
+import sparseflow
+from sparseflow.core.map_ranges import Range
+from sparseflow.engine.frontends.importer import Imported, import_model
+from sparseflow.engine.target.targets import host_target
+from sparseflow.errors import CompileError, ImportModelError
+from sparseflow.passes.canonicalise import Canonicalise
+from sparseflow.passes.graph import Graph, Rebuild
+from sparseflow.passes.levels import has_levels, levels
+from sparseflow.passes.ops import LayerAttrs, is_layer
+from tests.engine.test_compile import NETS, _model
+from tests.engine.test_importer import to_onnx
+from tests.kernels.conftest import NEEDS_QUADS
+
+WORST, MEAN = 3.0, 1.0
+"""Levels of the output by which an engine may differ from ONNX Runtime on the same quantised model, which rounds in the
+middle of what is one layer here, and once more at the end."""
+
+
+class Conv(nn.Module):
+    """A residual, a depthwise layer, pools, a concatenation, a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.last, self.head = nn.Conv2d(3, 16, 3), nn.Conv2d(32, 24, 1), nn.Linear(24, 10)
+        self.a, self.b = (nn.Conv2d(16, 16, 3, padding=1) for _ in range(2))
+        self.deep, self.one = nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.Conv2d(16, 16, 1)
+
+    def forward(self, x: Any) -> Any:
+        f = nn.functional
+        x = f.max_pool2d(torch.relu(self.stem(x)), 2)
+        x = torch.relu(self.b(torch.relu(self.a(x))) + x)
+        y = f.relu6(self.one(torch.relu(self.deep(x))))
+        return self.head(torch.relu(self.last(torch.cat([x, y], 1))).mean((2, 3)))
+
+
+class Mlp(nn.Module):
+    """Two residual feed-forward blocks with layer norms over 24 tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(32, 64), nn.Linear(64, 32)
+        self.more, self.less = nn.Linear(32, 64), nn.Linear(64, 32)
+        self.first, self.second = nn.LayerNorm(32), nn.LayerNorm(32)
+
+    def forward(self, x: Any) -> Any:
+        x = self.first(x + self.down(torch.relu(self.up(x))))
+        return self.second(x + self.less(torch.relu(self.more(x))))
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
+    "conv": (Conv, (1, 3, 22, 20), 6),
+    "mlp": (Mlp, (1, 24, 32), 4),
+}
+"""Network, shape of its input, layers on levels."""
+TYPES = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
+
+
+def inputs(name: str, count: int = 6) -> list[np.ndarray]:
+    rng = np.random.default_rng(2)
+    return [rng.standard_normal(MODELS[name][1]).astype(np.float32) for _ in range(count)]
+
+
+def module(name: str) -> nn.Module:
+    torch.manual_seed(3)
+    return MODELS[name][0]().eval()
+
+
+class _Feeds:
+    def __init__(self, name: str, arrays: list[np.ndarray]) -> None:
+        self._left = iter([{name: a} for a in arrays])
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self._left, None)
+
+
+def quantised(name: str, kind: str, folder: Path, **more: Any) -> Path:
+    """The model of `MODELS` as ``quantize_static`` writes it."""
+    source = to_onnx(module(name), torch.from_numpy(inputs(name)[0]))
+    onnx.save(source, str(folder / "float.onnx"))
+    path = folder / f"{name}.{kind}.onnx"
+    logging.disable(logging.WARNING)
+    with contextlib.ExitStack() as stack:
+        stack.callback(logging.disable, logging.NOTSET)
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        quantize_static(
+            str(folder / "float.onnx"), str(path), _Feeds(source.graph.input[0].name, inputs(name)),
+            quant_format=QuantFormat.QDQ, activation_type=TYPES[kind], weight_type=QuantType.QInt8,
+            per_channel=True, **more,
+        )  # fmt: skip
+    return path
+
+
+def by_onnxruntime(path: Path, x: np.ndarray) -> np.ndarray:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {session.get_inputs()[0].name: x})[0])
+
+
+def level_of_output(path: Path) -> float:
+    """What one level of the output is worth."""
+    model = onnx.load(str(path))
+    node = next(n for n in model.graph.node if model.graph.output[0].name in n.output)
+    (scale,) = [t for t in model.graph.initializer if t.name == node.input[1]]
+    return float(numpy_helper.to_array(scale))
+
+
+def layer_ranges(imported: Imported) -> dict[str, tuple[Range | None, Range | None, Range | None]]:
+    mod = Canonicalise(host_target())(imported.mod)
+    found = [LayerAttrs.of(b.value) for b in Graph(mod).bindings if is_layer(b.value)]
+    known = {a.name: a.map_ranges for a in found}
+    return {n: (r.source, r.result, r.residual) if r else (None, None, None) for n, r in known.items()}
+
+
+@NEEDS_QUADS
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("name", MODELS)
+def test_an_engine_is_within_three_levels_of_onnxruntime(name: str, kind: str, tmp_path: Path) -> None:
+    path = quantised(name, kind, tmp_path)
+    engine = sparseflow.compile(path, measure=False, precision="int8")
+    assert sum(layer.element == "uint8" for layer in engine.plan.layers) == MODELS[name][2]
+    assert engine.plan.precision == "int8"
+    assert not any("quantised" in note for note in engine.plan.notes)
+    results = [by_onnxruntime(path, x) for x in inputs(name)]
+    away = np.abs([engine(x) - y for x, y in zip(inputs(name), results, strict=True)])
+    assert away.max() <= WORST * level_of_output(path)
+    assert away.mean() <= MEAN * level_of_output(path)
+    assert away.mean() < 0.2 * min(np.abs(results[0] - y).mean() for y in results[1:])
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("name", MODELS)
+def test_in_float32_the_levels_are_left_out_and_a_note_says_so(name: str, kind: str, tmp_path: Path) -> None:
+    path = quantised(name, kind, tmp_path)
+    engine = sparseflow.compile(path, measure=False)
+    assert {layer.element for layer in engine.plan.layers} == {"float32"}
+    assert any("precision='int8' uses them" in note for note in engine.plan.notes)
+    x = inputs(name)[0]
+    assert np.abs(engine(x) - by_onnxruntime(path, x)).max() <= WORST * level_of_output(path)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_every_layer_gets_the_ranges_that_the_model_says(kind: str, tmp_path: Path) -> None:
+    found = layer_ranges(import_model(quantised("conv", kind, tmp_path)))
+    assert list(found) == ["stem", "a", "b", "deep", "one", "last", "head"]
+    assert all(source and result for source, result, _ in found.values())
+    assert found["a"][0] == found["stem"][1] == found["b"][2]
+    assert found["deep"][0] == found["b"][1]
+    assert [name for name, (*_, residual) in found.items() if residual] == ["b"]
+    # ONNX Runtime's quantiser leaves ReLUs to the rounding; they are there all the same
+    model = sparseflow.compile(quantised("conv", kind, tmp_path), measure=False)
+    assert len(model.plan.layers) == 7
+
+
+class _Everywhere:
+    """A module with a marker behind each tensor."""
+
+    def __init__(self, mod: tvm.IRModule) -> None:
+        self.mod = Rebuild(mod).run(self._visit)
+
+    def _visit(self, rebuild: Rebuild, _var: Any, value: Any) -> Any:
+        new = rebuild.old(value)
+        var = new if isinstance(new, relax.Var) else rebuild.emit(new)
+        plain = getattr(var.ty, "shape", None) is not None and str(var.ty.dtype.dtype) == "float32"
+        return levels(var, -1.0, 1.0) if plain else var
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_marker_in_every_place_hinders_no_fusion(name: str) -> None:
+    imported = import_model(_model(name, "dense"), (torch.randn(1, *NETS[name][1]),))
+    marked = _Everywhere(imported.mod).mod
+    assert has_levels(marked)
+    canonicalise = Canonicalise(host_target())
+    plain, found = canonicalise(imported.mod), canonicalise(marked)
+    assert not has_levels(found)
+    for a, b in zip(Graph(plain).bindings, Graph(found).bindings, strict=True):
+        assert is_layer(a.value) == is_layer(b.value)
+        if is_layer(a.value):
+            assert LayerAttrs.of(a.value) == LayerAttrs.of(b.value).with_(ranges="")
+            assert LayerAttrs.of(b.value).map_ranges is not None
+
+
+def qdq_model(
+    scale: Any = 0.1, zero: Any = 3, dtype: int = TensorProto.UINT8, opset: int = 21, relu: bool = True
+) -> onnx.ModelProto:
+    """``y = conv(dequantise(quantise(x)))``; no zero point if it is None."""
+    weight = np.random.default_rng(0).integers(-127, 128, (8, 4, 3, 3)).astype(np.float32) * 0.01
+    constants = [
+        numpy_helper.from_array(weight, "conv.weight"),
+        numpy_helper.from_array(np.asarray(scale, np.float32), "scale"),
+    ]
+    if zero is not None:
+        constants.append(helper.make_tensor("zero", dtype, np.shape(zero), np.ravel(zero).tolist()))
+    operands = ["scale"] if zero is None else ["scale", "zero"]
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", *operands], ["q"], "quantise"),
+        helper.make_node("DequantizeLinear", ["q", *operands], ["d"], "dequantise"),
+        helper.make_node("Conv", ["d", "conv.weight"], ["y"], "conv"),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4, 9, 9])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 8, 7, 7])
+    graph = helper.make_graph(nodes, "small", [x], [y], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"scale": [0.1, 0.2, 0.3, 0.4], "zero": [1, 2, 3, 4]},
+            r"node 'quantise': .* 4 scales; .*per tensor",
+        ),
+        ({"dtype": TensorProto.UINT4}, r"node 'quantise': quantised map of type uint4; allowed: int8, uint8"),
+        ({"dtype": TensorProto.UINT16}, r"node 'quantise': quantised map of type uint16; allowed"),
+        ({"scale": 0.0}, r"node 'quantise': quantised map of scale 0; allowed: above 0"),
+    ],
+)
+def test_levels_that_no_kernel_reads_are_one_clear_line(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ImportModelError, match=message) as caught:
+        import_model(qdq_model(**arguments))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("zero", "dtype", "low"),
+    [(None, TensorProto.UINT8, 0.0), (3, TensorProto.UINT8, -0.3), (-5, TensorProto.INT8, -12.3)],
+)
+def test_the_range_follows_from_scale_and_zero_point(zero: Any, dtype: int, low: float) -> None:
+    (found,) = layer_ranges(import_model(qdq_model(zero=zero, dtype=dtype))).values()
+    assert found[0] is not None
+    np.testing.assert_allclose((found[0].low, found[0].high), (low, low + 25.5), rtol=1e-6)
+    assert found[1:] == (None, None)
+
+
+@NEEDS_QUADS
+def test_a_layer_whose_result_has_no_range_writes_float32(tmp_path: Path) -> None:
+    engine = sparseflow.compile(qdq_model(), measure=False, precision="int8")
+    assert [layer.element for layer in engine.plan.layers] == ["uint8"]
+    onnx.save(qdq_model(), str(tmp_path / "model.onnx"))
+    x = np.random.default_rng(1).uniform(0, 20, (1, 4, 9, 9)).astype(np.float32)
+    expected = by_onnxruntime(tmp_path / "model.onnx", x)
+    np.testing.assert_allclose(engine(x), expected, atol=1e-5 * float(np.abs(expected).max()))
+
+
+@NEEDS_QUADS
+def test_without_levels_and_calibration_int8_is_refused() -> None:
+    with pytest.raises(CompileError, match=r"give calibration=\[inputs, \.\.\.\]"):
+        sparseflow.compile(nn.Linear(8, 8).eval(), (torch.randn(2, 8),), measure=False, precision="int8")
+
+
+quantised_decomposed = torch.ops.quantized_decomposed
+
+
+def _on_levels(x: Any, scale: float, zero: int, low: int, high: int, dtype: torch.dtype) -> Any:
+    """As PT2E writes a map on levels."""
+    q = quantised_decomposed.quantize_per_tensor(x, scale, zero, low, high, dtype)
+    return quantised_decomposed.dequantize_per_tensor(q, scale, zero, low, high, dtype)
+
+
+class Pt2e(nn.Module):
+    """Two convolutions as PT2E and torchao leave them: weights in int8, a bias in int32, maps through levels."""
+
+    def __init__(self, highest: int = 255) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(5)
+        self.highest = highest
+        for i, filters in enumerate((16, 8)):
+            weight = torch.randint(-127, 128, (filters, 4 if i == 0 else 16, 3, 3), generator=generator)
+            self.register_buffer(f"weight{i}", weight.to(torch.int8))
+            self.register_buffer(f"scales{i}", torch.rand(filters, generator=generator) * 1e-3 + 1e-3)
+            self.register_buffer(f"zeros{i}", torch.zeros(filters, dtype=torch.int64))
+        self.register_buffer("bias", torch.randint(-900, 900, (16,), generator=generator, dtype=torch.int32))
+
+    def weight(self, i: int) -> Any:
+        operands = (getattr(self, f"{name}{i}") for name in ("weight", "scales", "zeros"))
+        return quantised_decomposed.dequantize_per_channel(*operands, 0, -127, 127, torch.int8)
+
+    def forward(self, x: Any) -> Any:
+        x = _on_levels(x, 0.03, 120, 0, self.highest, torch.uint8)
+        bias = quantised_decomposed.dequantize_per_tensor(
+            self.bias, 1e-4, 0, -(2**31), 2**31 - 1, torch.int32
+        )
+        x = torch.relu(nn.functional.conv2d(x, self.weight(0), bias))
+        x = _on_levels(x, 0.02, -128, -128, 127, torch.int8)
+        return _on_levels(nn.functional.conv2d(x, self.weight(1)), 0.05, 1, -128, 127, torch.int8)
+
+
+@NEEDS_QUADS
+@pytest.mark.parametrize("saved", [False, True])
+def test_programs_of_pt2e_are_within_a_level_of_torch(saved: bool, tmp_path: Path) -> None:
+    model, x = Pt2e().eval(), torch.randn(2, 4, 11, 9)
+    program: Any = torch.export.export(model, (x,))
+    if saved:
+        torch.export.save(program, tmp_path / "model.pt2")
+        program = tmp_path / "model.pt2"
+    found = layer_ranges(import_model(program))
+    assert list(found) == ["weight0", "weight1"]
+    np.testing.assert_allclose(
+        [(r.low, r.high) for ranges in found.values() for r in ranges[:2] if r],
+        [(-3.6, 4.05), (0.0, 5.1), (0.0, 5.1), (-6.45, 6.3)], rtol=1e-5, atol=1e-6,
+    )  # fmt: skip
+    engine = sparseflow.compile(program, measure=False, precision="int8")
+    assert [layer.element for layer in engine.plan.layers] == ["uint8", "uint8"]
+    expected = model(x)
+    assert float((engine(x) - expected).abs().max()) <= 0.05
+    assert float(expected.std()) > 0.5
+
+
+def test_few_levels_of_a_torch_map_are_one_clear_line() -> None:
+    with pytest.raises(
+        ImportModelError, match=r"quantize_per_tensor.*: quantised map of 16 levels"
+    ) as caught:
+        import_model(Pt2e(highest=15).eval(), (torch.randn(1, 4, 11, 9),))
+    assert "\n" not in str(caught.value)
