@@ -21,7 +21,9 @@ from torch import nn
 from tvm import relax
 
 import sparseflow
-from sparseflow.core.map_ranges import Range
+from sparseflow.core.map_ranges import LayerRanges, MapRanges, Range
+from sparseflow.engine.calibrate import measure_ranges
+from sparseflow.engine.export_qdq import export_qdq
 from sparseflow.engine.frontends.importer import Imported, import_model
 from sparseflow.engine.target.targets import host_target
 from sparseflow.errors import CompileError, ImportModelError
@@ -335,3 +337,72 @@ def test_few_levels_of_a_torch_map_are_one_clear_line() -> None:
     ) as caught:
         import_model(Pt2e(highest=15).eval(), (torch.randn(1, 4, 11, 9),))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("written", ["onnx", "torch"])
+@pytest.mark.parametrize("name", MODELS)
+def test_an_export_keeps_the_ranges_and_runs_in_onnxruntime(name: str, written: str, tmp_path: Path) -> None:
+    model, calls = module(name), inputs(name)
+    example = (torch.from_numpy(calls[0]),)
+    source: Any = model if written == "torch" else to_onnx(model, *example)
+    imported = import_model(source, example if written == "torch" else None)
+    ranges, path = measure_ranges(imported, calls), tmp_path / "model.onnx"
+    export_qdq(source, ranges, path, example)
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+    found = layer_ranges(import_model(path))
+    for layer, (read, result, residual) in zip(ranges.layers, found.values(), strict=True):
+        assert near(layer.source, read)
+        assert near(layer.result, result)
+        assert near(layer.residual, residual) or residual is None
+    level = max(float(np.ptp(model(torch.from_numpy(x)).detach().numpy())) for x in calls) / 255
+    for x in calls:
+        assert np.abs(by_onnxruntime(path, x) - model(torch.from_numpy(x)).detach().numpy()).max() < 4 * level
+
+
+@NEEDS_QUADS
+@pytest.mark.parametrize("name", MODELS)
+def test_an_export_compiles_to_what_calibration_gives(name: str, tmp_path: Path) -> None:
+    source, calls, path = (
+        to_onnx(module(name), torch.from_numpy(inputs(name)[0])),
+        inputs(name),
+        tmp_path / "m.onnx",
+    )
+    ranges = measure_ranges(import_model(source), calls)
+    export_qdq(source, ranges, path)
+    read = sparseflow.compile(path, measure=False, precision="int8")
+    calibrated = sparseflow.compile(source, measure=False, precision="int8", calibration=ranges)
+    assert [x.element for x in read.plan.layers] == [x.element for x in calibrated.plan.layers]
+    level = max(float(np.ptp(calibrated(x))) for x in calls) / 255
+    assert np.abs([read(x) - calibrated(x) for x in calls]).max() <= level
+
+
+def near(a: Range | None, b: Range | None) -> bool:
+    """Whether both lie within a level of each other."""
+    if a is None or b is None:
+        return a is b
+    return max(abs(a.low - b.low), abs(a.high - b.high)) <= (a.high - a.low) / 255
+
+
+def test_weights_on_few_levels_are_exported_on_them(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(4, 8, 3).eval()
+    steps = torch.linspace(0.01, 0.03, 8).reshape(-1, 1, 1, 1)
+    with torch.no_grad():
+        layer.weight.copy_(torch.randint(-7, 8, layer.weight.shape) * steps)
+    x = torch.randn(1, 4, 8, 8)
+    ranges = measure_ranges(import_model(layer, (x,)), [x.numpy()])
+    export_qdq(layer, ranges, tmp_path / "model.onnx", (x,))
+    stored = onnx.load(str(tmp_path / "model.onnx")).graph.initializer
+    (weight,) = [numpy_helper.to_array(t) for t in stored if t.name == "weight_quantized"]
+    np.testing.assert_array_equal(weight, np.rint((layer.weight / steps).detach().numpy()))
+
+
+def test_ranges_of_another_model_are_one_clear_line(tmp_path: Path) -> None:
+    ranges = MapRanges((LayerRanges("other", Range(0, 1), Range(0, 1)),), "minmax", 1)
+    source = to_onnx(module("conv"), torch.from_numpy(inputs("conv")[0]))
+    with pytest.raises(
+        CompileError, match=r"ranges of 1 layers \(other, .*the model has 7 \(stem, a"
+    ) as caught:
+        export_qdq(source, ranges, tmp_path / "model.onnx")
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
