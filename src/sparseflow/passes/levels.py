@@ -11,7 +11,7 @@ from sparseflow.core.map_ranges import Range
 from sparseflow.ops.activations import single_activation
 from sparseflow.ops.expressions import op_name
 from sparseflow.ops.operator import operator_of
-from sparseflow.passes.graph import Rebuild
+from sparseflow.passes.graph import Graph, Rebuild
 
 Expr = Any
 
@@ -51,24 +51,26 @@ class _Reader:
         self.non_negative: set[Expr] = set(mod["main"].params)
         self.clamped: dict[Expr, Expr] = {}
 
-    def visit(self, rebuild: Rebuild, _var: Expr, value: Expr) -> Expr:
+    def visit(self, rebuild: Rebuild, var: Expr, value: Expr) -> Expr:
         """The new variable of a binding."""
         new = rebuild.old(value)
         if op_name(value) == LEVELS:
-            return self._mark(rebuild, new.args[0], Range(float(new.attrs["low"]), float(new.attrs["high"])))
-        var = new if isinstance(new, ir.Var) else rebuild.emit(new)
-        if var is not new:
-            self._derive(var, new)
-        return var
+            x, found = new.args[0], Range(float(new.attrs["low"]), float(new.attrs["high"]))
+            cuts = found.low >= 0.0 and x not in self.non_negative and not _clamped_later(rebuild.graph, var)
+            return self._mark(self._clamp(rebuild, x, found.high) if cuts else x, found)
+        made = new if isinstance(new, ir.Var) else rebuild.emit(new)
+        if made is not new:
+            self._derive(made, new)
+        return made
 
-    def _mark(self, rebuild: Rebuild, x: Expr, found: Range) -> Expr:
-        if found.low >= 0.0 and x not in self.non_negative:
-            if x not in self.clamped:
-                six = abs(found.high - 6.0) < found.high / _LEVELS
-                clamp = relax.op.clip(x, 0.0, 6.0) if six else relax.op.nn.relu(x)
-                self.clamped[x] = rebuild.emit(clamp)
-                self.non_negative.add(self.clamped[x])
-            x = self.clamped[x]
+    def _clamp(self, rebuild: Rebuild, x: Expr, high: float) -> Expr:
+        if x not in self.clamped:
+            six = abs(high - 6.0) < high / _LEVELS
+            self.clamped[x] = rebuild.emit(relax.op.clip(x, 0.0, 6.0) if six else relax.op.nn.relu(x))
+            self.non_negative.add(self.clamped[x])
+        return self.clamped[x]
+
+    def _mark(self, x: Expr, found: Range) -> Expr:
         if x not in self.marked:  # of two in a row the first is nearer to what computes the map
             self.marked.add(x)
             self.ranges[x] = found
@@ -97,6 +99,13 @@ class _Reader:
             result = operator.range([(self.ranges[x].low, self.ranges[x].high) for x in operands])
             if result is not None:
                 self.ranges[var] = Range(*result)
+
+
+def _clamped_later(graph: Graph, var: Expr) -> bool:
+    """Whether everything that reads a marker begins at 0 itself."""
+    found = [single_activation(graph.definition[user]) for user in graph.consumers.get(var, [])]
+    ends = [a is not None and a[0].clamps and a[0].non_negative for a in found]
+    return bool(ends) and all(ends) and graph.uses[var] == len(ends)
 
 
 def _infer(call: relax.Call, _builder: Any) -> Any:
