@@ -71,9 +71,25 @@ class Mlp(nn.Module):
         return self.second(x + self.less(torch.relu(self.more(x))))
 
 
+class Activations(nn.Module):
+    """Activations that ONNX writes in several operators, which the quantiser puts markers between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(32, 32) for _ in range(3))
+        self.last = nn.Linear(32, 32)
+        self.functions = (nn.GELU(), nn.SiLU(), nn.Hardswish())
+
+    def forward(self, x: Any) -> Any:
+        for layer, function in zip(self.layers, self.functions, strict=True):
+            x = function(layer(x))
+        return self.last(x)
+
+
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "conv": (Conv, (1, 3, 22, 20), 6),
     "mlp": (Mlp, (1, 24, 32), 4),
+    "activations": (Activations, (1, 24, 32), 4),
 }
 """Network, shape of its input, layers on levels."""
 TYPES = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
@@ -186,6 +202,26 @@ def test_a_relu_that_the_quantiser_left_to_the_rounding_is_there(tmp_path: Path)
     assert [a.workload.activation for a in canonical(import_model(kept))] == [
         "relu", "relu", "relu", "relu", "relu6", "relu", "none",
     ]  # fmt: skip
+
+
+def test_markers_inside_of_an_activation_hinder_no_fusion(tmp_path: Path) -> None:
+    layers = canonical(import_model(quantised("activations", "uint8", tmp_path)))
+    assert [a.workload.activation for a in layers] == ["gelu", "silu", "hardswish", "none"]
+
+
+def test_weights_of_four_bits_are_read() -> None:
+    model = qdq_model()
+    weight = next(t for t in model.graph.initializer if t.name == "conv.weight")
+    levels_ = np.random.default_rng(0).integers(-8, 8, (8, 4, 3, 3))
+    model.graph.initializer.remove(weight)
+    model.graph.initializer.append(
+        helper.make_tensor("w", TensorProto.INT4, levels_.shape, levels_.ravel().tolist())
+    )
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(0.02), "w.scale"))
+    model.graph.node.insert(
+        0, helper.make_node("DequantizeLinear", ["w", "w.scale"], ["conv.weight"], "weight")
+    )
+    assert sparseflow.compile(model, measure=False).plan.layers[0].name == "w"
 
 
 class _Everywhere:

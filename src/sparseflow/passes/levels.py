@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import tvm
 from tvm import ir, relax
 
 from sparseflow.core.map_ranges import Range
 from sparseflow.ops.activations import single_activation
-from sparseflow.ops.expressions import op_name
+from sparseflow.ops.expressions import is_constant, op_name
 from sparseflow.ops.operator import operator_of
 from sparseflow.passes.graph import Graph, Rebuild
 
@@ -17,6 +18,7 @@ Expr = Any
 
 LEVELS = "sparseflow.levels"
 _SAME_VALUES = ("relax.reshape", "relax.flatten", "relax.permute_dims", "relax.expand_dims", "relax.squeeze")
+_KEEP_SIGN = ("relax.add", "relax.multiply", "relax.divide")
 _LEVELS = 255
 """Steps between the first and the last."""
 
@@ -87,6 +89,8 @@ class _Reader:
             if x in self.non_negative:
                 self.non_negative.add(var)
             return
+        if op_name(value) in _KEEP_SIGN and all(self._not_below_zero(a) for a in value.args):
+            self.non_negative.add(var)
         found, operator = single_activation(value), operator_of(value)
         if op_name(value) == "relax.nn.softmax" or (found is not None and found[0].non_negative):
             self.non_negative.add(var)
@@ -99,6 +103,9 @@ class _Reader:
             result = operator.range([(self.ranges[x].low, self.ranges[x].high) for x in operands])
             if result is not None:
                 self.ranges[var] = Range(*result)
+
+    def _not_below_zero(self, x: Expr) -> bool:
+        return bool(np.all(x.value.numpy() >= 0.0)) if is_constant(x) else x in self.non_negative
 
 
 def _clamped_later(graph: Graph, var: Expr) -> bool:

@@ -84,7 +84,7 @@ def _commuting(graph: Graph, pooled: dict[Expr, _Pooled], var: Expr) -> tuple[Ex
     for start in _operands(value):
         if start not in pooled:
             continue
-        if op_name(value) == LEVELS:
+        if op_name(value) == LEVELS and graph.uses[start] == 1:
             return start, [var]
         found = activation_of(graph, start)
         if found is not None and found.result == var and found.activation.monotone:

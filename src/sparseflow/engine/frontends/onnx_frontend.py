@@ -6,7 +6,7 @@ import contextlib
 import io
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,8 @@ def onnx_to_relax(model: Any, shapes: Shapes) -> tuple[Any, list[str], list[str]
         if array.ndim > 1:
             check_dtype(name, str(array.dtype))
     importer = _Importer(bound, "float32", keep_params_in_input=False)
-    importer.name_constants(constants, labels)
+    read = set(_read(graph))
+    importer.name_constants({name: array for name, array in constants.items() if name in read}, labels)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
@@ -79,6 +80,16 @@ def onnx_to_relax(model: Any, shapes: Shapes) -> tuple[Any, list[str], list[str]
                 f"ONNX graph {graph.name!r}: TVM cannot translate it: {first_line(error)}"
             ) from error
     return mod, [value.name for value in inputs], [value.name for value in graph.output]
+
+
+def _read(graph: Any) -> Iterator[str]:
+    """The names of the tensors that a graph and those inside of it read or return."""
+    yield from (value.name for value in graph.output)
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _read(attribute.g)
 
 
 def _bound_shape(value: Any, wanted: Sequence[int] | None) -> list[int]:

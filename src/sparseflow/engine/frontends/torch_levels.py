@@ -50,7 +50,7 @@ def _folded(importer: Any, node: Any) -> Any:
     if any(operand.name not in importer.known for operand in node.all_input_nodes):
         return None
     name = importer.known[node.args[0].name][0]
-    value = node.target(*map_arg(node.args, lambda n: importer.known[n.name][1]), **node.kwargs)
+    value = node.target(*map_arg(node.args, lambda n: importer.known[n.name][1]), **node.kwargs).detach()
     importer.known[node.name] = name, value
     return constant(value.numpy(), name)
 
