@@ -68,7 +68,7 @@ def torch_rows() -> Iterable[tuple[str, str, bool]]:
     from sparseflow.engine.frontends.torch_frontend import Importer, converters
 
     overloads, own = defaultdict(list), set()
-    for key, convert in sorted(converters(Importer({})).items()):
+    for key, convert in sorted(converters(Importer({}, {})).items()):
         name, _, overload = key.partition(".")
         overloads[name].append(f"`{overload}`" if overload else "–")
         if str(getattr(convert, "__module__", "")).startswith("sparseflow."):

@@ -36,15 +36,15 @@ class Range:
 
 @dataclass(frozen=True)
 class LayerRanges:
-    """The ranges around one layer.
+    """The ranges around one layer; None where one is not known.
 
     Attributes
     ----------
     name : str
         Of its weight in the model.
-    source : Range
+    source : Range, optional
         Of the map that it reads.
-    result : Range
+    result : Range, optional
         Of what it writes, after bias, residual and activation.
     residual : Range, optional
         Of the map that it adds.
@@ -53,8 +53,8 @@ class LayerRanges:
     """
 
     name: str
-    source: Range
-    result: Range
+    source: Range | None
+    result: Range | None
     residual: Range | None = None
     error: float = 0.0
 

@@ -30,8 +30,10 @@ from sparseflow.kernels.target.base import Target
 from sparseflow.kernels.tuning.selector import Selector
 from sparseflow.passes import pipeline
 from sparseflow.passes.hoist import call_labels, hoist_constants
+from sparseflow.passes.levels import has_levels
 from sparseflow.passes.plan import plan_of
 from sparseflow.passes.propagate import cuts_of
+from sparseflow.passes.quantise import Quantise
 from sparseflow.passes.watch import watched
 
 Progress = Callable[[str], None]
@@ -40,6 +42,10 @@ PRECISIONS: dict[str, ElementType] = {"fp32": FLOAT32, "bf16": BFLOAT16, "int8":
 """The types in which layers can multiply, by the names that users give them; ``auto`` mixes them."""
 ERROR_LIMIT = 0.05
 """With ``auto``: how far a layer's sums may move, root mean square, to be put on levels."""
+
+LEVELS_UNUSED = (
+    "the model is quantised: its maps are computed without their levels; precision='int8' uses them"
+)
 
 CHECKED_ARGUMENTS = 64
 """Most arguments of a kernel that TVM's code checks at each call."""
@@ -155,15 +161,18 @@ def build(
             _write(Path(how.dump), phase, mod)
 
     selector = how.selector()
+    limit = ERROR_LIMIT if how.precision == "auto" else math.inf
+    levels = Quantise(ranges, limit) if how.on_levels else None
     set_threads(how.threads)  # of the kernels that are measured
     with inside_tvm("lowering"):
         mod = pipeline.run(
             imported.mod, selector, how.threads, observe, profile, how.progress,
-            ELEMENT_TYPES[how.weights], how.maps, ranges, ERROR_LIMIT if how.precision == "auto" else math.inf,
+            ELEMENT_TYPES[how.weights], how.maps, levels,
         )  # fmt: skip
     cuts = cuts_of(mod)
     plan = plan_of(mod)
-    notes = (*((cut_summary(cuts),) if cuts else ()), *plan.notes)
+    unused = has_levels(imported.mod) and not how.on_levels
+    notes = (*((cut_summary(cuts),) if cuts else ()), *((LEVELS_UNUSED,) if unused else ()), *plan.notes)
     plan = replace(
         plan,
         sparsify=how.sparsify,

@@ -21,6 +21,7 @@ from sparseflow.engine.runtime.engine import Engine
 from sparseflow.engine.target.targets import resolve
 from sparseflow.errors import CompileError
 from sparseflow.passes.canonicalise import Canonicalise
+from sparseflow.passes.levels import has_levels
 from sparseflow.passes.propagate import Propagate, cuts_of
 from sparseflow.passes.watch import watched
 
@@ -63,9 +64,10 @@ def compile(
     precision : str
         ``fp32``, or ``bf16``: convolutions and linear layers on vector lanes multiply pairs of bfloat16, with sums in
         float32, and the maps between them are stored so; or ``int8``: they multiply levels of 8 bits, maps with a scale
-        and a zero point, weights with a step for each filter, which needs ``calibration``. The target needs such an
-        instruction. ``auto``: int8 but for layers whose sums would move by more than 5 % (root mean square, on the
-        calibration inputs), which multiply bfloat16 or float32. Inputs and results stay float32.
+        and a zero point, weights with a step for each filter, which needs ``calibration`` unless the model is quantised
+        already. The target needs such an instruction. ``auto``: int8 but for layers whose sums would move by more than
+        5 % (root mean square, on the calibration inputs), which multiply bfloat16 or float32. Inputs and results stay
+        float32.
     target : str or mapping
         ``native`` (this machine), ``avx512``, ``avx2``, ``neon``, or TVM's target as a dictionary,
         ``{"kind": "llvm", "mcpu": "znver4"}``.
@@ -148,15 +150,15 @@ def _on_levels(
     trained: MapRanges | None,
 ) -> Engine:
     """The engine whose layers multiply levels of 8 bits."""
-    if calibration is None or isinstance(calibration, MapProfile):
+    how.say("import")
+    with watched("import", how.progress):
+        imported = import_model(model, example_inputs, shapes)
+    if isinstance(calibration, MapProfile) or (calibration is None and not has_levels(imported.mod)):
         raise CompileError(
             f"precision={how.precision!r} needs to know between which numbers the maps lie; "
             "give calibration=[inputs, ...]"
         )
-    how.say("import")
-    with watched("import", how.progress):
-        imported = import_model(model, example_inputs, shapes)
-    if not isinstance(calibration, CalibratedRanges):
+    if calibration is not None and not isinstance(calibration, CalibratedRanges):
         counts = replace(how, target=resolve("native")) if how.foreign else how
         calibration = measure_ranges(imported, calibration, counts, how.ranges, trained)
     return build(imported, how, ranges=calibration)

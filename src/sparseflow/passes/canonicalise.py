@@ -10,6 +10,8 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from sparseflow.core.calibrated_ranges import LayerRanges, Range
+from sparseflow.core.codec import dumps
 from sparseflow.core.element_type import ELEMENT_TYPES, ElementType
 from sparseflow.errors import CompileError, ElementTypeError
 from sparseflow.kernels.target.base import Target
@@ -18,6 +20,7 @@ from sparseflow.kernels.workload import Array, Workload
 from sparseflow.ops.activations import activation_of
 from sparseflow.ops.expressions import is_constant, op_name, shape_of
 from sparseflow.passes.graph import Graph, Rebuild
+from sparseflow.passes.levels import read_levels
 from sparseflow.passes.ops import LayerAttrs, constant, constant_name, layer_call
 from sparseflow.passes.pools import PoolLast
 
@@ -39,13 +42,19 @@ class _Layer:
     activation: str = "none"
     parameter: float = 0.0
 
+    def ranges(self, known: dict[Expr, Range]) -> str:
+        """The attribute ``ranges``, of the tensors' known ranges."""
+        found = LayerRanges(self.name, known.get(self.x), known.get(self.var), known.get(self.residual))
+        return dumps(found) if found != LayerRanges(self.name, None, None) else ""
+
 
 @tvm.transform.module_pass(opt_level=0, name="sparseflow.Canonicalise")
 class Canonicalise:
     """Every convolution and linear layer with a constant weight becomes one ``sparseflow`` operator.
 
     Before: ``conv2d → batch_norm → add(residual) → relu``. After: ``sparseflow.conv2d(x, (w,), (b,), (residual,))``
-    with batch norm in ``w`` and ``b`` (b' = (b - mean)·γ/√(var + ε) + β, w' = w·γ/√(var + ε)).
+    with batch norm in ``w`` and ``b`` (b' = (b - mean)·γ/√(var + ε) + β, w' = w·γ/√(var + ε)). Markers of levels are
+    gone; what they say of a layer's maps is in its attribute ``ranges``.
     """
 
     def __init__(self, target: Target, threads: int = 1, weights: ElementType = Workload.weights) -> None:
@@ -53,7 +62,7 @@ class Canonicalise:
 
     def transform_module(self, mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
         """See the class."""
-        mod = tvm.transform.Sequential([PoolLast()])(mod)
+        mod, known = read_levels(tvm.transform.Sequential([PoolLast()])(mod))
         graph = Graph(mod)
         layers: dict[Expr, _Layer] = {}
         swallowed: set[Expr] = set()
@@ -70,12 +79,12 @@ class Canonicalise:
         def visit(rebuild: Rebuild, var: Expr, value: Expr) -> Any:
             layer = layers.get(var)
             if layer is not None:
-                return self._emit(rebuild, layer)
+                return self._emit(rebuild, layer, layer.ranges(known))
             return Rebuild.DROP if var in swallowed else None
 
         return relax.transform.DeadCodeElimination()(Rebuild(mod).run(visit))
 
-    def _emit(self, rebuild: Rebuild, layer: _Layer) -> Expr:
+    def _emit(self, rebuild: Rebuild, layer: _Layer, ranges: str) -> Expr:
         values = self._rounded(layer)
         workload = Workload(
             **layer.workload,
@@ -88,7 +97,7 @@ class Canonicalise:
             weights=self.weights,
             maps=ELEMENT_TYPES[str(layer.x.ty.dtype)],
         ).with_zeros_of(values)
-        attrs = LayerAttrs(layer.name, workload, layer.out_shape)
+        attrs = LayerAttrs(layer.name, workload, layer.out_shape, ranges=ranges)
         bias = [] if layer.bias is None else [constant(layer.bias, f"{layer.name}.bias")]
         residual = [] if layer.residual is None else [rebuild.old(layer.residual)]
         weight = constant(values, layer.name)

@@ -52,7 +52,7 @@ class LayerAttrs:
     maps : str
         JSON of a `MapUse` when input, residual and result are maps that carry their index; else empty.
     ranges : str
-        JSON of `LayerRanges` when the layer multiplies levels; else empty.
+        JSON of `LayerRanges` when the layer multiplies levels, or could as the model is quantised; else empty.
     note : str
         What a pass before the plan has to say of the choice.
     """
@@ -105,7 +105,7 @@ class LayerAttrs:
 
     @property
     def map_ranges(self) -> LayerRanges | None:
-        """Between which numbers its maps lie, if it multiplies levels."""
+        """Between which numbers its maps lie, if that is known."""
         return loads(LayerRanges, self.ranges) if self.ranges else None
 
     def with_(self, **changes: Any) -> LayerAttrs:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import tvm
 from tvm import relax
 
-from sparseflow.core.calibrated_ranges import CalibratedRanges
 from sparseflow.core.element_type import ElementType
 from sparseflow.core.map_profile import MapProfile
 from sparseflow.kernels.cpu_rules.dense_matmul import legalize_matmul
@@ -42,8 +40,7 @@ def phases(
     profile: MapProfile | None = None,
     weights: ElementType = Workload.weights,
     maps: ElementType = Workload.maps,
-    ranges: CalibratedRanges | None = None,
-    limit: float = math.inf,
+    quantise: Quantise | None = None,
 ) -> dict[str, list[Any]]:
     """The passes of each phase, in order.
 
@@ -58,10 +55,8 @@ def phases(
         Weights are rounded to it, and kernels may store them in it.
     maps : ElementType
         Layers multiply in it, where a kernel does; their maps are stored in it.
-    ranges : CalibratedRanges, optional
-        Between which numbers the maps lie; with it layers multiply levels of 8 bits, where a kernel does.
-    limit : float
-        See `Quantise`.
+    quantise : Quantise, optional
+        Puts layers on levels of 8 bits, where a kernel multiplies them.
     """
     target = selector.target
     kept = Weights()
@@ -70,7 +65,7 @@ def phases(
         "canonicalise": [Canonicalise(target, threads, weights)],
         "propagate": [
             Propagate(),
-            *([Quantise(ranges, limit)] if ranges is not None else []),
+            *([quantise] if quantise is not None else []),
             *([Precision(maps)] if maps != Workload.maps else []),
         ],
         "index": [Index(kept), *([WriteDensities(profile)] if profile is not None else [])],
@@ -102,15 +97,14 @@ def run(
     say: Say | None = None,
     weights: ElementType = Workload.weights,
     maps: ElementType = Workload.maps,
-    ranges: CalibratedRanges | None = None,
-    limit: float = math.inf,
+    quantise: Quantise | None = None,
 ) -> tvm.IRModule:
     """The module after all phases.
 
     Parameters
     ----------
     mod : tvm.IRModule
-    selector, threads, profile, weights, maps, ranges, limit
+    selector, threads, profile, weights, maps, quantise
         As for `phases`.
     observe : callable, optional
         Called as ``observe(phase, module)`` after each phase, to look or to dump.
@@ -118,7 +112,7 @@ def run(
         Told which pass runs long; without it that is a warning.
     """
     with selector.target.tvm:
-        for name, passes in phases(selector, threads, profile, weights, maps, ranges, limit).items():
+        for name, passes in phases(selector, threads, profile, weights, maps, quantise).items():
             for step in passes:
                 with watched(f"{name}: pass {step.info.name}", say):
                     mod = step(mod)

@@ -12,6 +12,7 @@ from tvm import relax
 from sparseflow.ops.activations import activation_of
 from sparseflow.ops.expressions import is_constant, op_name
 from sparseflow.passes.graph import Graph, Rebuild
+from sparseflow.passes.levels import LEVELS
 
 Expr = Any
 
@@ -26,7 +27,7 @@ class _Pooled:
 
 @tvm.transform.module_pass(opt_level=0, name="sparseflow.PoolLast")
 class PoolLast:
-    """``conv2d → max_pool → batch_norm → relu`` becomes ``conv2d → batch_norm → relu → max_pool``.
+    """``conv2d → max_pool → batch_norm → relu`` becomes ``conv2d → batch_norm → relu → max_pool``; so do markers.
 
     This holds where the batch norm scales no channel by a negative number and the activation never falls. Both are then
     part of the convolution's epilogue; applied to all positions that pooling drops, they still cost less than a pass of
@@ -64,6 +65,8 @@ def _follows_conv(graph: Graph, x: Expr) -> bool:
     value = graph.value(x)
     if graph.uses[x] != 1:
         return False
+    if op_name(value) == LEVELS:
+        return _follows_conv(graph, value.args[0])
     if op_name(value) == "relax.add" and any(is_constant(graph.value(a)) for a in value.args):
         (before,) = [a for a in value.args if not is_constant(graph.value(a))] or [None]
         return before is not None and _follows_conv(graph, before)
@@ -81,6 +84,8 @@ def _commuting(graph: Graph, pooled: dict[Expr, _Pooled], var: Expr) -> tuple[Ex
     for start in _operands(value):
         if start not in pooled:
             continue
+        if op_name(value) == LEVELS and graph.uses[start] == 1:
+            return start, [var]
         found = activation_of(graph, start)
         if found is not None and found.result == var and found.activation.monotone:
             return start, [*found.inside[1:], var]

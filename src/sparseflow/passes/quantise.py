@@ -38,13 +38,14 @@ class Quantise:
 
     Parameters
     ----------
+    ranges : CalibratedRanges, optional
+        Of the same model: one record for each layer, in order. They fill in what the layers' own ``ranges``, of a model
+        that was quantised before, leave open; a layer of which neither tells the input's range stays in float32.
     limit : float
         Largest error of a layer's sums (`LayerRanges.error`) with which it is put on levels.
-    ranges : CalibratedRanges
-        Of the same model: one record for each layer, in order.
     """
 
-    def __init__(self, ranges: CalibratedRanges, limit: float = math.inf) -> None:
+    def __init__(self, ranges: CalibratedRanges | None = None, limit: float = math.inf) -> None:
         self.ranges, self.limit = ranges, limit
 
     def transform_module(self, mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
@@ -56,38 +57,48 @@ class Quantise:
             If the ranges are another model's.
         """
         graph = Graph(mod)
-        names = [LayerAttrs.of(b.value).name for b in graph.bindings if is_layer(b.value)]
-        known = [layer.name for layer in self.ranges.layers]
-        if names != known:
-            raise CompileError(
-                f"calibration: ranges of {len(known)} layers ({', '.join(known[:3])}, …) given, the model has "
-                f"{len(names)} ({', '.join(names[:3])}, …); calibrate this model"
-            )
-        layers = [b.var for b in graph.bindings if is_layer(b.value)]
-        ranges = _before_pools(graph, dict(zip(layers, self.ranges.layers, strict=True)))
-        results = _results(graph, {var for var in layers if ranges[var].error <= self.limit})
+        ranges = _before_pools(graph, self._ranges(graph))
+        results = _results(graph, {var: r for var, r in ranges.items() if r.error <= self.limit})
 
         def visit(rebuild: Rebuild, var: Expr, value: Expr) -> Any:
             if var in results:
                 return self._layer(rebuild, value, results[var], ranges[var])
             if var not in ranges or ranges[var].error <= self.limit:
                 return None
-            attrs = LayerAttrs.of(value)
-            told = (
-                f"not on levels: its sums would move by {ranges[var].error:.1%}, more than {self.limit:.0%}"
-            )
+            attrs, error = LayerAttrs.of(value), ranges[var].error
+            told = f"not on levels: its sums would move by {error:.1%}, more than {self.limit:.0%}"
             return layer_call(attrs.with_(note=told), *(rebuild.old(a) for a in value.args))
 
         return Rebuild(mod).run(visit)
 
+    def _ranges(self, graph: Graph) -> dict[Expr, LayerRanges]:
+        """What is known of each layer."""
+        layers = {b.var: LayerAttrs.of(b.value) for b in graph.bindings if is_layer(b.value)}
+        names = [attrs.name for attrs in layers.values()]
+        given = [LayerRanges(name, None, None) for name in names]
+        if self.ranges is not None:
+            given = list(self.ranges.layers)
+            known = [layer.name for layer in given]
+            if names != known:
+                raise CompileError(
+                    f"calibration: ranges of {len(known)} layers ({', '.join(known[:3])}, …) given, the model has "
+                    f"{len(names)} ({', '.join(names[:3])}, …); calibrate this model"
+                )
+        return {
+            var: _filled(attrs.map_ranges or more, more)
+            for (var, attrs), more in zip(layers.items(), given, strict=True)
+        }
+
     def _layer(self, rebuild: Rebuild, value: Expr, wanted: Workload, ranges: LayerRanges) -> Any:
-        attrs, weight = LayerAttrs.of(value), weight_of(value)
-        if ACTIVATIONS[wanted.activation].clamps:
+        attrs, weight, source = LayerAttrs.of(value), weight_of(value), ranges.source
+        if source is None:
+            return None
+        if ranges.result is not None and ACTIVATIONS[wanted.activation].clamps:
             ends = ACTIVATIONS[wanted.activation].numpy(np.array([-np.inf, np.inf]), wanted.parameter)
             ranges = replace(ranges, result=ranges.result.within(*map(float, ends)))
         given = value.args[2].fields
         bias = given[0].value.numpy() if given else np.zeros(wanted.filters, np.float32)
-        scale = UINT8.covering(ranges.source.low, ranges.source.high).scale
+        scale = UINT8.covering(source.low, source.high).scale
         step = bounded_step(filter_steps(weight), bias, scale)
         levels = on_levels(weight, step)
         workload = wanted.with_zeros_of(levels.reshape(wanted.weight_shape))
@@ -95,6 +106,17 @@ class Quantise:
         added = relax.Tuple([constant(bias, f"{attrs.name}.bias"), constant(step, f"{attrs.name}.step")])
         x, residual = (rebuild.old(value.args[i]) for i in (0, 3))
         return layer_call(attrs.with_(workload=workload, ranges=dumps(ranges)), x, named, added, residual)
+
+
+def _filled(ranges: LayerRanges, more: LayerRanges) -> LayerRanges:
+    """``ranges`` with what they leave open from ``more``."""
+    return replace(
+        ranges,
+        source=ranges.source or more.source,
+        result=ranges.result or more.result,
+        residual=ranges.residual or more.residual,
+        error=more.error,
+    )
 
 
 def _before_pools(graph: Graph, ranges: dict[Expr, LayerRanges]) -> dict[Expr, LayerRanges]:
@@ -107,19 +129,21 @@ def _before_pools(graph: Graph, ranges: dict[Expr, LayerRanges]) -> dict[Expr, L
             if operator is None or not operator.selects:
                 break
             read, behind = graph.only_user(read), True
-        if behind and read is not None and read in ranges:
+        if behind and read is not None and ranges[read].source is not None:
             found[var] = replace(ranges[var], result=ranges[read].source)
     return found
 
 
-def _results(graph: Graph, allowed: set[Expr]) -> dict[Expr, Workload]:
-    """The workload on levels of each allowed layer that a kernel computes so; the others stay as they are."""
+def _results(graph: Graph, ranges: dict[Expr, LayerRanges]) -> dict[Expr, Workload]:
+    """The workload on levels of each layer of ``ranges`` that a kernel computes so; the others stay as they are."""
     wanted: set[Expr] = set()
     found: dict[Expr, Workload] = {}
     for binding in reversed(graph.bindings):
         var, value = binding.var, binding.value
         if is_layer(value):
-            workload = _on_levels(LayerAttrs.of(value).workload, var in wanted) if var in allowed else None
+            if var not in ranges:
+                continue
+            workload = _on_levels(LayerAttrs.of(value).workload, var in wanted, ranges[var])
             if workload is None:
                 continue
             found[var] = workload
@@ -136,9 +160,14 @@ def _results(graph: Graph, allowed: set[Expr]) -> dict[Expr, Workload]:
     return found
 
 
-def _on_levels(workload: Workload, wanted: bool) -> Workload | None:
+def _on_levels(workload: Workload, wanted: bool, ranges: LayerRanges) -> Workload | None:
     """The workload on levels, with levels for its result if they are wanted and there is a kernel that writes them."""
+    if ranges.source is None:
+        return None
+    known = ranges.result is not None and (ranges.residual is not None or not workload.residual)
     for result in (UINT8, FLOAT32) if wanted else (FLOAT32, UINT8):
+        if result == UINT8 and not known:
+            continue
         quantised = replace(workload, maps=UINT8, weights=INT8, result=result, bias=True)
         if any(t.refusal(quantised) is None for t in TEMPLATES.values() if t.format == "dense"):
             return quantised

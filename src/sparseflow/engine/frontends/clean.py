@@ -16,6 +16,7 @@ from tvm import relax
 from sparseflow.engine.frontends.common import address
 from sparseflow.ops.activations import replacement
 from sparseflow.ops.expressions import op_name
+from sparseflow.passes.levels import LEVELS
 from sparseflow.passes.ops import constant, constant_name
 
 _SAME_IF_SAME_SHAPE = ("relax.reshape", "relax.broadcast_to", "relax.nn.adaptive_avg_pool2d", "relax.flatten")
@@ -75,8 +76,11 @@ class _Simplify(relax.PyExprMutator):
         return call if found is None else found
 
     def _value(self, expr: Any) -> Any:
+        """What a variable is bound to, through markers of levels."""
         bound = self.lookup_binding(expr) if isinstance(expr, relax.Var) else None
-        return expr if bound is None else bound
+        if bound is None:
+            return expr
+        return self._value(bound.args[0]) if op_name(bound) == LEVELS else bound
 
     def _transposed_weight(self, call: Any) -> Any:
         weight = call.args[1]

@@ -24,8 +24,18 @@ _RANDOM = (
     "Bernoulli",
     "Multinomial",
 )
-_KEEPS_NAME = ("Transpose", "Identity", "Cast", "DequantizeLinear", "Reshape", "Unsqueeze", "Squeeze")
+_KEEPS_NAME = (
+    "Transpose",
+    "Identity",
+    "Cast",
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "Reshape",
+    "Unsqueeze",
+    "Squeeze",
+)
 _SKELETON_LIMIT = 1024  # larger initialisers play no part in shape inference
+QUANTISED_SUFFIX = "_quantized"  # what ONNX Runtime's quantiser appends to a weight's name
 _ROUNDS = 16  # each round resolves one more link of a chain of data-dependent shapes
 
 Arrays = dict[str, "np.ndarray[Any, Any]"]
@@ -56,6 +66,8 @@ def fold(model: Any, shapes: Mapping[str, Sequence[int]]) -> tuple[Any, Arrays, 
             for name in values:
                 inherits = node.op_type in _KEEPS_NAME and node.input and node.input[0] in labels
                 labels[name] = labels[node.input[0]] if inherits else name
+                if node.op_type == "DequantizeLinear":
+                    labels[name] = labels[name].removesuffix(QUANTISED_SUFFIX)
         done = len(kept) == len(graph.node)
         del graph.node[:]
         graph.node.extend(kept)

@@ -6,7 +6,7 @@ import contextlib
 import io
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from tvm import relax
 from tvm.relax.frontend.onnx import onnx_frontend
 
 from sparseflow.engine.frontends.common import check_dtype, elu
+from sparseflow.engine.frontends.levels import dequantise, quantise
 from sparseflow.engine.frontends.onnx_fold import Arrays, fold
 from sparseflow.engine.frontends.onnx_resize import resize_axes
 from sparseflow.engine.frontends.resample import pad, resample
@@ -66,7 +67,8 @@ def onnx_to_relax(model: Any, shapes: Shapes) -> tuple[Any, list[str], list[str]
         if array.ndim > 1:
             check_dtype(name, str(array.dtype))
     importer = _Importer(bound, "float32", keep_params_in_input=False)
-    importer.name_constants(constants, labels)
+    read = set(_read(graph))
+    importer.name_constants({name: array for name, array in constants.items() if name in read}, labels)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
@@ -78,6 +80,16 @@ def onnx_to_relax(model: Any, shapes: Shapes) -> tuple[Any, list[str], list[str]
                 f"ONNX graph {graph.name!r}: TVM cannot translate it: {first_line(error)}"
             ) from error
     return mod, [value.name for value in inputs], [value.name for value in graph.output]
+
+
+def _read(graph: Any) -> Iterator[str]:
+    """The names of the tensors that a graph and those inside of it read or return."""
+    yield from (value.name for value in graph.output)
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _read(attribute.g)
 
 
 def _bound_shape(value: Any, wanted: Sequence[int] | None) -> list[int]:
@@ -133,10 +145,14 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
         except ImportModelError:
             raise
         except Exception as error:
-            node = attrs.get("tvm_custom", {}).get("name") or "(unnamed)"
             raise ImportModelError(
-                f"unsupported use of operator {op_name} at node {node!r}: TVM cannot translate it ({first_line(error)})"
+                f"unsupported use of {_place(op_name, attrs)}: TVM cannot translate it ({first_line(error)})"
             ) from error
+
+
+def _place(op_name: str, attrs: dict[str, Any]) -> str:
+    node = attrs.get("tvm_custom", {}).get("name") or "(unnamed)"
+    return f"operator {op_name} at node {node!r}"
 
 
 def _array(expr: Any) -> np.ndarray[Any, Any] | None:
@@ -214,12 +230,31 @@ def _resize(bb: Any, inputs: Any, attrs: dict[str, Any]) -> Any:
     return resample(bb.emit, x, axes, float(attrs.get("extrapolation_value", 0.0)))
 
 
+def _quantise(_bb: Any, inputs: Any, attrs: dict[str, Any]) -> Any:
+    x, scale, zero = [*inputs, None][:3]
+    dtype = "uint8" if zero is None else str(zero.ty.dtype.dtype)
+    return quantise(
+        _place("QuantizeLinear", attrs), x, _array(scale), 0 if zero is None else _array(zero), dtype
+    )
+
+
+def _dequantise(bb: Any, inputs: Any, attrs: dict[str, Any]) -> Any:
+    x, scale, zero = [*inputs, None][:3]
+    if str(x.ty.dtype.dtype) == "int32":  # sums, which are no map
+        return None
+    return dequantise(
+        _place("DequantizeLinear", attrs), bb, x, _array(scale), 0 if zero is None else _array(zero)
+    )
+
+
 HIGH_LEVEL: dict[str, Callable[[Any, Any, dict[str, Any]], Any]] = {
     "Celu": _celu,
     "Clip": _clip,
+    "DequantizeLinear": _dequantise,
     "Dropout": _dropout,
     "HardSigmoid": _hard_sigmoid,
     "Pad": _pad,
+    "QuantizeLinear": _quantise,
     "Resize": _resize,
     "Upsample": _resize,
 }

@@ -19,7 +19,7 @@ from tvm import relax
 from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
 from sparseflow.core.activations import ACTIVATIONS
-from sparseflow.engine.frontends import torch_resample
+from sparseflow.engine.frontends import torch_levels, torch_resample
 from sparseflow.engine.frontends.common import address, check_dtype, close_blocks, elu
 from sparseflow.engine.runtime.memory import weight_tensor
 from sparseflow.errors import ImportModelError, first_line
@@ -109,7 +109,7 @@ def program_to_relax(program: Any) -> tuple[Any, list[str], list[str]]:
         except Exception as error:
             raise ImportModelError(f"torch.export program: cannot decompose: {first_line(error)}") from error
         tensors = {**dict(program.constants), **dict(program.state_dict)}
-        importer = Importer(tensors)
+        importer = Importer(tensors, {s.arg.name: s.target for s in program.graph_signature.input_specs})
         known = converters(importer)
         _check_operators(program, known)
         guarded = {name: _guard(convert) for name, convert in known.items()}
@@ -133,6 +133,7 @@ def converters(importer: Any) -> dict[str, Converter]:
         "elu.default": lambda node: _elu(importer, node),
         "amax.default": lambda node: _extremum(importer, relax.op.max, node),
         "amin.default": lambda node: _extremum(importer, relax.op.min, node),
+        **torch_levels.converters(importer),
         **torch_resample.converters(importer),
     }
 
@@ -180,15 +181,18 @@ class Importer(ExportedProgramImporter):
     ----------
     names : dict of int to str
         Address of that memory → name of the parameter, buffer or constant.
+    known : dict of str to (str, Tensor)
+        Node → name and value, for those nodes that are parameters, buffers or constants.
     """
 
-    def __init__(self, tensors: Mapping[str, Any]) -> None:
+    def __init__(self, tensors: Mapping[str, Any], nodes: Mapping[str, str]) -> None:
         super().__init__()
         given = {name: t for name, t in tensors.items() if isinstance(t, torch.Tensor)}
         dense = {name: t if t.layout == torch.strided else t.to_dense() for name, t in given.items()}
         plain = {name: weight_tensor(t, name) for name, t in dense.items()}
         self._plain = {id(t): plain[name] for name, t in given.items()}
         self.names = {t.data_ptr(): name for name, t in plain.items() if t.numel()}
+        self.known = {node: (name, plain[name]) for node, name in nodes.items() if name in plain}
 
     def _convert_pytorch_tensor_to_tvm(self, tensor_value: Any) -> Any:
         return super()._convert_pytorch_tensor_to_tvm(self._plain[id(tensor_value)])
