@@ -60,6 +60,8 @@ class Workload:
     residual_channels : int
         Channels of a residual whose channels an index picks, one int32 for each filter, -1 where nothing is added;
         0 when the residual has the output's channels in order.
+    weight_density : float
+        Fraction of the weights that are not zero; where channels share slots, the first cover is larger.
     map_density : float
         Fraction of the input map that is not zero, from calibration; 1.0 when it is not calibrated.
     weights : ElementType
@@ -92,6 +94,7 @@ class Workload:
     threads: int = 1
     passed: int = 0
     residual_channels: int = 0
+    weight_density: float = 1.0
     map_density: float = 1.0
     weights: ElementType = FLOAT32
     maps: ElementType = FLOAT32
@@ -210,12 +213,13 @@ class Workload:
         """This workload with the covers and patterns of ``weight`` (OIHW), those of `passed` filters left out."""
         live = weight[: self.live]
         taps = self.weights.joined(live, 1) if self.slotted else live
-        return replace(self, covers=covers_of(taps), patterns=patterns_of(live))
+        density = float((live != 0).mean()) if live.size else 0.0
+        return replace(self, covers=covers_of(taps), patterns=patterns_of(live), weight_density=density)
 
     def without_densities(self) -> Workload:
         """What the code of a kernel depends on: equal ones with equal candidates and layouts share a kernel."""
         patterns = tuple((mask, 0.0) for mask, _ in self.patterns)
-        return replace(self, covers=(), patterns=patterns, map_density=1.0)
+        return replace(self, covers=(), patterns=patterns, weight_density=1.0, map_density=1.0)
 
     def density(self, rows: int = 1) -> float:
         """Density of the taps when ``rows`` consecutive filters share them."""
@@ -243,8 +247,15 @@ class Workload:
         The activation's parameter is left out: it changes a constant of the code, not its time.
         """
         covers, patterns = (tuple((k, _rounded(d)) for k, d in x) for x in (self.covers, self.patterns))
-        map_density = _rounded(self.map_density)
-        rounded = replace(self, covers=covers, patterns=patterns, map_density=map_density, parameter=0.0)
+        weight_density, map_density = _rounded(self.weight_density), _rounded(self.map_density)
+        rounded = replace(
+            self,
+            covers=covers,
+            patterns=patterns,
+            parameter=0.0,
+            weight_density=weight_density,
+            map_density=map_density,
+        )
         return rounded.key_exact()
 
     def key_exact(self) -> str:

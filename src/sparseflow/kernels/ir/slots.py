@@ -71,6 +71,19 @@ define linkonce_odr <16 x i32> @sparseflow_quad_uint8(<16 x float> %a, <16 x flo
 }}
 """
 """The same for four channels: vpdpbusd, and four roundings, saturated to a byte each, joined in one slot."""
+EXPAND = """
+declare <64 x i8> @llvm.x86.avx512.mask.expand.v64i8(<64 x i8>, <64 x i8>, <64 x i1>)
+
+define linkonce_odr <16 x i32> @sparseflow_expand_int8(ptr %start, i64 %at, i64 %mask) alwaysinline nounwind {
+  %p = getelementptr i8, ptr %start, i64 %at
+  %v = load <64 x i8>, ptr %p, align 1
+  %m = bitcast i64 %mask to <64 x i1>
+  %e = call <64 x i8> @llvm.x86.avx512.mask.expand.v64i8(<64 x i8> %v, <64 x i8> zeroinitializer, <64 x i1> %m)
+  %r = bitcast <64 x i8> %e to <16 x i32>
+  ret <16 x i32> %r
+}
+"""
+"""vpexpandb: bytes that lie behind each other, put where a mask of 64 bits has ones; zeros in between."""
 
 
 def helpers(*elements: ElementType) -> str:
@@ -147,3 +160,18 @@ def dot(element: ElementType, total: Expr, x: Expr, weight: Expr, lanes: int) ->
         return total + weight * x
     name = element.name
     return T.call_extern(f"{element.accumulator}x{lanes}", f"sparseflow_dot_{name}", total, x, weight)
+
+
+def expanded(data: Any, at: Expr, mask: Expr) -> Expr:
+    """A vector of 16 slots with the bytes from byte ``at`` of ``data`` on where ``mask`` has ones; needs `EXPAND`."""
+    return T.call_extern("int32x16", "sparseflow_expand_int8", T.address_of(data[0]), at, mask)
+
+
+def rounded(value: Expr, inverse: Expr, zero: Expr, lanes: int) -> Expr:
+    """The nearest levels of a float32 vector, ties to even, saturated, as uint8; NaN is level 0."""
+    low, high, whole = (emit.const(v, lanes) for v in (0.0, 255.0, 2.0**23))
+    level = T.bind(value * emit.splat(inverse, lanes) + emit.splat(zero, lanes))
+    level = T.bind(emit.at_most(emit.at_least(level, low), high))
+    suffix = f"x{lanes}" if lanes > 1 else ""
+    bits = tirx.reinterpret(f"int32{suffix}", level + whole)  # the sum's last bits are the level
+    return tirx.Cast(f"{UINT8.storage}{suffix}", tirx.bitwise_and(bits, emit.splat(T.int32(255), lanes)))

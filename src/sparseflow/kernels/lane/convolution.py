@@ -337,7 +337,7 @@ class ConvBody:
         def number(i: Expr) -> Expr:
             return emit.splat(self.rescale[i], lanes)
 
-        worth, shift, inverse, zero = (number(w.padded + i) for i in range(len(TAIL)))
+        worth, shift, inverse, zero = (number(w.padded + i) for i in range(len(TAIL) - 2))
         more: list[Expr | None] = [None] * per
         if self.other is not None and self.residual is not None:
             more = [value * worth + shift for value in self._stored(image, place, self.residual)]
