@@ -53,7 +53,8 @@ class KernelTemplate(ABC):
         Whether it can store weights in `Workload.weights` where that has fewer bits than the sums; the others store
         the same numbers in the type of the sums.
     maps : tuple of ElementType
-        In which it can read feature maps and write them; what it reads in levels it can write in float32 too.
+        In which it can read feature maps and write them; what it reads in levels it can write in float32 too. Rows
+        are float32 in any case: a kernel that reads them in levels rounds them itself.
     unions : bool
         Whether it takes a residual through an index (`Workload.residual_channels`), and leaves out `Workload.passed`
         filters; templates that do not compute them as zeros.

@@ -99,7 +99,8 @@ def _results(graph: Graph) -> dict[Expr, Workload]:
             if workload is None:
                 continue
             found[var] = workload
-            wanted.add(graph.resolve(value.args[0]))
+            if _taken(workload, "lanes"):  # kernels on rows round their input themselves
+                wanted.add(graph.resolve(value.args[0]))
             if workload.result == UINT8:
                 wanted.update(graph.resolve(r) for r in value.args[3].fields[:1])
         elif isinstance(value, ir.Var) and var in wanted:
@@ -116,6 +117,12 @@ def _on_levels(workload: Workload, wanted: bool) -> Workload | None:
     """The workload on levels, with levels for its result if they are wanted and there is a kernel that writes them."""
     for result in (UINT8, FLOAT32) if wanted else (FLOAT32, UINT8):
         quantised = replace(workload, maps=UINT8, weights=INT8, result=result, bias=True)
-        if any(t.refusal(quantised) is None for t in TEMPLATES.values() if t.format == "dense"):
+        if _taken(quantised, "lanes", "rows"):
             return quantised
     return None
+
+
+def _taken(workload: Workload, *layouts: str) -> bool:
+    """Whether there is a dense kernel for it on one of these layouts."""
+    dense = (t for t in TEMPLATES.values() if t.format == "dense" and t.layout in layouts)
+    return any(t.refusal(workload) is None for t in dense)
