@@ -34,15 +34,15 @@ Expr = Any
 Add = Callable[[Expr], None]
 Read = Callable[[Expr, int, Add], None]
 MOST_ROWS = 7
-AHEAD = (32, 0)
+AHEAD = (64, 0)
 """How many cache lines ahead weights are asked for; 0: only the processor's own prefetching."""
 SUMS = 16
 """Vectors of sums that a block keeps at most."""
 LATENCY = 4.0  # cycles from one sum to the next
 EXPANDS = "avx512vbmi2"
 MASK = 8  # bytes
-EXPAND_CYCLES = 2.0  # of a mask
-MISPREDICTED = 15.0  # cycles of a branch that goes the other way than guessed
+EXPAND_CYCLES = 2.5  # of a mask
+MISPREDICTED = 15.0  # cycles of a branch that goes the other way than expected
 DENSEST_BITMAP = 0.85
 """Density from which on a bit for each weight takes about as many bytes as the zeros."""
 MOST_SKIPPED = 0.5
@@ -275,7 +275,8 @@ class FewRowsBitmap(FewRowsLevels):
 
     def candidates(self, workload: Workload) -> list[Candidate]:
         """1, 2, 4 or 8 vectors of outputs at a time; with ``skip`` where masks without ones are many."""
-        skips = (1, 0) if workload.density(SUMS) < MOST_SKIPPED else (0,)
+        full = workload.density(workload.vectors.lanes)
+        skips = (1, 0) if full < MOST_SKIPPED else (0,)
         found = [
             Candidate(self.name, {"B": b, "ahead": ahead, "skip": skip})
             for b in sizes_of(workload)
@@ -287,7 +288,7 @@ class FewRowsBitmap(FewRowsLevels):
     def predict_cycles(self, workload: Workload, candidate: Candidate) -> float:
         """See `KernelTemplate.predict_cycles`."""
         w, p = workload, candidate.parameters
-        full = w.density(SUMS)
+        full = w.density(w.vectors.lanes)
         latency = max(1.0, LATENCY / (p["B"] * w.width))
         each = EXPAND_CYCLES + w.width * latency
         if p["skip"]:
