@@ -266,7 +266,7 @@ class FewRowsBitmap(FewRowsLevels):
     def rejects(self, workload: Workload) -> str | None:
         """See `KernelTemplate.rejects`."""
         reason = super().rejects(workload)
-        if reason is None and EXPANDS not in getattr(workload.target, "instruction_sets", ()):
+        if reason is None and EXPANDS not in workload.target.instruction_sets:
             return f"the target lacks {EXPANDS}, which expands bytes under a mask"
         if reason is None and workload.weight_density > DENSEST_BITMAP:
             found = workload.weight_density
