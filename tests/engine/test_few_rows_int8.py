@@ -88,6 +88,25 @@ def _bytes(folder: Path) -> int:
     return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
 
 
+def test_sums_of_two_powers_of_two_are_stored_as_codes(tmp_path: Path) -> None:
+    model, calls = _net("mlp")
+    numbers = np.array([1, 2, 3, 4, 5, 6, 8, 12], np.float32)
+    random = np.random.default_rng(0)
+    for layer in (m for m in model.modules() if isinstance(m, nn.Linear)):
+        shape = tuple(layer.weight.shape)
+        drawn = random.choice(np.concatenate([-numbers, [0], numbers]), shape) * random.uniform(1e-3, 2e-2)
+        layer.weight.data = torch.from_numpy(drawn.astype(np.float32))
+    engine = _int8(model, calls)
+    assert {layer.chosen.template for layer in engine.plan.layers} == {"few-rows-codes"}
+    for layer in engine.plan.layers:
+        assert layer.value_bytes < 0.6 * np.prod(layer.weight_shape)
+        assert layer.macs_computed == pytest.approx(16 / 17 * layer.macs_dense, rel=0.06)
+    expected = model(calls[1]).detach()
+    assert float((engine(calls[1]) - expected).abs().max() / expected.abs().max()) < 0.04
+    loaded = sparseflow.Engine.load(engine.save(tmp_path / "codes.engine"))
+    np.testing.assert_array_equal(loaded(calls[1]), engine(calls[1]))
+
+
 def test_a_layer_that_float32_computes_faster_stays_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     model, calls = _net("mlp")
     predicted = FewRowsInt8.predict_cycles

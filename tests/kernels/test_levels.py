@@ -34,12 +34,15 @@ def on_levels(rows: int, channels: int, filters: int, **more: Any) -> Workload:
 class Case:
     """A workload with operands and its exact result."""
 
-    def __init__(self, workload: Workload, weight: np.ndarray, seed: int) -> None:
+    def __init__(self, workload: Workload, weight: np.ndarray, seed: int, numbers: int = 0) -> None:
         random = np.random.default_rng(seed)
         most = np.abs(weight).max(initial=1e-9)
         levels = np.where(
             weight != 0, np.sign(weight) * np.maximum(np.rint(np.abs(weight) / most * 127), 1), 0
         )
+        if numbers:  # of so many different ones
+            table = random.permutation(np.concatenate([np.arange(-127, 0), np.arange(1, 128)]))[:numbers]
+            levels = np.where(levels != 0, random.choice(table, levels.shape), 0)
         self.levels = levels.astype(np.float32)
         self.w = w = workload.with_zeros_of(self.levels)
         source = UINT8.covering(*sorted(random.standard_normal(2)))
@@ -119,10 +122,21 @@ def test_awkward_case_equals_integer_arithmetic(name: str, compile_kernels: Any)
     weight = pruned(workload, structure, density, seed=len(name))
     case = Case(workload, weight, seed=len(name))
     dense = case.w.weight_density > 0.85
-    assert {t.name for t in TEMPLATES_HERE if t.refusal(case.w) is None} == (
-        {"few-rows-int8"} if dense else {"few-rows-int8", "few-rows-bitmap"}
-    )
+    taken = {t.name for t in TEMPLATES_HERE if t.refusal(case.w) is None} - {"few-rows-codes"}
+    assert taken == ({"few-rows-int8"} if dense else {"few-rows-int8", "few-rows-bitmap"})
     assert case.check(compile_kernels) > (1 if dense else 3)
+
+
+@NEEDS_QUADS
+@pytest.mark.parametrize("numbers", [1, 2, 15, 16])
+@pytest.mark.parametrize("name", ["half", "three rows", "seven rows, dense", "two threads", "skipped masks"])
+def test_codes_stand_for_few_numbers(name: str, numbers: int, compile_kernels: Any) -> None:
+    workload, structure, density = CASES[name]
+    case = Case(workload, pruned(workload, structure, density, seed=numbers), numbers, numbers)
+    assert TEMPLATES["few-rows-codes"].refusal(case.w) is None
+    assert case.check(compile_kernels) > 3
+    seventeen = Case(workload, pruned(workload, structure, density, seed=numbers), numbers, 17)
+    assert "at most 16 different" in str(TEMPLATES["few-rows-codes"].refusal(seventeen.w))
 
 
 @NEEDS_QUADS
@@ -148,14 +162,14 @@ def cases(draw: Any) -> tuple[Workload, str, float]:
 
 
 @NEEDS_QUADS
-@given(case=cases(), seed=st.integers(0, 99))
+@given(case=cases(), seed=st.integers(0, 99), numbers=st.sampled_from([0, 3, 16]))
 @DRAWN
 def test_drawn_cases_equal_integer_arithmetic(
-    case: tuple[Workload, str, float], seed: int, compile_kernels: Any
+    case: tuple[Workload, str, float], seed: int, numbers: int, compile_kernels: Any
 ) -> None:
     workload, structure, density = case
     weight = pruned(workload, structure, density, seed)
-    assert Case(workload, weight, seed).check(compile_kernels) > 0
+    assert Case(workload, weight, seed, numbers).check(compile_kernels) > 0
 
 
 @NEEDS_QUADS
@@ -191,7 +205,7 @@ def test_a_bitmap_holds_the_non_zeros_and_a_line_of_zeros() -> None:
 def test_rejections_name_the_reason() -> None:
     sparse = {"weight_density": 0.5, "covers": ((1, 0.9), (16, 1.0))}
     w = on_levels(1, 64, 32, **sparse)
-    assert [t.refusal(w) for t in TEMPLATES_HERE] == [None] * len(TEMPLATES_HERE)
+    assert [t.refusal(replace(w, few_values=True)) for t in TEMPLATES_HERE] == [None] * len(TEMPLATES_HERE)
     cascade = Cpu.of({"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "cascadelake"})
     assert FewRowsInt8().refusal(replace(w, target=cascade)) is None
     for changed, reason in (
