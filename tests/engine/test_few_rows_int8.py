@@ -12,7 +12,8 @@ from torch import nn
 
 import sparseflow
 from sparseflow.core import parse_structure
-from sparseflow.kernels.gemv.levels import FewRowsBitmap, FewRowsInt8
+from sparseflow.kernels.gemv.bitmap import FewRowsBitmap
+from sparseflow.kernels.gemv.levels import FewRowsInt8
 from sparseflow.kernels.template import Candidate
 from sparseflow.kernels.workload import Workload
 from tests.kernels.conftest import NEEDS_QUADS

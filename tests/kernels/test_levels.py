@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from sparseflow.core import FLOAT32
 from sparseflow.core.activations import ACTIVATIONS, fused
 from sparseflow.core.element_type import INT8, UINT8
-from sparseflow.kernels.gemv.levels import FewRowsBitmap, FewRowsInt8, FewRowsLevels
+from sparseflow.kernels.gemv.bitmap import FewRowsBitmap
+from sparseflow.kernels.gemv.levels import FewRowsInt8, FewRowsLevels
 from sparseflow.kernels.rescale import rescaling
 from sparseflow.kernels.target.cpu import AVX512, Cpu
 from sparseflow.kernels.template import TEMPLATES, Candidate
