@@ -499,7 +499,7 @@ def test_some_case_reaches_every_template() -> None:
     for workload, structure, density in CASES.values():
         w = workload.with_zeros_of(pruned(workload, structure, density, 0))
         reached |= {name for name, template in TEMPLATES.items() if template.refusal(w) is None}
-    assert reached == set(TEMPLATES)
+    assert reached == {name for name, template in TEMPLATES.items() if FLOAT32 in template.maps}
 
 
 @pytest.mark.parametrize("name", list(TEMPLATES))

@@ -112,7 +112,8 @@ class Case:
         zero_point = self.source.zero_point - w.target.taken_from_levels(UINT8)
         zeros = zero_point * self.levels.reshape(w.filters, -1).sum(axis=1)
         np.testing.assert_array_equal(start, np.rint(self.bias / self._scale()) - zeros)
-        worth, shift, inverse, zero = factors[w.padded :].astype(np.float64)
+        worth, shift, inverse, zero, source_inverse, source_zero = factors[w.padded :].astype(np.float64)
+        assert (source_inverse, source_zero) == (np.float32(1.0 / self.source.scale), self.source.zero_point)
         value = (
             sums.astype(np.float32).astype(np.float64)
             * factors[: w.filters].astype(np.float64)[:, None, None]

@@ -19,9 +19,10 @@ from sparseflow.core.element_type import UINT8, ElementType, Quantised
 from sparseflow.errors import CompileError
 from sparseflow.kernels.workload import Array, Workload
 
-TAIL = ("residual", "shift", "inverse", "zero")
+TAIL = ("residual", "shift", "inverse", "zero", "source inverse", "source zero")
 """What ``rescale`` holds behind the filters' factors: what one level of the residual is worth; what is added to each
-sum; the levels in 1.0; the level of 0. The last two are for activations that are computed on the numbers."""
+sum; the levels in 1.0, and the level of 0, of the result, for activations that are computed on the numbers; the same
+two of the input, for kernels that round it themselves."""
 START_BITS = 20
 """Bits that the bias of a filter without weights gets."""
 
@@ -60,7 +61,7 @@ def rescaling(
     Returns
     -------
     dict
-        ``start``, int32 (padded filters,), and ``rescale``, float32 (padded filters + 4,).
+        ``start``, int32 (padded filters,), and ``rescale``, float32 (padded filters + 6,).
 
     Raises
     ------
@@ -84,7 +85,7 @@ def rescaling(
         if isinstance(residual, Quantised):
             worth, from_zero = residual.scale * unit, -residual.zero_point * residual.scale * unit
     shift = from_zero + (zero if saturates(workload) else 0.0)
-    tail = [worth, shift, inverse, zero]
+    tail = [worth, shift, inverse, zero, 1.0 / source.scale, source.zero_point]
     spare = (0, workload.padded - workload.filters)
     return {
         "start": np.pad(start, spare).astype(np.int32),

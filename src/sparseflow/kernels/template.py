@@ -15,6 +15,10 @@ from sparseflow.kernels.workload import Array, Layouts, Workload
 from sparseflow.registry import Registry
 
 
+MOST_PRODUCTS = 2**31 // (255 * 127)
+"""Of levels, whose sum fits 32 bits whatever they are."""
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A template with its parameters."""
@@ -53,7 +57,8 @@ class KernelTemplate(ABC):
         Whether it can store weights in `Workload.weights` where that has fewer bits than the sums; the others store
         the same numbers in the type of the sums.
     maps : tuple of ElementType
-        In which it can read feature maps and write them; what it reads in levels it can write in float32 too.
+        In which it can read feature maps and write them; what it reads in levels it can write in float32 too. Rows
+        are float32 in any case: a kernel that reads them in levels rounds them itself.
     unions : bool
         Whether it takes a residual through an index (`Workload.residual_channels`), and leaves out `Workload.passed`
         filters; templates that do not compute them as zeros.
@@ -74,6 +79,8 @@ class KernelTemplate(ABC):
             return f"it computes maps of {', '.join(map(str, self.maps))} only, these are {workload.maps}"
         if workload.result != workload.maps and not (workload.quantised and workload.result == FLOAT32):
             return f"maps of {workload.result} are not computed from maps of {workload.maps}"
+        if workload.quantised and workload.products > MOST_PRODUCTS:
+            return f"sums of {workload.products} products of levels may leave 32 bits; {MOST_PRODUCTS} do not"
         if workload.residual_channels and not self.unions:
             return "the residual has other channels than the result; this kernel adds it in order only"
         return self.rejects(workload)

@@ -19,6 +19,8 @@ from sparseflow.kernels.target.base import Target, VectorUnit, target_from
 Array = npt.NDArray[Any]
 
 MAX_PATTERNS = 16
+CODES = 16
+"""Numbers that 4 bits tell apart."""
 DENSEST = 0.7
 """Density of weights above which their index costs more than their zeros save."""
 DENSEST_SHARED = 0.9
@@ -60,6 +62,10 @@ class Workload:
     residual_channels : int
         Channels of a residual whose channels an index picks, one int32 for each filter, -1 where nothing is added;
         0 when the residual has the output's channels in order.
+    weight_density : float
+        Fraction of the weights that are not zero; where channels share slots, the first cover is larger.
+    few_values : bool
+        Whether the weights, where channels share slots, are at most `CODES` different numbers and zero.
     map_density : float
         Fraction of the input map that is not zero, from calibration; 1.0 when it is not calibrated.
     weights : ElementType
@@ -92,6 +98,8 @@ class Workload:
     threads: int = 1
     passed: int = 0
     residual_channels: int = 0
+    weight_density: float = 1.0
+    few_values: bool = False
     map_density: float = 1.0
     weights: ElementType = FLOAT32
     maps: ElementType = FLOAT32
@@ -202,6 +210,11 @@ class Workload:
         return self.depth * math.prod(self.kernel_size)
 
     @property
+    def products(self) -> int:
+        """Of which one sum consists."""
+        return self.channels // self.groups * math.prod(self.kernel_size)
+
+    @property
     def depthwise(self) -> bool:
         """One filter or more for each input channel, none shared."""
         return self.groups == self.channels and self.groups > 1
@@ -210,12 +223,22 @@ class Workload:
         """This workload with the covers and patterns of ``weight`` (OIHW), those of `passed` filters left out."""
         live = weight[: self.live]
         taps = self.weights.joined(live, 1) if self.slotted else live
-        return replace(self, covers=covers_of(taps), patterns=patterns_of(live))
+        density = float((live != 0).mean()) if live.size else 0.0
+        values = np.unique(taps.view(self.weights.dtype)) if self.slotted and self.quantised else ()
+        return replace(
+            self,
+            covers=covers_of(taps),
+            patterns=patterns_of(live),
+            weight_density=density,
+            few_values=0 < int(np.count_nonzero(values)) <= CODES,
+        )
 
     def without_densities(self) -> Workload:
         """What the code of a kernel depends on: equal ones with equal candidates and layouts share a kernel."""
         patterns = tuple((mask, 0.0) for mask, _ in self.patterns)
-        return replace(self, covers=(), patterns=patterns, map_density=1.0)
+        return replace(
+            self, covers=(), patterns=patterns, weight_density=1.0, few_values=False, map_density=1.0
+        )
 
     def density(self, rows: int = 1) -> float:
         """Density of the taps when ``rows`` consecutive filters share them."""
@@ -243,8 +266,15 @@ class Workload:
         The activation's parameter is left out: it changes a constant of the code, not its time.
         """
         covers, patterns = (tuple((k, _rounded(d)) for k, d in x) for x in (self.covers, self.patterns))
-        map_density = _rounded(self.map_density)
-        rounded = replace(self, covers=covers, patterns=patterns, map_density=map_density, parameter=0.0)
+        weight_density, map_density = _rounded(self.weight_density), _rounded(self.map_density)
+        rounded = replace(
+            self,
+            covers=covers,
+            patterns=patterns,
+            parameter=0.0,
+            weight_density=weight_density,
+            map_density=map_density,
+        )
         return rounded.key_exact()
 
     def key_exact(self) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import tvm
 from tvm import relax, tirx
 
-from sparseflow.core.element_type import FLOAT32, ElementType, Quantised
+from sparseflow.core.element_type import FLOAT32, UINT8, ElementType, Quantised
 from sparseflow.kernels.lane import conversions as relayout
 from sparseflow.kernels.lane.conversions import Strides
 from sparseflow.kernels.layouts.lane import LaneLayout
@@ -121,11 +121,8 @@ class _Lowering:
         constants = [constant(a, f"{attrs.name}.{k}") for k, a in packed.items()]
         added = list(value.args[2].fields)
         if workload.quantised:
-            bias, step = (field.value.numpy() for field in added)
-            elements = inputs[0].element, out.element, residual and residual.element
-            levels = self.weights.of(value).dense
-            scales = rescaling(workload, levels, step, bias, *elements)  # type: ignore[arg-type]
-            added = [constant(a, f"{attrs.name}.{k}") for k, a in scales.items()]
+            elements = inputs[0].element, out.element, residual.element if residual is not None else None
+            added = self._rescaling(value, attrs, elements)
         picks = list(value.args[3].fields[1:])
         if picks and workload.padded > workload.filters:
             spare = (0, workload.padded - workload.filters)
@@ -165,9 +162,23 @@ class _Lowering:
             for r in value.args[3].fields
         ]
         constants = [constant(a, f"{attrs.name}.{k}") for k, a in packed.items()]
-        tensors = [x, *constants, *value.args[2].fields, *residual]
-        result = self._call(kernel, tensors, (workload.width, workload.filters), workload.maps.slot)
+        added = list(value.args[2].fields)
+        ranges = attrs.map_ranges
+        if ranges is not None and ranges.source is not None:
+            source = UINT8.covering(ranges.source.low, ranges.source.high)
+            added = self._rescaling(value, attrs, (source, FLOAT32, FLOAT32 if residual else None))
+        tensors = [x, *constants, *added, *residual]
+        result = self._call(kernel, tensors, (workload.width, workload.filters), FLOAT32.name)
         return self.reshaped(result, attrs.out_shape)
+
+    def _rescaling(
+        self, value: Expr, attrs: LayerAttrs, elements: tuple[ElementType, ElementType, ElementType | None]
+    ) -> list[Expr]:
+        """What a layer on levels adds to its sums and multiplies them with, for source, result and residual."""
+        bias, step = (field.value.numpy() for field in value.args[2].fields)
+        levels = self.weights.of(value).dense
+        scales = rescaling(attrs.workload, levels, step, bias, *elements)  # type: ignore[arg-type]
+        return [constant(a, f"{attrs.name}.{k}") for k, a in scales.items()]
 
     def _step(self, node: Node) -> tuple[int, int]:
         """The stride of a 1x1 layer whose input has to change its layout, so that it may be left out on the way."""

@@ -60,7 +60,7 @@ class PlanKernels:
             x, tensors, bias, residual = (rebuild.old(a) for a in value.args)
             if attrs.workload.maps != FLOAT32:
                 real = real_layer(attrs, weight, value.args[2])
-                wide = self._if_faster(attrs.workload, real, without_map_index(choice).time_s)
+                wide = self._if_faster(attrs.workload, real, without_map_index(choice))
                 if wide is not None:
                     attrs, weight, choice = real.attrs, real.weight, wide
                     tensors = relax.Tuple([constant(weight.dense, attrs.name)])
@@ -77,15 +77,19 @@ class PlanKernels:
         self.plan = Plan(tuple(layers), str(chosen.target), self.threads, chosen.measure, exact=chosen.exact)
         return mod.with_attr("sparseflow.plan", dumps(self.plan))
 
-    def _if_faster(self, narrow: Workload, real: RealLayer, narrow_s: float) -> Choice | None:
-        """The kernels of a layer on narrow maps in float32, if the best is faster even with both maps converted."""
+    def _if_faster(self, narrow: Workload, real: RealLayer, best: CandidateTime) -> Choice | None:
+        """The kernels of a layer on narrow maps in float32, if the best is faster even with both maps converted.
+
+        A narrow kernel on rows reads and writes float32 too.
+        """
         wide = real.attrs.workload
         moved = narrow.batch * sum(x.input_bytes + x.output_bytes for x in (narrow, wide))
-        conversions_s = moved / BYTES_PER_CYCLE / self.selector.target.clock_hz
-        if conversions_s + HOPELESS * self.selector.predicted_s(wide) >= narrow_s:
+        on_rows = TEMPLATES[best.template].layout == "rows"
+        conversions_s = 0.0 if on_rows else moved / BYTES_PER_CYCLE / self.selector.target.clock_hz
+        if conversions_s + HOPELESS * self.selector.predicted_s(wide) >= best.time_s:
             return None
         choice = self.selector.choose(wide, real.weight, real.attrs.name)
-        return choice if without_map_index(choice).time_s + conversions_s < narrow_s else None
+        return choice if without_map_index(choice).time_s + conversions_s < best.time_s else None
 
 
 def _with_halo(attrs: LayerAttrs, node: Node | None) -> LayerAttrs:

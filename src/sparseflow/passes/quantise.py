@@ -147,7 +147,8 @@ def _results(graph: Graph, ranges: dict[Expr, LayerRanges]) -> dict[Expr, Worklo
             if workload is None:
                 continue
             found[var] = workload
-            wanted.add(graph.resolve(value.args[0]))
+            if _taken(workload, "lanes"):  # kernels on rows round their input themselves
+                wanted.add(graph.resolve(value.args[0]))
             if workload.result == UINT8:
                 wanted.update(graph.resolve(r) for r in value.args[3].fields[:1])
         elif isinstance(value, ir.Var) and var in wanted:
@@ -169,6 +170,12 @@ def _on_levels(workload: Workload, wanted: bool, ranges: LayerRanges) -> Workloa
         if result == UINT8 and not known:
             continue
         quantised = replace(workload, maps=UINT8, weights=INT8, result=result, bias=True)
-        if any(t.refusal(quantised) is None for t in TEMPLATES.values() if t.format == "dense"):
+        if _taken(quantised, "lanes", "rows"):
             return quantised
     return None
+
+
+def _taken(workload: Workload, *layouts: str) -> bool:
+    """Whether there is a dense kernel for it on one of these layouts."""
+    dense = (t for t in TEMPLATES.values() if t.format == "dense" and t.layout in layouts)
+    return any(t.refusal(workload) is None for t in dense)

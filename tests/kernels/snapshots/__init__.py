@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from sparseflow.core import parse_structure
-from sparseflow.core.element_type import BFLOAT16
+from sparseflow.core.element_type import BFLOAT16, INT8, UINT8
 from sparseflow.kernels.lane import operators
-from sparseflow.kernels.target.cpu import AVX2
+from sparseflow.kernels.target.cpu import AVX2, Cpu
 from sparseflow.kernels.template import TEMPLATES, Candidate
 from sparseflow.kernels.workload import Layouts, Workload, natural_layouts
 
 FOLDER = Path(__file__).parent
+QUADS = Cpu.of({"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "znver4"})
 CONV = Workload(
     "conv2d", 1, 4, 8, 8, 4, (3, 3), padding=(1, 1, 1, 1), bias=True, activation="relu", target=AVX2
 )
@@ -65,6 +66,13 @@ SNAPSHOTS: Mapping[str, Callable[[], Any]] = {
     ),
     "few-rows-taps": partial(
         from_template, "few-rows-taps", LINEAR, "unstructured@0.9", {"R": 1, "U": 4, "ahead": 64}
+    ),
+    "few-rows-bitmap": partial(
+        from_template,
+        "few-rows-bitmap",
+        replace(LINEAR, target=QUADS, maps=UINT8, weights=INT8, filters=40),
+        "unstructured@0.5",
+        {"B": 2, "ahead": 64, "skip": 1},
     ),
     "pixel-dense": partial(from_template, "pixel-dense", MAPS, "dense", {"VB": 2, "band": 2, "taps": 3}),
     "max-pool": max_pool,

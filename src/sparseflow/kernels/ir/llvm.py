@@ -33,6 +33,42 @@ define linkonce_odr <16 x i32> @sparseflow_pair_bfloat16(<16 x float> %low, <16 
 """
 """Pairs of bfloat16: vdpbf16ps, and two roundings joined in one slot."""
 
+EXPAND = """
+declare <64 x i8> @llvm.x86.avx512.mask.expand.v64i8(<64 x i8>, <64 x i8>, <64 x i1>)
+
+define linkonce_odr <16 x i32> @sparseflow_expand_int8(ptr %start, i64 %at, i64 %mask) alwaysinline nounwind {
+  %p = getelementptr i8, ptr %start, i64 %at
+  %v = load <64 x i8>, ptr %p, align 1
+  %m = bitcast i64 %mask to <64 x i1>
+  %e = call <64 x i8> @llvm.x86.avx512.mask.expand.v64i8(<64 x i8> %v, <64 x i8> zeroinitializer, <64 x i1> %m)
+  %r = bitcast <64 x i8> %e to <16 x i32>
+  ret <16 x i32> %r
+}
+"""
+"""vpexpandb: bytes that lie behind each other, put where a mask of 64 bits has ones; zeros in between."""
+DECODE = """
+declare <64 x i8> @llvm.x86.avx512.pshuf.b.512(<64 x i8>, <64 x i8>)
+declare <64 x i8> @llvm.x86.avx512.mask.expand.v64i8(<64 x i8>, <64 x i8>, <64 x i1>)
+
+define linkonce_odr <16 x i32> @sparseflow_decode_int8(ptr %start, i64 %at, i64 %mask, <16 x i32> %table)
+    alwaysinline nounwind {
+  %p = getelementptr i8, ptr %start, i64 %at
+  %v = load <32 x i8>, ptr %p, align 1
+  %w = zext <32 x i8> %v to <32 x i16>
+  %h = shl <32 x i16> %w, splat (i16 4)
+  %o = or <32 x i16> %w, %h
+  %n = and <32 x i16> %o, splat (i16 3855)
+  %i = bitcast <32 x i16> %n to <64 x i8>
+  %t = bitcast <16 x i32> %table to <64 x i8>
+  %d = call <64 x i8> @llvm.x86.avx512.pshuf.b.512(<64 x i8> %t, <64 x i8> %i)
+  %m = bitcast i64 %mask to <64 x i1>
+  %e = call <64 x i8> @llvm.x86.avx512.mask.expand.v64i8(<64 x i8> %d, <64 x i8> zeroinitializer, <64 x i1> %m)
+  %r = bitcast <64 x i8> %e to <16 x i32>
+  ret <16 x i32> %r
+}
+"""
+"""The same for codes of 4 bits, the first in the low half of a byte, whose bytes vpshufb finds in a table of 16."""
+
 
 def quads(lanes: int, features: Collection[str] = ()) -> str:
     """Quads of bytes on vectors of ``lanes`` slots.

@@ -93,3 +93,23 @@ def dot(element: ElementType, total: Expr, x: Expr, weight: Expr, lanes: int) ->
         return total + weight * x
     name = element.name
     return T.call_extern(f"{element.accumulator}x{lanes}", f"sparseflow_dot_{name}", total, x, weight)
+
+
+def expanded(data: Any, at: Expr, mask: Expr) -> Expr:
+    """A vector of 16 slots with the bytes from byte ``at`` of ``data`` on where ``mask`` has ones; needs `EXPAND`."""
+    return T.call_extern("int32x16", "sparseflow_expand_int8", T.address_of(data[0]), at, mask)
+
+
+def decoded(data: Any, at: Expr, mask: Expr, table: Expr) -> Expr:
+    """The same with codes from byte ``at`` on; ``table`` holds its 16 bytes four times; needs `DECODE`."""
+    return T.call_extern("int32x16", "sparseflow_decode_int8", T.address_of(data[0]), at, mask, table)
+
+
+def rounded(value: Expr, inverse: Expr, zero: Expr, lanes: int) -> Expr:
+    """The nearest levels of a float32 vector, ties to even, saturated, as uint8; NaN is level 0."""
+    low, high, whole = (emit.const(v, lanes) for v in (0.0, 255.0, 2.0**23))
+    level = T.bind(value * emit.splat(inverse, lanes) + emit.splat(zero, lanes))
+    level = T.bind(emit.at_most(emit.at_least(level, low), high))
+    suffix = f"x{lanes}" if lanes > 1 else ""
+    bits = tirx.reinterpret(f"int32{suffix}", level + whole)  # the sum's last bits are the level
+    return tirx.Cast(f"{UINT8.storage}{suffix}", tirx.bitwise_and(bits, emit.splat(T.int32(255), lanes)))

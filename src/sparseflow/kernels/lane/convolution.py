@@ -25,7 +25,7 @@ from sparseflow.core.element_type import BFLOAT16, FLOAT32, INT8, UINT8, Quantis
 from sparseflow.kernels.ir import emit, slots
 from sparseflow.kernels.ir.elements import widened
 from sparseflow.kernels.layouts.lane import LaneLayout
-from sparseflow.kernels.rescale import TAIL, rescale_size, saturates
+from sparseflow.kernels.rescale import rescale_size, saturates
 from sparseflow.kernels.template import Candidate, KernelTemplate
 from sparseflow.kernels.workload import Array, Layouts, Workload
 
@@ -339,7 +339,7 @@ class ConvBody:
         def number(i: Expr) -> Expr:
             return emit.splat(self.rescale[i], lanes)
 
-        worth, shift, inverse, zero = (number(w.padded + i) for i in range(len(TAIL)))
+        worth, shift, inverse, zero = (number(w.padded + i) for i in range(4))
         more: list[Expr | None] = [None] * per
         if self.other is not None and self.residual is not None:
             more = [value * worth + shift for value in self._stored(image, place, self.residual)]

@@ -231,7 +231,8 @@ class _Body:
         w, lanes = self.w, self.lanes
         floats = f"{FLOAT32.name}x{lanes}"
         factor = T.bind(tirx.reinterpret(floats, self._quad(self.rescale, c * QUAD)))
-        _, shift, inverse, zero = (emit.splat(self.rescale[w.padded + i], lanes) for i in range(len(TAIL)))
+        places = (w.padded + TAIL.index(name) for name in ("shift", "inverse", "zero"))
+        shift, inverse, zero = (emit.splat(self.rescale[i], lanes) for i in places)
         values = [tirx.Cast(floats, sums[first + lane]) * factor for lane in range(QUAD)]
         if saturates(w):
             values = [value + shift for value in values]

@@ -308,7 +308,7 @@ class Trial:
             shapes = (batch, layouts.input.size), (batch, layouts.output.size)
         else:
             shapes = (workload.width, workload.channels), (workload.width, workload.filters)
-        kinds = workload.maps, workload.result
+        kinds = (workload.maps if layouts.input else FLOAT32), workload.result
         x, y = (_slots(random, shape, kind) for shape, kind in zip(shapes, kinds, strict=True))
         if workload.map_density < 1.0:
             x *= random.random(x.shape) < workload.map_density
