@@ -593,7 +593,7 @@ def test_maps_of_other_types_are_refused_with_a_reason(element: ElementType) -> 
 
 def in_pairs(workload: Workload) -> Workload:
     """The workload on maps of bfloat16, for a processor that multiplies pairs of them."""
-    return replace(workload, maps=BFLOAT16, weights=BFLOAT16, target=PAIRS)
+    return replace(workload, maps=BFLOAT16, result=BFLOAT16, weights=BFLOAT16, target=PAIRS)
 
 
 @NEEDS_PAIRS

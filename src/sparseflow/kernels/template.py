@@ -14,7 +14,6 @@ from sparseflow.kernels.weight import LayerWeight
 from sparseflow.kernels.workload import Array, Layouts, Workload
 from sparseflow.registry import Registry
 
-
 MOST_PRODUCTS = 2**31 // (255 * 127)
 """Of levels, whose sum fits 32 bits whatever they are."""
 
