@@ -87,7 +87,7 @@ class Activations(nn.Module):
 
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
-    "conv": (Conv, (1, 3, 22, 20), 6),
+    "conv": (Conv, (1, 3, 22, 20), 7),
     "mlp": (Mlp, (1, 24, 32), 4),
     "activations": (Activations, (1, 24, 32), 4),
 }

@@ -26,6 +26,7 @@ from sparseflow.core import (
     parse_structure,
 )
 from sparseflow.core.activations import fused
+from sparseflow.core.element_type import INT8, UINT8
 from sparseflow.engine.weights import formats_read
 from sparseflow.errors import FormatError, RegistryError
 from sparseflow.kernels.lane.patterns import assign_patterns
@@ -553,11 +554,11 @@ def test_the_map_format_of_a_layout_is_one_that_its_kernels_read() -> None:
 
 @pytest.mark.parametrize("name", [n for n, t in TEMPLATES.items() if t.layout == "lanes"])
 def test_lane_templates_refuse_to_build_without_layouts(name: str) -> None:
-    found = (
-        conv(8, (8, 8), 8).with_zeros_of(pruned(conv(8, (8, 8), 8), s, 0.1, 0))
-        for s in ("connectivity", "dense")
-    )
-    workload = next(w for w in found if TEMPLATES[name].rejects(w) is None)
+    plain, alone = conv(8, (8, 8), 8), conv(8, (8, 8), 8, groups=8)
+    on_levels = replace(alone, maps=UINT8, result=UINT8, weights=INT8, target=PAIRS)
+    cases = ((plain, "connectivity"), (plain, "dense"), (on_levels, "dense"))
+    found = (w.with_zeros_of(pruned(w, s, 0.1, 0)) for w, s in cases)
+    workload = next(w for w in found if TEMPLATES[name].refusal(w) is None)
     candidate = TEMPLATES[name].candidates(workload)[0]
     with pytest.raises(ValueError, match="lane layouts"):
         TEMPLATES[name].build(workload, candidate, Layouts(), "kernel")
@@ -577,7 +578,8 @@ def test_workload_and_candidate_survive_their_text() -> None:
 
 @pytest.mark.parametrize("element", [FLOAT16, BFLOAT16], ids=str)
 def test_maps_of_other_types_are_refused_with_a_reason(element: ElementType) -> None:
-    workload = conv(12, (15, 15), 16, maps=element, weights=element, covers=dense_covers())
+    kinds = {"maps": element, "result": element, "weights": element}
+    workload = conv(12, (15, 15), 16, covers=dense_covers(), **kinds)
     assert Workload.from_key(workload.key_exact()) == workload
     assert workload.key() != conv(12, (15, 15), 16).key()
     assert workload.input_bytes == 2 * 12 * 15 * 15

@@ -164,7 +164,7 @@ class _Lowering:
         constants = [constant(a, f"{attrs.name}.{k}") for k, a in packed.items()]
         added = list(value.args[2].fields)
         ranges = attrs.map_ranges
-        if ranges is not None and ranges.source is not None:
+        if workload.quantised and ranges is not None and ranges.source is not None:
             source = UINT8.covering(ranges.source.low, ranges.source.high)
             added = self._rescaling(value, attrs, (source, FLOAT32, FLOAT32 if residual else None))
         tensors = [x, *constants, *added, *residual]

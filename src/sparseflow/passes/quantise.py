@@ -129,7 +129,7 @@ def _before_pools(graph: Graph, ranges: dict[Expr, LayerRanges]) -> dict[Expr, L
             if operator is None or not operator.selects:
                 break
             read, behind = graph.only_user(read), True
-        if behind and read is not None and ranges[read].source is not None:
+        if behind and read in ranges and ranges[read].source is not None:
             found[var] = replace(ranges[var], result=ranges[read].source)
     return found
 
