@@ -24,7 +24,12 @@ from tests.engine.test_compile import NETS, _model
 from tests.kernels.conftest import NEEDS_QUADS
 from tests.kernels.test_contract import conv
 
-VARIANTS = [("dense", 2, 1), ("block:4x4", 1, 2), ("unstructured", 1, 1)]
+SLOW = pytest.mark.slow
+VARIANTS = [
+    ("block:4x4", 1, 2),
+    pytest.param("dense", 2, 1, marks=SLOW),
+    pytest.param("unstructured", 1, 1, marks=SLOW),
+]
 
 
 def samples(shape: tuple[int, ...], count: int = 4, batch: int = 1) -> list[tuple[torch.Tensor]]:
@@ -97,7 +102,7 @@ def test_ranges_are_measured_once_and_given_again() -> None:
 
 
 @NEEDS_QUADS
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*list(METHODS)[:1], *(pytest.param(m, marks=SLOW) for m in list(METHODS)[1:])])
 def test_every_way_to_draw_ranges_compiles(method: str) -> None:
     model, calls = _model("mobilenet", "dense"), samples(NETS["mobilenet"][1])
     engine = sparseflow.compile(

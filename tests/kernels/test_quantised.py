@@ -202,7 +202,7 @@ CASES: dict[str, tuple[Workload, str, float]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("result", [UINT8, FLOAT32], ids=str)
+@pytest.mark.parametrize("result", [UINT8, pytest.param(FLOAT32, marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize("name", CASES)
 def test_awkward_case_equals_integer_arithmetic(
     name: str, result: ElementType, compile_kernels: Any, dense_reference: Any
