@@ -102,7 +102,9 @@ def test_ranges_are_measured_once_and_given_again() -> None:
 
 
 @NEEDS_QUADS
-@pytest.mark.parametrize("method", [*list(METHODS)[:1], *(pytest.param(m, marks=SLOW) for m in list(METHODS)[1:])])
+@pytest.mark.parametrize(
+    "method", [*list(METHODS)[:1], *(pytest.param(m, marks=SLOW) for m in list(METHODS)[1:])]
+)
 def test_every_way_to_draw_ranges_compiles(method: str) -> None:
     model, calls = _model("mobilenet", "dense"), samples(NETS["mobilenet"][1])
     engine = sparseflow.compile(

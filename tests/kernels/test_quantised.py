@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparseflow.core import FLOAT32
+from sparseflow.core import BFLOAT16, FLOAT32
 from sparseflow.core.activations import ACTIVATIONS
 from sparseflow.core.element_type import INT8, UINT8, ElementType, Quantised
 from sparseflow.kernels.rescale import rescaling, saturates
@@ -50,7 +50,7 @@ class Case:
         self.bias = random.standard_normal(w.filters).astype(np.float32)
         shape = (w.batch, w.residual_channels or w.filters, w.out_height, w.out_width)
         levels = random.integers(0, 256, shape, np.uint8)
-        self.added: ElementType = UINT8.at(0.01, 99) if isinstance(w.result, Quantised) else FLOAT32
+        self.added: ElementType = UINT8.at(0.01, 99) if isinstance(w.result, Quantised) else w.result
         other = self.added.decode(levels) if isinstance(self.added, Quantised) else levels.astype(np.float32)
         self.residual = other if w.residual else None
         self.picks = np.full(w.padded, -1, np.int32)
@@ -68,7 +68,7 @@ class Case:
         real = ACTIVATIONS[w.activation].numpy(real + (0 if other is None or not w.residual else other), 0.0)
         low = 0.0 if ACTIVATIONS[w.activation].non_negative else float(np.quantile(real, 0.02))
         high = 6.0 if w.activation == "relu6" else float(np.quantile(real, 0.98))
-        self.result: ElementType = UINT8.covering(low, high) if isinstance(w.result, Quantised) else FLOAT32
+        self.result: ElementType = UINT8.covering(low, high) if isinstance(w.result, Quantised) else w.result
 
     def check(self, compile_kernels: Any, halo: tuple[int, int, int, int], slack: int) -> int:
         """Runs every template's candidates; returns how many there were."""
@@ -149,7 +149,8 @@ class Case:
         if isinstance(self.result, Quantised) and saturates(w) and other is None:
             np.testing.assert_array_equal(found, expected, err_msg=where)
         else:  # the activation's and the residual's own rounding
-            atol = 1.0 if isinstance(self.result, Quantised) else 1e-4 * max(1.0, float(np.abs(value).max()))
+            step = max(1e-4, 2.0 * self.result.step)
+            atol = 1.0 if isinstance(self.result, Quantised) else step * max(1.0, float(np.abs(value).max()))
             np.testing.assert_allclose(found, expected, rtol=0, atol=atol, err_msg=where)
             if isinstance(self.result, Quantised):
                 assert float((found != expected).mean()) < 0.01, where
@@ -202,7 +203,9 @@ CASES: dict[str, tuple[Workload, str, float]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("result", [UINT8, pytest.param(FLOAT32, marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize(
+    "result", [UINT8, *(pytest.param(e, marks=pytest.mark.slow) for e in (FLOAT32, BFLOAT16))], ids=str
+)
 @pytest.mark.parametrize("name", CASES)
 def test_awkward_case_equals_integer_arithmetic(
     name: str, result: ElementType, compile_kernels: Any, dense_reference: Any
@@ -211,7 +214,8 @@ def test_awkward_case_equals_integer_arithmetic(
     weight = pruned(workload, structure, density, seed=len(name))
     case = Case(replace(workload, target=PAIRS, result=result), weight, 3, dense_reference)
     found = case.check(compile_kernels, (1, 1, 1, 1), slack=1)
-    assert (found > 0) is not (workload.depthwise and result == FLOAT32)
+    picked = workload.residual_channels and result == BFLOAT16
+    assert (found > 0) is not bool((workload.depthwise and result != UINT8) or picked)
 
 
 NARROWER = ["primes", "all dense", "blocks, batch 3, stride 2", "13 rows", "depthwise, many rows"]
@@ -228,7 +232,8 @@ def test_narrower_vectors_give_the_same(
     weight = pruned(workload, structure, density, seed=len(name))
     case = Case(replace(workload, target=target, result=result), weight, 3, dense_reference)
     found = case.check(compile_kernels, (1, 1, 1, 1), slack=1)
-    assert (found > 0) is not (workload.depthwise and result == FLOAT32)
+    picked = workload.residual_channels and result == BFLOAT16
+    assert (found > 0) is not bool((workload.depthwise and result != UINT8) or picked)
 
 
 @st.composite
@@ -249,7 +254,7 @@ def cases(draw: Any) -> tuple[Workload, str, float, tuple[int, int, int, int]]:
         residual=draw(st.booleans()),
         activation=draw(st.sampled_from(["none", "relu", "relu6", "silu"])),
         threads=draw(st.integers(1, 2)),
-        result=draw(st.sampled_from([UINT8, UINT8, FLOAT32])),
+        result=draw(st.sampled_from([UINT8, UINT8, FLOAT32, BFLOAT16])),
         target=PAIRS,
     )
     structure = draw(st.sampled_from(["unstructured", "block:4x4", "block:1x4", "dense", "filter"]))

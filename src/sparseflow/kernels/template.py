@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from tvm import tirx
 
 from sparseflow.core.codec import dumps, loads
-from sparseflow.core.element_type import FLOAT32, ElementType
+from sparseflow.core.element_type import BFLOAT16, FLOAT32, ElementType
 from sparseflow.kernels.weight import LayerWeight
 from sparseflow.kernels.workload import Array, Layouts, Workload
 from sparseflow.registry import Registry
@@ -76,7 +76,9 @@ class KernelTemplate(ABC):
         """`rejects`, and before it what holds for any template: the type of its maps, the channels of the residual."""
         if workload.maps not in self.maps:
             return f"it computes maps of {', '.join(map(str, self.maps))} only, these are {workload.maps}"
-        if workload.result != workload.maps and not (workload.quantised and workload.result == FLOAT32):
+        if workload.result != workload.maps and not (
+            workload.quantised and workload.result in (FLOAT32, BFLOAT16)
+        ):
             return f"maps of {workload.result} are not computed from maps of {workload.maps}"
         if workload.quantised and workload.products > MOST_PRODUCTS:
             return f"sums of {workload.products} products of levels may leave 32 bits; {MOST_PRODUCTS} do not"

@@ -11,6 +11,7 @@ import numpy as np
 
 from sparseflow.core.arrays import Array
 from sparseflow.core.codec import loads
+from sparseflow.core.element_type import BFLOAT16, FLOAT32, ElementType
 from sparseflow.kernels.lane.attention import Attention, attention
 from sparseflow.kernels.layouts.lane import LaneLayout
 from sparseflow.ops.expressions import op_name
@@ -57,6 +58,11 @@ class MultiHeadAttention(Operator):
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         found = weights / weights.sum(axis=-1, keepdims=True) @ values
         return np.asarray(found.swapaxes(1, 2).reshape(s.batch, s.queries, s.heads * s.size))
+
+    def takes(self, element: ElementType, channels: Sequence[int]) -> bool:
+        if element == BFLOAT16:
+            return not any(n % element.per_slot for n in (self.shape.size, *self.shape.first, *channels))
+        return element == FLOAT32
 
     def on_lanes(self, sources: Sequence[LaneLayout], out: LaneLayout, where: Setting) -> Make:
         q, k, v = sources

@@ -13,18 +13,20 @@ from tvm import ir, relax
 from sparseflow.core.activations import ACTIVATIONS
 from sparseflow.core.calibrated_ranges import CalibratedRanges, LayerRanges
 from sparseflow.core.codec import dumps
-from sparseflow.core.element_type import FLOAT32, INT8, UINT8
+from sparseflow.core.element_type import BFLOAT16, FLOAT32, INT8, UINT8
 from sparseflow.core.steps import filter_steps, on_levels
 from sparseflow.errors import CompileError
 from sparseflow.kernels.rescale import bounded_step
 from sparseflow.kernels.template import TEMPLATES
 from sparseflow.kernels.workload import Workload
-from sparseflow.ops.expressions import shape_of
+from sparseflow.ops.expressions import is_constant, op_name, shape_of
 from sparseflow.ops.operator import operator_of
 from sparseflow.passes.graph import Graph, Rebuild
 from sparseflow.passes.ops import LayerAttrs, constant, is_layer, layer_call, weight_of
 
 Expr = Any
+VIEWS = ("relax.reshape", "relax.permute_dims", "relax.multiply", "relax.divide")
+"""What may lie between a linear layer and the products of attention."""
 
 
 @tvm.transform.module_pass(opt_level=0, name="sparseflow.Quantise")
@@ -146,6 +148,9 @@ def _results(graph: Graph, ranges: dict[Expr, LayerRanges]) -> dict[Expr, Worklo
             workload = _on_levels(LayerAttrs.of(value).workload, var in wanted, ranges[var])
             if workload is None:
                 continue
+            pairs = replace(workload, result=BFLOAT16)
+            if workload.result == FLOAT32 and _taken(pairs, "lanes") and _read_by_products(graph, var):
+                workload = pairs
             found[var] = workload
             if _taken(workload, "lanes"):  # kernels on rows round their input themselves
                 wanted.add(graph.resolve(value.args[0]))
@@ -173,6 +178,19 @@ def _on_levels(workload: Workload, wanted: bool, ranges: LayerRanges) -> Workloa
         if _taken(quantised, "lanes", "rows"):
             return quantised
     return None
+
+
+def _read_by_products(graph: Graph, var: Expr) -> bool:
+    """Whether only products of maps read a tensor, seen from another side: attention, which multiplies pairs too."""
+    readers = graph.consumers.get(var, [])
+    if not readers or graph.uses[var] != len(readers):
+        return False
+    for reader in readers:
+        value = graph.definition[reader]
+        product = op_name(value) == "relax.matmul" and not any(map(is_constant, value.args))
+        if not product and not (op_name(value) in VIEWS and _read_by_products(graph, reader)):
+            return False
+    return True
 
 
 def _taken(workload: Workload, *layouts: str) -> bool:

@@ -8,6 +8,9 @@ for each image and head, in parallel; for each V vectors of queries:
   Pᵀ = exp(Sᵀ - its maximum over the rows), and the sums of its rows
   O[c][query] = Σ_key V[c][key] Pᵀ[key][query] / sum                (R features by V vectors)
 
+Of maps in pairs of bfloat16 both products multiply pairs: of features in the first, in the second of keys a vector
+apart, for which the values of a head are put side by side once.
+
 Keys are walked in the order in which they lie in memory, those beyond the last token left out, so a length that is no
 multiple of the vector's enters neither maximum nor sum.
 
@@ -20,15 +23,16 @@ calculation for softmax" (2018): here a tile of queries keeps its whole rows, so
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from sparseflow.kernels.ir import emit
+from sparseflow.core.element_type import FLOAT32
+from sparseflow.kernels.ir import emit, slots
 from sparseflow.kernels.layouts.lane import LaneLayout
 
 Expr = Any
@@ -84,6 +88,31 @@ def walks(layout: LaneLayout) -> list[Walk]:
     return [w for w in found if w.count and w.inner]
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """Vectors of keys two by two: ``count`` of them from number ``first`` on. Of the first vector of each so many
+    elements are tokens, of the second so many."""
+
+    first: int
+    count: int
+    low: int
+    high: int
+
+
+def pairs(layout: LaneLayout) -> list[Pairs]:
+    """All tokens of a 1 x T map, in pairs of elements a vector apart; the last vector may stand alone."""
+    block, tokens = layout.block[1], layout.width
+    held = [max(0, -(-(tokens - v) // block)) for v in range(block)] + [0]
+    found: list[Pairs] = []
+    for m in range(-(-block // 2)):
+        low, high = held[2 * m], held[2 * m + 1]
+        if found and (found[-1].low, found[-1].high) == (low, high):
+            found[-1] = replace(found[-1], count=found[-1].count + 1)
+        elif low:
+            found.append(Pairs(m, 1, low, high))
+    return found
+
+
 def attention(
     shape: Attention,
     layouts: tuple[LaneLayout, LaneLayout, LaneLayout, LaneLayout],
@@ -103,7 +132,7 @@ def attention(
     accumulators : int
         Sums that fit the registers.
     """
-    with emit.prim_func(name) as finish:
+    with emit.prim_func(name, slots.helpers(layouts[0].lanes, layouts[0].element)) as finish:
         _Body(shape, layouts, accumulators).write(threads)
     return finish()
 
@@ -117,7 +146,8 @@ class _Body:
         layouts: tuple[LaneLayout, LaneLayout, LaneLayout, LaneLayout],
         accumulators: int,
     ) -> None:
-        self.shape, self.lanes = shape, layouts[0].lanes
+        self.shape, self.lanes, self.element = shape, layouts[0].lanes, layouts[0].element
+        self.per = self.element.per_slot
         self.q_layout, self.k_layout, self.v_layout, self.y_layout = layouts
         block = self.q_layout.block[1]
         most = max(1, min(4, accumulators // (ROWS + 2)))  # the maxima live beside the sums
@@ -126,16 +156,19 @@ class _Body:
     def write(self, threads: int) -> None:
         """The whole kernel."""
         s, batch = self.shape, self.shape.batch
-        self.q = emit.arg("q", (batch, self.q_layout.size))
-        self.k = emit.arg("k", (batch, self.k_layout.size))
-        self.v = emit.arg("v", (batch, self.v_layout.size))
+        kind = self.element.slot
+        self.q = emit.arg("q", (batch, self.q_layout.size), kind)
+        self.k = emit.arg("k", (batch, self.k_layout.size), kind)
+        self.v = emit.arg("v", (batch, self.v_layout.size), kind)
         self.mask = emit.arg("mask", (math.prod(s.mask),)) if s.mask else None
-        self.y = emit.arg("y", (batch, self.y_layout.size))
+        self.y = emit.arg("y", (batch, self.y_layout.size), kind)
         with emit.channel_loop(batch * s.heads, threads) as item:
             self.n = T.bind(tirx.floordiv(item, T.int32(s.heads)))
             self.h = T.bind(tirx.floormod(item, T.int32(s.heads)))
             rows = self.k_layout.block[1] * self.lanes
-            self.scores = T.alloc_buffer((rows * self.V * self.lanes,), self.q.dtype)
+            self.scores = T.alloc_buffer((rows * self.V * self.lanes,), FLOAT32.name)
+            if self.per > 1:
+                self._pair_values()
             for part in emit.segments(self.q_layout.block[1], self.V):
                 with emit.loop(part.count) as i:
                     self._queries(part.start + i * part.size, part.size)
@@ -160,8 +193,9 @@ class _Body:
                 self._mix(column, width, first + part.start + c * part.size, part.size, total)
 
     def _feature(self, layout: LaneLayout, which: int, feature: Expr) -> Expr:
-        """Element offset of a feature of queries (0), keys (1) or values (2)."""
-        return (self.shape.first[which] + feature) * (layout.plane * self.lanes)
+        """Slot offset of a feature of queries (0), keys (1) or values (2), the first of its slot."""
+        slot = tirx.floordiv(self.shape.first[which] + feature, T.int32(self.per))
+        return slot * (layout.plane * self.lanes)
 
     def _dot(self, column: Expr, width: int, key: Expr, count: int, top: emit.Accumulators) -> None:
         """Scores of ``count`` keys that lie side by side from element ``key`` on."""
@@ -169,15 +203,15 @@ class _Body:
         acc = emit.Accumulators(count * width, lanes)
         for a in range(count * width):
             acc[a] = emit.const(0.0, lanes)
-        with emit.loop(s.size) as c:
-            feature = self.h * s.size + c
+        with emit.loop(s.size // self.per) as c:
+            feature = self.h * s.size + c * self.per
             q = T.bind(self._feature(self.q_layout, 0, feature) + column * lanes)
             k = T.bind(self._feature(self.k_layout, 1, feature) + key)
             for r in range(count):
                 weight = emit.splat(self.k[self.n, k + r], lanes)
                 for i in range(width):
                     x = self.q[self.n, emit.ramp(q + i * lanes, lanes)]
-                    acc[r * width + i] = acc[r * width + i] + weight * x
+                    acc[r * width + i] = slots.dot(self.element, acc[r * width + i], x, weight, lanes)
         for r in range(count):
             for i in range(width):
                 value = acc[r * width + i] * emit.const(s.scale, lanes)
@@ -220,13 +254,24 @@ class _Body:
         total = emit.Accumulators(width, lanes)
         for i in range(width):
             total[i] = emit.const(0.0, lanes)
-        for walk in walks(self.k_layout):
+
+        def exponential(row: Expr, i: int) -> Expr:
+            value = T.bind(emit.exp_vector(self.scores[self._score(row, width, i)] - top[i], lanes))
+            total[i] = total[i] + value
+            return value
+
+        for walk in walks(self.k_layout) if self.per == 1 else []:
             with self._over(walk) as row:
                 for i in range(width):
-                    place = self._score(row, width, i)
-                    value = T.bind(emit.exp_vector(self.scores[place] - top[i], lanes))
-                    T.buffer_store(self.scores, value, [place])
-                    total[i] = total[i] + value
+                    T.buffer_store(self.scores, exponential(row, i), [self._score(row, width, i)])
+        for part in pairs(self.k_layout) if self.per > 1 else []:
+            for first, last, count in ((0, part.high, 2), (part.high, part.low, 1)):
+                with emit.loop(part.count) as m, emit.loop(last - first) as r:
+                    pair, lane = part.first + m, first + r
+                    rows = [(pair * 2 + j) * lanes + lane for j in range(count)]
+                    for i in range(width):
+                        slot = slots.joined(self.element, [exponential(row, i) for row in rows], lanes)
+                        T.buffer_store(self.weights, slot, [self._score(pair * lanes + lane, width, i)])
         for i in range(width):
             total[i] = emit.const(1.0, lanes) / total[i]
         return total
@@ -237,21 +282,58 @@ class _Body:
         acc = emit.Accumulators(count * width, lanes)
         for a in range(count * width):
             acc[a] = emit.const(0.0, lanes)
-        base = T.bind(self._feature(self.v_layout, 2, feature))
-        stride = self.v_layout.plane * lanes
-        for walk in walks(self.k_layout):
-            with self._over(walk) as row:
-                for r in range(count):
-                    value = emit.splat(self.v[self.n, base + r * stride + row], lanes)
-                    for i in range(width):
-                        weight = self.scores[self._score(row, width, i)]
-                        acc[r * width + i] = acc[r * width + i] + value * weight
+
+        def add(row: Expr, weights: Any, value: Callable[[int], Expr]) -> None:
+            for r in range(count):
+                splat = emit.splat(value(r), lanes)
+                for i in range(width):
+                    weight = weights[self._score(row, width, i)]
+                    acc[r * width + i] = slots.dot(self.element, acc[r * width + i], weight, splat, lanes)
+
+        if self.per == 1:
+            base = T.bind(self._feature(self.v_layout, 2, feature))
+            stride = self.v_layout.plane * lanes
+            for walk in walks(self.k_layout):
+                with self._over(walk) as row:
+                    add(row, self.scores, lambda r: self.v[self.n, base + r * stride + row])
+        else:
+            own = T.bind(feature - self.h * self.shape.size)
+            for part in pairs(self.k_layout):
+                with emit.loop(part.count) as m, emit.loop(part.low) as r:
+                    row = (part.first + m) * lanes + r
+                    add(row, self.weights, lambda r: self.values[(own + r) * self.paired + row])  # noqa: B023
         layout = self.y_layout
-        for r in range(count):
+        for r in range(0, count, self.per):
             for i in range(width):
-                value = acc[r * width + i] * total[i]
-                if layout.ragged:
-                    inside = emit.inside_map(layout, 0, column + i)
-                    value = tirx.Select(inside, value, emit.const(layout.fill, lanes))
-                at = (feature + r) * layout.plane + layout.position(0, column + i)
-                T.buffer_store(self.y, value, [self.n, emit.ramp(at * lanes, lanes)])
+                found = [acc[(r + j) * width + i] * total[i] for j in range(self.per)]
+                slot = emit.outside_filled(slots.joined(self.element, found, lanes), layout, 0, column + i)
+                at = tirx.floordiv(feature + r, T.int32(self.per)) * layout.plane + layout.position(
+                    0, column + i
+                )
+                T.buffer_store(self.y, slot, [self.n, emit.ramp(at * lanes, lanes)])
+
+    def _pair_values(self) -> None:
+        """Room for the numerators in pairs of keys, and the values of a head so: (features, pairs of keys)."""
+        lanes, layout, size = self.lanes, self.v_layout, self.shape.size
+        vectors = layout.block[1]
+        self.paired = -(-vectors // 2) * lanes
+        self.weights = T.alloc_buffer((self.paired * self.V * lanes,), self.element.slot)
+        self.values = T.alloc_buffer((size * self.paired,), self.element.slot)
+        sixteen, low = (emit.splat(tirx.const(v, "int32"), lanes) for v in (16, 0xFFFF))
+        zero, high = (emit.splat(tirx.const(v, "int32"), lanes) for v in (0, -65536))
+
+        def pair(c: Expr, base: Expr, m: Expr, alone: bool) -> None:
+            a = T.bind(self.v[self.n, emit.ramp(base + m * 2 * lanes, lanes)])
+            b = zero if alone else T.bind(self.v[self.n, emit.ramp(base + (m * 2 + 1) * lanes, lanes)])
+            first = tirx.bitwise_or(tirx.bitwise_and(a, low), tirx.shift_left(b, sixteen))
+            upper = tirx.bitwise_and(tirx.shift_right(a, sixteen), low)
+            for j, value in enumerate((first, tirx.bitwise_or(upper, tirx.bitwise_and(b, high)))):
+                at = (c * 2 + j) * self.paired + m * lanes
+                T.buffer_store(self.values, value, [emit.ramp(at, lanes)])
+
+        with emit.loop(size // 2) as c:
+            base = T.bind(self._feature(layout, 2, self.h * size + c * 2))
+            with emit.loop(vectors // 2) as m:
+                pair(c, base, m, alone=False)
+            if vectors % 2:
+                pair(c, base, T.int32(vectors // 2), alone=True)

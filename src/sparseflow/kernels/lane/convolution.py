@@ -140,7 +140,7 @@ def narrow_refusal(workload: Workload) -> str | None:
         return (
             f"{name} maps need one filter for each channel of a depthwise layer, which writes what it reads"
         )
-    if w.residual_channels and written > 1 and not w.quantised:
+    if w.residual_channels and written > 1 and not isinstance(w.result, Quantised):
         return "a residual whose channels an index picks is not read in pairs"
     return None
 
@@ -354,7 +354,8 @@ class ConvBody:
             value = tirx.Cast(f"{FLOAT32.name}x{lanes}", total) * number(plane * per + j)
             done.append(value if added is None else value + added)
         if not isinstance(self.result, Quantised):
-            return emit.finish(done[0], w.activation, self.output, row, col, w.parameter)
+            done = [emit.finish(value, w.activation, self.output, row, col, w.parameter) for value in done]
+            return slots.joined(self.result, done, lanes)
         if not saturates(w):
             done = [emit.activate(w.activation, value, lanes, w.parameter) * inverse + zero for value in done]
         return emit.outside_filled(slots.from_levels(done, lanes), self.output, row, col)
@@ -369,7 +370,8 @@ class ConvBody:
 
         if self.picks is None:
             slot = found(plane)
-            return slots.levels(slot, self.lanes) if per > 1 else [slot]
+            levels = isinstance(self.result, Quantised)
+            return slots.levels(slot, self.lanes) if levels else slots.parts(self.result, slot, self.lanes)
         values = []
         for j in range(per):
             channel = T.bind(tirx.max(self.picks[plane * per + j], T.int32(0)))
