@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import int8
+import int8_kernels
 import map_networks
 import precision
 import selection
@@ -97,6 +98,8 @@ class Sources:
             return WHOLE_NETWORKS[section](list(data.values()))
         if file == f"{int8.NAME}.json":
             return int8.markdown(data)
+        if file == f"{int8_kernels.NAME}.json":
+            return int8_kernels.markdown(data)
         if file == f"{precision.NAME}.json":
             return precision.markdown(data)
         if file == f"{weight_types.NAME}.json":

@@ -20,7 +20,7 @@ from sparseflow.core.codec import encode
 from sparseflow.core.plan import CandidateTime, LayerPlan, Plan, RestTime
 from sparseflow.engine.frontends.importer import Imported, import_model
 from sparseflow.train.models import MnistCnn
-from tests.kernels.conftest import NEEDS_PAIRS
+from tests.kernels.conftest import NEEDS_PAIRS, NEEDS_QUADS
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "benchmarks"
@@ -337,6 +337,42 @@ def test_bfloat16_is_compared_with_float32(tmp_path: Path, monkeypatch: pytest.M
         assert 0 < case["error"] < 0.02
         (row,) = precision.markdown(data).splitlines()[2:3]
         assert row.startswith("| small | dense | ")
+
+
+def test_the_table_of_int8_networks_names_the_best_peer_of_each_kind() -> None:
+    times = {
+        "sparseflow": 2.0,
+        "openvino-int8": 9.0,
+        "onnxruntime-int8": 8.0,
+        "openvino": 42.0,
+        "onnxruntime": 30.0,
+    }
+    results = [
+        {"engine": name, "latency_ms": {"median": ms}, "max_relative_error": 0.01}
+        for name, ms in times.items()
+    ]
+    cases = {
+        f"{model} x": {"model": model, "sparsify": "block:4x4@0.9", "results": results}
+        for model in ("small", "vgg16")
+    }
+    for int8 in script("int8"):
+        small, vgg = int8.markdown({"machine": "here", "cases": cases}).splitlines()[2:4]
+        assert "| 8.00 ms (onnxruntime-int8) | 1.0e-02 | 4.00× | 30.00 ms (onnxruntime) | 15.00× |" in small
+        assert vgg.endswith("| 10.00× |")  # OpenVINO's time / 2.1
+
+
+@NEEDS_QUADS
+@pytest.mark.slow
+def test_int8_kernels_are_timed_beside_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSEFLOW_CACHE", str(tmp_path))
+    for kernels in script("int8_kernels"):
+        layer = kernels.Layer("3x3 16→16 @14²", "3x3", 16, 16, 14, 14, 3)
+        row = kernels.Layer("linear 64→48, 1 row", "one row", 64, 48, 1, 1, op="linear")
+        monkeypatch.setattr(kernels, "LAYERS", (layer, row))
+        assert kernels.main(["--rounds", "2", "--out", str(tmp_path)]) == 0
+        cases = json.loads((tmp_path / "int8_kernels.json").read_text())["cases"]
+        assert len(cases) == 6
+        assert all(0 < case["useful_gops"] < case["peak_gops"] for case in cases.values())
 
 
 @pytest.mark.slow

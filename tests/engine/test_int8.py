@@ -41,7 +41,9 @@ def samples(shape: tuple[int, ...], count: int = 4, batch: int = 1) -> list[tupl
 
 @NEEDS_QUADS
 @pytest.mark.parametrize(("structure", "batch", "threads"), VARIANTS)
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize(
+    "name", [n if n in ("resnet", "mobilenet", "transformer") else pytest.param(n, marks=SLOW) for n in NETS]
+)
 def test_networks_are_near_torch(name: str, structure: str, batch: int, threads: int) -> None:
     model = _model(name, structure)
     calls = samples(NETS[name][1], batch=batch)

@@ -392,7 +392,9 @@ def test_few_levels_of_a_torch_map_are_one_clear_line() -> None:
 
 
 @pytest.mark.parametrize("written", ["onnx", "torch"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", ["mlp", *(pytest.param(n, marks=pytest.mark.slow) for n in MODELS if n != "mlp")]
+)
 def test_an_export_keeps_the_ranges_and_runs_in_onnxruntime(name: str, written: str, tmp_path: Path) -> None:
     model, calls = module(name), inputs(name)
     example = (torch.from_numpy(calls[0]),)
@@ -412,7 +414,9 @@ def test_an_export_keeps_the_ranges_and_runs_in_onnxruntime(name: str, written: 
 
 
 @NEEDS_QUADS
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", ["mlp", *(pytest.param(n, marks=pytest.mark.slow) for n in MODELS if n != "mlp")]
+)
 def test_an_export_compiles_to_what_calibration_gives(name: str, tmp_path: Path) -> None:
     source, calls, path = (
         to_onnx(module(name), torch.from_numpy(inputs(name)[0])),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparseflow.core import FLOAT32
@@ -164,7 +164,7 @@ def cases(draw: Any) -> tuple[Workload, str, float]:
 
 @NEEDS_QUADS
 @given(case=cases(), seed=st.integers(0, 99), numbers=st.sampled_from([0, 3, 16]))
-@DRAWN
+@settings(DRAWN, max_examples=12)
 def test_drawn_cases_equal_integer_arithmetic(
     case: tuple[Workload, str, float], seed: int, numbers: int, compile_kernels: Any
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparseflow.core import BFLOAT16, FLOAT32
@@ -263,7 +263,7 @@ def cases(draw: Any) -> tuple[Workload, str, float, tuple[int, int, int, int]]:
 
 
 @given(case=cases(), seed=st.integers(0, 99))
-@DRAWN
+@settings(DRAWN, max_examples=12)
 def test_drawn_cases_equal_integer_arithmetic(
     case: tuple[Workload, str, float, tuple[int, int, int, int]],
     seed: int,

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import tvm
+from tvm import tirx
 from tvm.tirx.script import builder as T
 
+from sparseflow.core.element_type import UINT8
 from sparseflow.core.kernel_speed import GIGA, Limits
 from sparseflow.engine.target.machine import cache_bytes, machine_name
-from sparseflow.kernels.ir import emit
+from sparseflow.kernels.ir import emit, slots
 from sparseflow.kernels.target.base import Target, VectorUnit
 from sparseflow.kernels.tuning.selector import time_interleaved
 
@@ -54,6 +56,28 @@ def fma_probe(target: Target) -> Probe:
     values = np.concatenate([np.full(lanes, 0.5), np.full(lanes, 0.25)]).astype(np.float32)
     flops = 2.0 * _FMA_STEPS * chains * lanes
     return _probe(target, "fma", finish(), [values, np.zeros(chains * lanes, np.float32)], flops)
+
+
+def dot_probe(target: Target) -> Probe:
+    """The same of products of four bytes each, added up in 32 bits: `slots.dot`."""
+    unit = target.vectors
+    lanes, chains = unit.lanes, min(unit.accumulators, 16 * unit.per_cycle)
+    code = slots.helpers(lanes, UINT8, features=target.instruction_sets)
+    with emit.prim_func("dot", code) as finish:
+        x = emit.arg("x", (2 * lanes,), "int32")
+        y = emit.arg("y", (chains * lanes,), "int32")
+        acc = emit.Accumulators(chains, lanes, "int32")
+        map_, weight = T.bind(x[emit.ramp(0, lanes)]), T.bind(x[emit.ramp(lanes, lanes)])
+        for i in range(chains):
+            acc[i] = emit.splat(tirx.const(i, "int32"), lanes)
+        with emit.loop(_FMA_STEPS):
+            for i in range(chains):
+                acc[i] = slots.dot(UINT8, acc[i], map_, weight, lanes)
+        for i in range(chains):
+            T.buffer_store(y, acc[i], [emit.ramp(i * lanes, lanes)])
+    values = np.full(2 * lanes, 0x01020304, np.int32)
+    work = 2.0 * UINT8.per_slot * _FMA_STEPS * chains * lanes
+    return _probe(target, "dot", finish(), [values, np.zeros(chains * lanes, np.int32)], work)
 
 
 def read_probe(target: Target, nbytes: int) -> Probe:
