@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import options
@@ -19,9 +18,7 @@ import whole_networks
 from whole_networks import Case
 
 from sparseflow.engine.measure.peers import PEERS, installed
-from sparseflow.engine.target.machine import machine_name
 from sparseflow.errors import SparseflowError
-from sparseflow.studies.records import Records
 
 NAME = "int8"
 MODELS = ("resnet50", "bert_base", "vgg16", "mobilenet_v1", "mobilenet_v2")
@@ -35,8 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sparsify", default=",".join(SPARSIFY), help="prunings, separated by commas")
     parser.add_argument("--against", default="", help="peers; by default all dense ones that are installed")
     args = parser.parse_args(arguments)
-    head = {"kind": NAME, "machine": machine_name(), "command": options.command(NAME, arguments)}
-    records = Records(Path(args.out) / f"{NAME}.json", head, args.resume)
+    records = options.records(NAME, args, arguments)
     cases = [
         (f"{model} {sparsify}", partial(run, Case(model, sparsify, 1), args.against or peers(), args.rounds))
         for model in args.models.split(",")

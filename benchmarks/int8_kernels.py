@@ -14,7 +14,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,6 @@ from sparseflow.engine.target.targets import host_target
 from sparseflow.kernels.target.base import Target
 from sparseflow.kernels.tuning.selector import Selector, time_interleaved, trials
 from sparseflow.kernels.weight import LayerWeight
-from sparseflow.studies.records import Records
 
 NAME = "int8_kernels"
 CONVOLUTIONS = (
@@ -52,8 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = options.parser(__doc__, NAME, choice=False)
     parser.add_argument("--layers", default="", help="names that contain one of these, separated by commas")
     args = parser.parse_args(arguments)
-    head = {"kind": NAME, "machine": machine_name(), "command": options.command(NAME, arguments)}
-    records = Records(Path(args.out) / f"{NAME}.json", head, args.resume)
+    records = options.records(NAME, args, arguments)
     selector = Selector(host_target(), machine_name(), progress=options.say)
     cases = [
         (f"{layer.name} {structure}", partial(run, selector, layer, structure, args.rounds))

@@ -11,16 +11,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-import numpy as np
 import torch
 from one_shot import answers
-from one_shot_imagenet import calibration, pictures, test_sets
+from one_shot_imagenet import images
 
-from sparseflow.data import data_roots
 from sparseflow.train.quantise import RoundSettings, round_network, rounded_maps
-from sparseflow.zoo.pretrained import WEIGHTS, imagenet_resnet50, photographs
+from sparseflow.zoo.pretrained import imagenet_resnet50
 
 PLAIN = {"equalise": False, "correct_bias": False}
 VARIANTS: dict[str, dict[str, object]] = {
@@ -44,12 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
-    folder = next((root for root in data_roots() if (root / WEIGHTS).is_dir()), Path("data"))
-    found, labels = photographs(folder)
-    seen, kept_out = pictures()
-    inputs = calibration(args.samples, seen, np.random.default_rng(1))
-    sets = test_sets(found, kept_out, np.random.default_rng(0))
-    right, dense = torch.from_numpy(labels), [answers(imagenet_resnet50(folder), x) for x in sets]
+    folder, inputs, sets, right = images(args.samples)
+    dense = [answers(imagenet_resnet50(folder), x) for x in sets]
     print(f"{HEAD}\n| float32 | {int((dense[0] == right).sum())} of {len(right)} | | | | |", flush=True)
     for name, settings in VARIANTS.items():
         model = imagenet_resnet50(folder)

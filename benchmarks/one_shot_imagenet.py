@@ -116,6 +116,15 @@ def calibration(samples: int, images: Sequence[Tensor], random: np.random.Genera
     return list(as_input(mixed)[random.permutation(samples)].split(BATCH))
 
 
+def images(samples: int) -> tuple[Path, list[Tensor], list[list[Tensor]], Tensor]:
+    """The folder of the weights, calibration images, test sets, and the right answers of the first."""
+    folder = next((root for root in data_roots() if (root / WEIGHTS).is_dir()), Path("data"))
+    found, labels = photographs(folder)
+    seen, kept_out = pictures()
+    batches = calibration(samples, seen, np.random.default_rng(1))
+    return folder, batches, test_sets(found, kept_out, np.random.default_rng(0)), torch.from_numpy(labels)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prune with each method and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -127,14 +136,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
-    folder = next((root for root in data_roots() if (root / WEIGHTS).is_dir()), Path("data"))
-    found, labels = photographs(folder)
-    seen, kept_out = pictures()
-    batches = calibration(args.samples, seen, np.random.default_rng(1))
-    sets = test_sets(found, kept_out, np.random.default_rng(0))
+    folder, batches, sets, right = images(args.samples)
     spec = parse_sparsify(args.sparsify)
     rules = [Rule("*", spec.structure, spec.density)]
-    right, dense = torch.from_numpy(labels), [answers(imagenet_resnet50(folder), x) for x in sets]
+    dense = [answers(imagenet_resnet50(folder), x) for x in sets]
     print(f"{HEAD}\n| dense | – | {int((dense[0] == right).sum())} of {len(right)} | | | | |", flush=True)
     for name in args.methods.split(","):
         kind, said = method_of(name)

@@ -11,8 +11,10 @@ from typing import Any
 
 from rich.console import Console
 
+from sparseflow.engine.target.machine import machine_name
 from sparseflow.report import build_document
 from sparseflow.report import show as show_document
+from sparseflow.studies.records import Records
 
 RESULTS = "benchmarks/results"
 
@@ -43,6 +45,12 @@ def command(name: str, arguments: Sequence[str] | None) -> str:
     return shlex.join(
         ["python", f"benchmarks/{name}.py", *(sys.argv[1:] if arguments is None else arguments)]
     )
+
+
+def records(name: str, args: argparse.Namespace, arguments: Sequence[str] | None) -> Records:
+    """The records of benchmark ``name`` in the folder that was asked for, headed by machine and command."""
+    head = {"kind": name, "machine": machine_name(), "command": command(name, arguments)}
+    return Records(Path(args.out) / f"{name}.json", head, args.resume)
 
 
 def say(text: str) -> None:

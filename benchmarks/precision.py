@@ -12,7 +12,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,6 @@ from sparseflow.cli.models import ModelRequest, load_model, random_inputs
 from sparseflow.core.plan import Measurement
 from sparseflow.engine.measure.bench import interleave, pinned
 from sparseflow.engine.target.machine import machine_name
-from sparseflow.studies.records import Records
 
 NAME = "precision"
 MODELS = ("resnet50", "bert_base", "vgg16", "mobilenet_v1", "mobilenet_v2")
@@ -37,8 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--models", default=",".join(MODELS), help="zoo names, separated by commas")
     parser.add_argument("--weights", default="", help="parts of the weights' names, separated by commas")
     args = parser.parse_args(arguments)
-    head = {"kind": NAME, "machine": machine_name(), "command": options.command(NAME, arguments)}
-    records = Records(Path(args.out) / f"{NAME}.json", head, args.resume)
+    records = options.records(NAME, args, arguments)
     cases = [
         (f"{model} {narrow}", partial(run, model, (wide, narrow), args.rounds))
         for model in args.models.split(",")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import options
@@ -21,7 +20,6 @@ from sparseflow.cli.models import ModelRequest, load_model, random_inputs
 from sparseflow.core.plan import Measurement
 from sparseflow.engine.measure.bench import interleave, pinned
 from sparseflow.engine.target.machine import machine_name
-from sparseflow.studies.records import Records
 
 NAME = "selection"
 MODELS = ("resnet18", "resnet50", "vgg16", "mobilenet_v1", "mobilenet_v2", "bert_base")
@@ -38,8 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--sparsify", default=",".join(SPARSIFY), help="STRUCTURE@SPARSITY, separated by commas"
     )
     args = parser.parse_args(arguments)
-    head = {"kind": NAME, "machine": machine_name(), "command": options.command(NAME, arguments)}
-    records = Records(Path(args.out) / f"{NAME}.json", head, args.resume)
+    records = options.records(NAME, args, arguments)
     cases = [
         (f"{model} {sparsify}", partial(run, model, sparsify, args.rounds))
         for model in args.models.split(",")

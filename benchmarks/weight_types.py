@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,6 @@ from sparseflow.core import ELEMENT_TYPES, FLOAT32
 from sparseflow.core.plan import Measurement
 from sparseflow.engine.measure.bench import interleave, pinned
 from sparseflow.engine.target.machine import machine_name
-from sparseflow.studies.records import Records
 
 NAME = "weight_types"
 MODELS = ("vgg16",)
@@ -39,8 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--types", default=",".join(ELEMENT_TYPES), help="element types beside float32")
     args = parser.parse_args(arguments)
-    head = {"kind": NAME, "machine": machine_name(), "command": options.command(NAME, arguments)}
-    records = Records(Path(args.out) / f"{NAME}.json", head, args.resume)
+    records = options.records(NAME, args, arguments)
     types = [FLOAT32.name, *(t for t in args.types.split(",") if t != FLOAT32.name)]
     cases = [
         (f"{model} {sparsify}", partial(run, model, sparsify, types, args.rounds))

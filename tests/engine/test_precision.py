@@ -16,7 +16,7 @@ from sparseflow.kernels.lane.direct import Direct
 from sparseflow.kernels.template import Candidate
 from sparseflow.kernels.workload import Workload
 from tests.engine.test_compile import NETS, _model
-from tests.kernels.conftest import NEEDS_PAIRS
+from tests.kernels.conftest import NEEDS_PAIRS, NEEDS_QUADS
 
 VARIANTS = [("dense", 2, 1), ("block:4x2", 1, 2)]
 
@@ -35,19 +35,28 @@ def test_networks_are_near_torch(name: str, structure: str, batch: int, threads:
     assert engine.plan.precision == "bf16"
 
 
-@NEEDS_PAIRS
-def test_an_engine_is_saved_and_loaded_and_its_weights_take_half_the_bytes(tmp_path: Any) -> None:
+@pytest.mark.parametrize(
+    ("precision", "element", "share"),
+    [
+        pytest.param("bf16", "bfloat16", 2, marks=NEEDS_PAIRS),
+        pytest.param("int8", "uint8", 4, marks=NEEDS_QUADS),
+    ],
+)
+def test_an_engine_is_saved_and_loaded_and_its_weights_take_a_part_of_the_bytes(
+    precision: str, element: str, share: int, tmp_path: Any
+) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(8, 32, 3), nn.ReLU(), nn.Conv2d(32, 16, 3), nn.MaxPool2d(2)).eval()
     x = torch.randn(1, 8, 20, 20)
-    engine = sparseflow.compile(model, (x,), measure=False, precision="bf16")
+    ranges = {"calibration": [(x,)]} if precision == "int8" else {}
+    engine = sparseflow.compile(model, (x,), measure=False, precision=precision, **ranges)
     plain = sparseflow.compile(model, (x,), measure=False)
     loaded = sparseflow.Engine.load(engine.save(tmp_path / "net.engine"))
     np.testing.assert_array_equal(loaded(x.numpy()), engine(x.numpy()))
     assert loaded.plan == engine.plan
     for narrow, wide in zip(engine.plan.layers, plain.plan.layers, strict=True):
-        assert (narrow.element, wide.element) == ("bfloat16", "float32")
-        assert narrow.value_bytes == wide.value_bytes // 2
+        assert (narrow.element, wide.element) == (element, "float32")
+        assert narrow.value_bytes == wide.value_bytes // share
 
 
 @NEEDS_PAIRS

@@ -203,6 +203,16 @@ CASES: dict[str, tuple[Workload, str, float]] = {
 }  # fmt: skip
 
 
+def check_named(name: str, target: Cpu, result: ElementType, compile_kernels: Any, reference: Any) -> None:
+    """A case of `CASES`; templates take it unless a depthwise layer is to write another type, or pairs are picked."""
+    workload, structure, density = CASES[name]
+    weight = pruned(workload, structure, density, seed=len(name))
+    case = Case(replace(workload, target=target, result=result), weight, 3, reference)
+    found = case.check(compile_kernels, (1, 1, 1, 1), slack=1)
+    picked = workload.residual_channels and result == BFLOAT16
+    assert (found > 0) is not bool((workload.depthwise and result != UINT8) or picked)
+
+
 @pytest.mark.parametrize(
     "result", [UINT8, *(pytest.param(e, marks=pytest.mark.slow) for e in (FLOAT32, BFLOAT16))], ids=str
 )
@@ -210,12 +220,7 @@ CASES: dict[str, tuple[Workload, str, float]] = {
 def test_awkward_case_equals_integer_arithmetic(
     name: str, result: ElementType, compile_kernels: Any, dense_reference: Any
 ) -> None:
-    workload, structure, density = CASES[name]
-    weight = pruned(workload, structure, density, seed=len(name))
-    case = Case(replace(workload, target=PAIRS, result=result), weight, 3, dense_reference)
-    found = case.check(compile_kernels, (1, 1, 1, 1), slack=1)
-    picked = workload.residual_channels and result == BFLOAT16
-    assert (found > 0) is not bool((workload.depthwise and result != UINT8) or picked)
+    check_named(name, PAIRS, result, compile_kernels, dense_reference)
 
 
 NARROWER = ["primes", "all dense", "blocks, batch 3, stride 2", "13 rows", "depthwise, many rows"]
@@ -228,12 +233,7 @@ VNNI = Cpu.of({"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v3
 def test_narrower_vectors_give_the_same(
     name: str, result: ElementType, target: Cpu, compile_kernels: Any, dense_reference: Any
 ) -> None:
-    workload, structure, density = CASES[name]
-    weight = pruned(workload, structure, density, seed=len(name))
-    case = Case(replace(workload, target=target, result=result), weight, 3, dense_reference)
-    found = case.check(compile_kernels, (1, 1, 1, 1), slack=1)
-    picked = workload.residual_channels and result == BFLOAT16
-    assert (found > 0) is not bool((workload.depthwise and result != UINT8) or picked)
+    check_named(name, target, result, compile_kernels, dense_reference)
 
 
 @st.composite

@@ -10,16 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from sparseflow.errors import FormatError
+from sparseflow.registry import Registry
 
 Array = npt.NDArray[Any]
 
 BINS = 4096
 """Bins of the counted values; they grow by factors of two as larger ones come."""
-KEPT = 0.9999
-"""Share of the values that the method ``percentile`` keeps on each side."""
-LEVELS = 255
+TAIL = 1e-3
+"""Share of the values that ``percentile`` leaves out on each side."""
 CUTS = np.linspace(1.0, 0.2, 81)
-"""Parts of the whole range that the method ``mse`` tries."""
+"""Parts of the whole range that ``mse`` tries."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class CalibratedRanges:
     ----------
     layers : tuple of LayerRanges
     method : str
-        One of `METHODS`, which drew them.
+        One of `RANGES`, which drew them.
     calls : int
         Batches that were run.
     """
@@ -108,8 +108,8 @@ class RangeCounter:
         if self.reach > 0.0:
             self.counts += np.histogram(batch, BINS, (-self.reach, self.reach))[0]
 
-    def range(self, method: str) -> Range:
-        """What ``method`` of `METHODS` draws from everything counted; it holds 0.
+    def range(self, method: str, bits: int = 8) -> Range:
+        """What ``method`` of `RANGES` draws from everything counted, for levels of ``bits``; it holds 0.
 
         Raises
         ------
@@ -118,7 +118,7 @@ class RangeCounter:
         """
         if self.low > self.high:
             raise FormatError("no values were counted; calibrate with at least one input")
-        found = METHODS[method](self)
+        found = RANGES[method](self, bits)
         return Range(min(found.low, 0.0), max(found.high, 0.0))
 
     @property
@@ -127,36 +127,36 @@ class RangeCounter:
         return np.asarray((np.arange(BINS) + 0.5) * (2.0 * self.reach / BINS) - self.reach)
 
 
-def _whole(counter: RangeCounter) -> Range:
+RANGES: Registry[Callable[[RangeCounter, int], Range]] = Registry("map range")
+"""How a range is drawn from the counted values, for levels of so many bits."""
+
+
+@RANGES.register("min-max")
+def min_max(counter: RangeCounter, bits: int) -> Range:
+    """All that was seen."""
     return Range(counter.low, counter.high)
 
 
-def _percentile(counter: RangeCounter) -> Range:
-    """Without the outermost values of each side."""
+@RANGES.register("percentile")
+def percentile(counter: RangeCounter, bits: int) -> Range:
+    """All but a share of `TAIL` on each side, to a bin."""
     share = np.cumsum(counter.counts) / max(1, counter.counts.sum())
-    low, high = np.searchsorted(share, [1.0 - KEPT, KEPT])
+    low, high = np.searchsorted(share, [TAIL, 1.0 - TAIL])
     ends = counter.centres[[low, min(int(high), BINS - 1)]]
-    return _whole(counter).within(float(ends[0]), float(ends[1]))
+    return min_max(counter, bits).within(float(ends[0]), float(ends[1]))
 
 
-def _mse(counter: RangeCounter) -> Range:
+@RANGES.register("mse")
+def mse(counter: RangeCounter, bits: int) -> Range:
     """The part of the range with the least mean square of rounding and cutting off, each side cut alike."""
     whole, centres = counter.range("min-max"), counter.centres
 
     def error(cut: float) -> float:
         low, high = cut * whole.low, cut * whole.high
-        step = (high - low) / LEVELS
+        step = (high - low) / (2**bits - 1)
         beyond = centres - np.clip(centres, low, high)
         rounding = np.where((centres >= low) & (centres <= high), step**2 / 12.0, 0.0)
         return float((counter.counts * (beyond**2 + rounding)).sum())
 
     best = min(CUTS.tolist(), key=error)
     return Range(best * whole.low, best * whole.high)
-
-
-METHODS: dict[str, Callable[[RangeCounter], Range]] = {
-    "min-max": _whole,
-    "percentile": _percentile,
-    "mse": _mse,
-}
-"""How a range is drawn from the counted values, by name."""

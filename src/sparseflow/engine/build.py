@@ -13,7 +13,7 @@ import tvm
 from tvm import relax, tirx
 
 import sparseflow
-from sparseflow.core.calibrated_ranges import METHODS, CalibratedRanges
+from sparseflow.core.calibrated_ranges import RANGES, CalibratedRanges
 from sparseflow.core.checks import flag
 from sparseflow.core.element_type import BFLOAT16, ELEMENT_TYPES, FLOAT32, UINT8, ElementType, Quantised
 from sparseflow.core.map_profile import MapProfile
@@ -69,7 +69,7 @@ class Build:
     precision : str
         A key of `PRECISIONS`: the type in which layers multiply, where a kernel does.
     ranges : str
-        A key of `METHODS`: how the ranges of quantised maps are drawn from the calibration inputs.
+        A key of `RANGES`: how the ranges of quantised maps are drawn from the calibration inputs.
 
     Raises
     ------
@@ -103,8 +103,8 @@ class Build:
             raise CompileError(f"weights={self.weights!r}: allowed: {', '.join(ELEMENT_TYPES)}")
         if self.precision not in PRECISIONS:
             raise CompileError(f"precision={self.precision!r}: allowed: {', '.join(PRECISIONS)}")
-        if self.ranges not in METHODS:
-            raise CompileError(f"ranges={self.ranges!r}: allowed: {', '.join(METHODS)}")
+        if self.ranges not in RANGES:
+            raise CompileError(f"ranges={self.ranges!r}: allowed: {', '.join(RANGES)}")
         if not self.target.multiplies(PRECISIONS[self.precision]):
             raise CompileError(
                 f"precision={self.precision!r}: target {self.target.name} has no instruction that multiplies "

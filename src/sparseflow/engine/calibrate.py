@@ -81,7 +81,7 @@ def measure_ranges(
     imported, inputs, how
         As for `profile_maps`.
     method : str
-        One of `METHODS`: ``min-max``, ``percentile`` or ``mse``.
+        One of `RANGES`: ``min-max``, ``percentile`` or ``mse``.
     trained : MapRanges, optional
         What training has fixed, by the names of weights; these are taken as they are.
 

@@ -81,7 +81,7 @@ def compile(
         where kernels are measured, the whole engine is timed on them too, and left without index if that is faster.
         With ``precision="int8"`` they tell the ranges of the maps instead; `CalibratedRanges` saves measuring again.
     ranges : str, MapRanges or path
-        How a range is drawn from the values seen: ``min-max``; ``percentile``, without the outermost 0.01 % of each
+        How a range is drawn from the values seen: ``min-max``; ``percentile``, without the outermost thousandth of each
         side; or ``mse``, the least mean square of rounding and cutting off. Or what training has fixed, or the path
         of its ``quantisation.json``; the rest is drawn by ``min-max``.
     dump : path, optional

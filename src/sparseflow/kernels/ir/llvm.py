@@ -128,7 +128,7 @@ def _indices(values: Iterable[int]) -> str:
 
 def _dot(lanes: int, features: Collection[str]) -> str:
     if lanes == 4:
-        return NEON_DOT if "i8mm" in features else NEON_SIGNED_DOT
+        return _neon("usdot", taken=0) if "i8mm" in features else _neon("sdot", taken=128)
     if lanes == 16 or "avxvnni" in features:
         return _vnni(lanes)
     return AVX2_DOT
@@ -169,30 +169,22 @@ define linkonce_odr <8 x i32> @sparseflow_dot_uint8(<8 x i32> %sum, <8 x i32> %x
 }
 """
 """In 16 bits, the even bytes and the odd ones: vpmaddubsw would saturate."""
-NEON_DOT = r"""
-declare <4 x i32> @llvm.aarch64.neon.usdot.v4i32.v16i8(<4 x i32>, <16 x i8>, <16 x i8>)
+
+
+def _neon(instruction: str, taken: int) -> str:
+    """One instruction of quads of bytes, those of the map less ``taken``, which `Target.taken_from_levels` tells."""
+    return f"""
+declare <4 x i32> @llvm.aarch64.neon.{instruction}.v4i32.v16i8(<4 x i32>, <16 x i8>, <16 x i8>)
 
 define linkonce_odr <4 x i32> @sparseflow_dot_uint8(<4 x i32> %sum, <4 x i32> %x, <4 x i32> %w)
-    alwaysinline nounwind {
+    alwaysinline nounwind {{
   %a = bitcast <4 x i32> %x to <16 x i8>
   %b = bitcast <4 x i32> %w to <16 x i8>
-  %r = call <4 x i32> @llvm.aarch64.neon.usdot.v4i32.v16i8(<4 x i32> %sum, <16 x i8> %a, <16 x i8> %b)
+  %c = xor <16 x i8> %a, splat (i8 {taken})
+  %r = call <4 x i32> @llvm.aarch64.neon.{instruction}.v4i32.v16i8(<4 x i32> %sum, <16 x i8> %c, <16 x i8> %b)
   ret <4 x i32> %r
-}
+}}
 """
-NEON_SIGNED_DOT = r"""
-declare <4 x i32> @llvm.aarch64.neon.sdot.v4i32.v16i8(<4 x i32>, <16 x i8>, <16 x i8>)
-
-define linkonce_odr <4 x i32> @sparseflow_dot_uint8(<4 x i32> %sum, <4 x i32> %x, <4 x i32> %w)
-    alwaysinline nounwind {
-  %a = bitcast <4 x i32> %x to <16 x i8>
-  %b = bitcast <4 x i32> %w to <16 x i8>
-  %c = xor <16 x i8> %a, splat (i8 128)
-  %r = call <4 x i32> @llvm.aarch64.neon.sdot.v4i32.v16i8(<4 x i32> %sum, <16 x i8> %c, <16 x i8> %b)
-  ret <4 x i32> %r
-}
-"""
-"""Of bytes less 128, which `Target.taken_from_levels` tells."""
 
 
 def _x86_join(lanes: int, conversion: str, convert: str, family: str, size: str) -> str:

@@ -1,8 +1,9 @@
 """Low precision: levels of weights and ranges of maps, learned in training or found after it."""
 
+from sparseflow.core.calibrated_ranges import RANGES
 from sparseflow.core.map_ranges import MapRange, MapRanges
 from sparseflow.train.levels import LEVELS, Levels
-from sparseflow.train.quantise.maps import RANGES, MapLevels, rounded_maps
+from sparseflow.train.quantise.maps import MapLevels, rounded_maps, sample_range
 from sparseflow.train.quantise.network import (
     LearnedQuantisation,
     LearnSettings,
@@ -24,4 +25,5 @@ __all__ = [
     "RoundSettings",
     "round_network",
     "rounded_maps",
+    "sample_range",
 ]

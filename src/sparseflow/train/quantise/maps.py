@@ -2,55 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from sparseflow.core.calibrated_ranges import RangeCounter
 from sparseflow.core.map_ranges import MapRange, MapRanges
 from sparseflow.errors import StructureError
-from sparseflow.registry import Registry
 from sparseflow.train.methods.observe import observing
 from sparseflow.train.quantise.weights import positive, scaled_gradient, straight_through
 
 _PER_BATCH = 4096  # elements of a map that are looked at
-TAIL = 1e-3
-"""Share of a map's elements that "percentile" leaves out on each side."""
-SHARES = torch.linspace(1.0, 0.2, 41).tolist()
-"""Of the whole range: what "mse" tries."""
-
-RANGES: Registry[Callable[[Tensor, int], tuple[float, float]]] = Registry("map range")
-"""Functions of a sample of a map and of bits: the lowest and the highest value that get a level."""
 
 
-@RANGES.register("min-max")
-def min_max(sample: Tensor, bits: int) -> tuple[float, float]:
-    """All that was seen."""
-    return float(sample.min()), float(sample.max())
-
-
-@RANGES.register("percentile")
-def percentile(sample: Tensor, bits: int) -> tuple[float, float]:
-    """All but a share of `TAIL` on each side; a side without values of its sign stays at zero."""
-    ordered = sample.sort().values
-    last = len(ordered) - 1
-    return float(ordered[round(TAIL * last)]), float(ordered[round((1 - TAIL) * last)])
-
-
-@RANGES.register("mse")
-def mse(sample: Tensor, bits: int) -> tuple[float, float]:
-    """The part of the whole range, by `SHARES`, with the least squared error of clipping and rounding."""
-    low, high = with_zero(*min_max(sample, bits))
-    best, least = (low, high), torch.inf
-    for share in SHARES:
-        quantiser = MapLevels(low * share, high * share, bits)
-        with torch.no_grad():
-            error = float((quantiser(sample) - sample).square().mean())
-        if error < least:
-            best, least = (low * share, high * share), error
-    return best
+def sample_range(method: str, sample: Tensor, bits: int) -> tuple[float, float]:
+    """The range that ``method`` of `RANGES` draws from a sample of a map, for levels of ``bits``."""
+    counter = RangeCounter()
+    counter.add(sample.float().cpu().numpy())
+    found = counter.range(method, bits)
+    return with_zero(found.low, found.high)
 
 
 def with_zero(low: float, high: float) -> tuple[float, float]:

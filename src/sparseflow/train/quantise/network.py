@@ -12,13 +12,14 @@ from pydantic import AfterValidator, BaseModel, Field, model_validator
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from sparseflow.core.calibrated_ranges import RANGES
 from sparseflow.core.map_ranges import MapRange, MapRanges
 from sparseflow.core.roles import ROLES, roles_of
 from sparseflow.errors import StructureError
 from sparseflow.train.activations.hooks import MapHook
 from sparseflow.train.levels import LEVELS, Levels, Uniform, fitted_steps, known_levels, on_levels
 from sparseflow.train.quantise.chains import Chain, chains_of
-from sparseflow.train.quantise.maps import RANGES, MapLevels, first_readers, map_samples, range_of
+from sparseflow.train.quantise.maps import MapLevels, first_readers, map_samples, range_of, sample_range
 from sparseflow.train.quantise.post_training import correct_biases, equalise, fold_batch_norms
 from sparseflow.train.quantise.weights import LearnedSteps
 from sparseflow.train.rules import layers_of, weight_of
@@ -208,7 +209,7 @@ class LearnedQuantisation(MapHook):
             parametrize.register_parametrization(layer, "weight", steps)
             key = (first[name], levels.map_bits)
             if key not in quantisers:
-                low, high = RANGES[self.settings.ranges](seen[name], levels.map_bits)
+                low, high = sample_range(self.settings.ranges, seen[name], levels.map_bits)
                 quantisers[key] = MapLevels(low, high, levels.map_bits).to(device)
             layer.map_levels = quantisers[key]
             handles.append(layer.register_forward_pre_hook(layer.map_levels.before))
@@ -281,7 +282,7 @@ def round_network(model: nn.Module, inputs: Iterable[Tensor], settings: RoundKey
     for name, levels in plan.items():
         weight = weight_of(model, name).detach()
         rounded[name] = on_levels(weight, fitted_steps(weight, levels.weight), levels.weight)
-        low, high = RANGES[settings.ranges](seen[name], levels.map_bits)
+        low, high = sample_range(settings.ranges, seen[name], levels.map_bits)
         found.append(range_of(name, MapLevels(low, high, levels.map_bits), levels.weight.bits))
     ranges = MapRanges(tuple(found))
     if settings.correct_bias:
